@@ -1,0 +1,44 @@
+# The two commands a newcomer needs are `make repro` and `make test`; each sets up all it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help repro test test-slow lint ui lock clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
+
+help: ## list every target
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}: simtrail needs 3.11 to 3.13; choose one with make PYTHON=/path/to/python3.12")'
+	@echo "installing into .venv (about 6 GB on disk)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+repro: .venv/.installed ## install, bring the data, run the pipeline, print the result
+	@$(BIN)/simtrail data fetch
+	@$(BIN)/dvc repro
+	@$(BIN)/simtrail summary
+
+test: .venv/.installed ## install if needed, run the test suite (under 3 minutes)
+	@$(BIN)/python -m pytest
+
+test-slow: .venv/.installed ## the whole suite: slow, browser and GPU tests too, where the machine has what they need
+	@$(BIN)/python -m pytest -m ""
+
+lint: .venv/.installed ## formatting, lint, types, import contracts
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+ui: .venv/.installed ## open the MLflow UI on 127.0.0.1
+	@$(BIN)/simtrail ui
+
+lock: .venv/.installed ## resolve requirements.lock again from pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
+
+clean: ## remove what the pipeline made (keeps data, MLflow runs and the environment)
+	@rm -rf artifacts .simtrail

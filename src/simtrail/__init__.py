@@ -1,0 +1,36 @@
+"""simtrail: from a folder of images to a registered SimCLR encoder whose whole trail can be read back."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simtrail.data.readers import read_image
+    from simtrail.model.encoder import Encoder
+    from simtrail.params import load_params
+
+__all__ = ["load_encoder", "load_params", "read_image"]
+_LAZY = {"read_image": "simtrail.data.readers", "load_params": "simtrail.params"}  # `simtrail --help` needs neither
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_encoder(uri: str | Path) -> Encoder:
+    """The encoder of a registry URI (`models:/NAME@champion`, `models:/NAME/3`) or of a local folder.
+
+    Its `embed(paths_or_folder)` returns a DataFrame with one row of features per image. It is in evaluation mode, on
+    the GPU if there is one. Raises InputError for an unknown name or a damaged folder.
+    """
+    from simtrail.model.encoder import Encoder
+
+    if str(uri).startswith("models:/"):
+        from simtrail.tracking.registry import fetch
+
+        return Encoder.load(fetch(str(uri)))
+    return Encoder.load(Path(uri))

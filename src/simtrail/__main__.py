@@ -1,0 +1,3 @@
+from simtrail.cli import main
+
+main()

@@ -1,0 +1,146 @@
+"""The command line: one command per verb; what is heavy is imported inside them, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simtrail.errors import InputError
+
+app = typer.Typer(
+    help="From a folder of images to a registered SimCLR encoder whose whole trail can be read back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data = typer.Typer(help="Bring data in, under data/, versioned by data.dvc.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@app.command()
+def check() -> None:
+    """Scan the dataset into a manifest and validate it; a page lists every offending file."""
+    from simtrail import stages
+
+    stages.check()
+
+
+@app.command()
+def prepare() -> None:
+    """Decode, mask, resize and pack the images; split them by group."""
+    from simtrail import stages
+
+    stages.prepare()
+
+
+@app.command()
+def pretrain() -> None:
+    """Train the encoder by SimCLR on the training split; goes on where it was interrupted."""
+    from simtrail import stages
+
+    stages.pretrain()
+
+
+@app.command()
+def embed() -> None:
+    """Compute the features of every image."""
+    from simtrail import stages
+
+    stages.embed()
+
+
+@app.command()
+def evaluate() -> None:
+    """Linear probe and kNN on the test split, beside their floors, with intervals."""
+    from simtrail import stages
+
+    stages.evaluate()
+
+
+@app.command()
+def register() -> None:
+    """Register the encoder in MLflow with its numbers and lineage."""
+    from simtrail import stages
+
+    stages.register()
+
+
+@app.command()
+def summary() -> None:
+    """Print the result of the last pipeline run."""
+    from simtrail import stages
+
+    stages.summary()
+
+
+@app.command()
+def pull(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/VERSION")],
+    out: Annotated[Path, typer.Option(help="folder for the encoder's files")],
+) -> None:
+    """Download a registered encoder: encoder.safetensors and config.json."""
+    from simtrail.tracking.registry import fetch
+
+    print(fetch(uri, out))
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 5000) -> None:
+    """Open the MLflow UI on 127.0.0.1."""
+    from simtrail.tracking.store import serve
+
+    serve(port)
+
+
+@data.command()
+def demo() -> None:
+    """Generate data/demo: butterfly-like specimens as 7-channel TIFF, the same bytes on every machine."""
+    from simtrail.data import bring
+
+    bring.demo()
+
+
+@data.command()
+def fetch() -> None:
+    """Bring the dataset that params.yaml names, if missing: from the DVC remote, or the generated demo."""
+    from simtrail.data import bring
+    from simtrail.params import load_params
+
+    bring.fetch(load_params().data.name)
+
+
+@data.command()
+def add(
+    path: Annotated[Path, typer.Argument(help="a folder of images: class folders, flat, or with metadata.csv")],
+    name: Annotated[str, typer.Option(help="its name here: it becomes data/NAME")],
+    label: Annotated[str | None, typer.Option(help="column of metadata.csv with the labels")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="column of metadata.csv, such as specimen, never split apart")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="hard-link the files instead of copying them")] = False,
+) -> None:
+    """Copy a folder of images to data/NAME and version it with DVC."""
+    from simtrail.data import bring
+
+    count, left_out = bring.add(path, name, label, group, link)
+    for line in left_out[:50]:
+        print(f"left out: {line}")
+    if len(left_out) > 50:
+        print(f"left out: {len(left_out) - 50} more")
+    print(f"data/{name}: {count} images. Next: set data.name: {name} in params.yaml, then dvc repro")
+
+
+def main() -> None:
+    """Runs the command line; bad input is one message on standard error and exit code 2."""
+    try:
+        app()
+    except InputError as fault:
+        print(
+            "\n".join(f"error: {line}" if i == 0 else line for i, line in enumerate(str(fault).splitlines())),
+            file=sys.stderr,
+        )
+        sys.exit(2)

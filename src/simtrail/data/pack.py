@@ -1,0 +1,90 @@
+"""Packing: every image decoded and conformed once, into shards that are read by memory map."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from simtrail.data.manifest import in_processes
+from simtrail.data.readers import decode
+from simtrail.data.recipe import Recipe, conform
+from simtrail.errors import InputError
+
+SHARD_BYTES = 512 * 2**20
+
+
+class PackedImages:
+    """The shards of one `prepare`, as one array of shape (N, bands, size, size) that stays on disk."""
+
+    def __init__(self, folder: Path, recipe: Recipe):
+        self.recipe = recipe
+        self.shards = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("images-*.npy"))]
+        self._starts = np.cumsum([0] + [len(shard) for shard in self.shards])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """A copy of the given rows, in the given order, in their packed type."""
+        if len(self.shards) == 1:
+            return self.shards[0][indices]
+        result = np.empty((len(indices), *self.shards[0].shape[1:]), self.shards[0].dtype)
+        shard = np.searchsorted(self._starts, indices, side="right") - 1
+        for number in np.unique(shard):
+            here = shard == number
+            result[here] = self.shards[number][indices[here] - self._starts[number]]
+        return result
+
+
+def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> PackedImages:
+    """The packed images of a dataset folder, one row per manifest row, written to `out`/images-*.npy.
+
+    Raises InputError when a file's bytes are no longer those the manifest records.
+    """
+    shape = (len(recipe.bands), recipe.size, recipe.size)
+    rows = max(1, SHARD_BYTES // (int(np.prod(shape)) * np.dtype(recipe.dtype).itemsize))
+    for number, start in enumerate(range(0, len(manifest), rows)):
+        count = min(rows, len(manifest) - start)
+        np.lib.format.open_memmap(_shard(out, number), "w+", recipe.dtype, (count, *shape)).flush()
+    items = list(zip(range(len(manifest)), manifest["path"], manifest["sha256"], strict=True))
+    faults = in_processes(partial(_pack_one, folder, out, recipe, rows), items, "prepare")
+    if changed := [fault for fault in faults if fault]:
+        raise InputError("\n".join(changed[:20]) + "\nrun the check stage again: dvc repro check")
+    return PackedImages(out, recipe)
+
+
+def statistics(images: PackedImages, rows: np.ndarray) -> dict[str, list[float]]:
+    """Mean and standard deviation of every band over the given images, on the 0 to 1 scale, in float64."""
+    total = squares = np.zeros(len(images.recipe.bands))
+    for chunk in np.array_split(rows, max(1, len(rows) // 256)):
+        values = images.rows(chunk).astype(np.float64) / images.recipe.full_scale
+        total = total + values.mean((2, 3)).sum(0)
+        squares = squares + (values**2).mean((2, 3)).sum(0)
+    mean = total / len(rows)
+    std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
+    return {"mean": mean.tolist(), "std": np.where(std > 1e-6, std, 1.0).tolist()}  # a constant band stays at zero
+
+
+def _pack_one(folder: Path, out: Path, recipe: Recipe, rows: int, item: tuple[int, str, str]) -> str | None:
+    number, path, sha256 = item
+    try:
+        data = (folder / path).read_bytes()
+    except OSError as fault:
+        return f"{folder / path}: {fault.strerror or fault}"
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return f"{folder / path}: changed since it was checked"
+    _open(_shard(out, number // rows))[number % rows] = conform(decode(data)[0], recipe)
+    return None
+
+
+def _shard(out: Path, number: int) -> Path:
+    return out / f"images-{number:04d}.npy"
+
+
+@cache
+def _open(shard: Path) -> np.ndarray:
+    return np.lib.format.open_memmap(shard, "r+")

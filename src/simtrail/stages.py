@@ -1,0 +1,341 @@
+"""The stages, one per verb: read, call, write. The only place that knows where artifacts lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simtrail.data.dataset import Dataset
+from simtrail.errors import InputError
+from simtrail.params import load_params
+
+ROOT = Path("artifacts")
+MANIFEST, VALIDATION, PAGE = (
+    ROOT / "check/manifest.parquet",
+    ROOT / "check/validation.json",
+    ROOT / "check/validation.html",
+)
+QUARANTINE = ROOT / "check/quarantine.csv"
+PACKED, SPLIT, STATISTICS = ROOT / "prepare", ROOT / "prepare/split.parquet", ROOT / "prepare/statistics.json"
+ENCODER, HISTORY = ROOT / "pretrain", ROOT / "pretrain/history.csv"
+EMBEDDINGS = ROOT / "embed/embeddings.parquet"
+METRICS, FIGURES = ROOT / "evaluate/metrics.json", ROOT / "evaluate/figures"
+REGISTRATION = ROOT / "register/registration.json"
+
+
+def check() -> None:
+    """Manifest and validation of the dataset; InputError lists every offending file, unless they are quarantined."""
+    params = load_params()
+    from simtrail.data.checks import validate
+    from simtrail.data.manifest import scan
+    from simtrail.data.page import validation_page
+
+    _fresh(MANIFEST.parent)
+    dataset = Dataset(Path("data") / params.data.name)
+    declared = dataset.declaration
+    manifest, md5 = scan(dataset)
+    findings, rejected = validate(
+        manifest,
+        params.check,
+        bands=len(declared.bands) if declared.bands else None,
+        labelled=declared.label is not None or bool(manifest["label"].notna().any()),
+        grouped=declared.group is not None,
+    )
+    manifest["rejected"] = manifest["path"].map(rejected)
+    manifest.to_parquet(MANIFEST)
+    reasons = pd.DataFrame({"path": list(rejected), "reason": list(rejected.values())}, dtype="object")
+    reasons.to_csv(QUARANTINE, index=False)
+    result: dict[str, Any] = {
+        "dataset": params.data.name,
+        "data_md5": md5,
+        "images": len(manifest),
+        "on_fail": params.check.on_fail,
+        "success": not rejected,
+        "findings": [f.as_dict() for f in findings],
+        "rejected": rejected,
+    }
+    _write_json(VALIDATION, result)
+    others = [p for p in dataset.files()[1] if p not in ("metadata.csv", "dataset.yaml")]
+    usable = manifest[manifest["rejected"].isna()]
+    sizes = (
+        f"{usable['width'].min()}–{usable['width'].max()} × {usable['height'].min()}–{usable['height'].max()} px"
+        if len(usable)
+        else ""
+    )
+    facts = {
+        "data version (DVC md5)": md5,
+        "size": f"{manifest['bytes'].sum() / 1e6:.1f} MB",
+        "images": f"{len(manifest)}, of {sizes}, {usable['dtype'].iloc[0] if len(usable) else ''}",
+        "groups": manifest["group"].nunique() or "none declared",
+        "files not looked at": len(others),
+    }
+    classes = manifest["label"].value_counts(dropna=False).rename({None: "(no label)", np.nan: "(no label)"}).to_dict()
+    PAGE.write_text(validation_page(**result, facts=facts, classes=classes), encoding="utf-8")
+
+    if others:
+        _say(f"check: {len(others)} files are no images and are not looked at, such as {others[0]}")
+    for finding in findings:
+        if finding.severity == "warning" and not finding.success:
+            _say(f"check: warning: not so: {finding.title}: {_some(finding.offenders)}")
+    if rejected:
+        shown = [f"  data/{params.data.name}/{path}: {reason}" for path, reason in list(rejected.items())[:200]]
+        if len(rejected) > len(shown):
+            shown.append(f"  … and {len(rejected) - len(shown)} more in {PAGE}")
+        listing = "\n".join(shown)
+        if params.check.on_fail == "error" or len(rejected) == len(manifest):
+            raise InputError(
+                f"{len(rejected)} of {len(manifest)} images can't be used:\n{listing}\n"
+                f"mend or remove them, or set check.on_fail: quarantine to go on without them; the whole result: {PAGE}"
+            )
+        _say(f"check: quarantined {len(rejected)} of {len(manifest)} images:\n{listing}")
+    _say(f"check: {len(usable)} images can be used; {PAGE}")
+
+
+def prepare() -> None:
+    """Packed arrays of all usable images, their split, and the statistics of the training part."""
+    params = load_params()
+    from simtrail.data.pack import pack, statistics
+    from simtrail.data.recipe import make_recipe
+    from simtrail.data.split import assign, split_groups
+
+    _fresh(PACKED)
+    manifest = _read(pd.read_parquet, MANIFEST, "check")
+    manifest = manifest[manifest["rejected"].isna()].reset_index(drop=True)
+    dataset = Dataset(Path("data") / params.data.name)
+    recipe = make_recipe(manifest, dataset.declaration, params.prepare)
+    split = assign(manifest, params.prepare)
+    images = pack(dataset.folder, manifest, recipe, PACKED)
+    meta = [c for c in manifest if c in ("path", "sha256", "label", "group") or c.startswith("meta.")]
+    table = manifest[meta].assign(split=split, block=split_groups(manifest))
+    table.to_parquet(SPLIT)
+    counts = split.value_counts().to_dict()
+    _write_json(
+        STATISTICS,
+        {
+            "data_md5": _read_json(VALIDATION, "check")["data_md5"],
+            "split_hash": hashlib.sha256(table[["sha256", "split"]].to_csv(index=False).encode()).hexdigest()[:16],
+            "images": counts,
+            "recipe": recipe.model_dump(),
+            **statistics(images, np.flatnonzero(split == "train")),
+        },
+    )
+    parts = ", ".join(f"{counts[part]} {part}" for part in ("train", "val", "test"))
+    _say(f"prepare: {len(images)} images of {len(recipe.bands)} bands at {recipe.size} px: {parts}")
+
+
+def pretrain() -> None:
+    """The encoder, trained by SimCLR on the training split, and its history; one MLflow run, resumed after a kill."""
+    params = load_params()
+    from simtrail.augment.views import TwoViews
+    from simtrail.data.recipe import Recipe
+    from simtrail.evaluation.figures import training_curve
+    from simtrail.model.encoder import EncoderConfig
+    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.run import Trail, log_history, log_result, run, tag_encoder
+    from simtrail.tracking.store import project_root
+    from simtrail.training.loop import fit
+    from simtrail.training.state import ResumeState
+
+    _fresh(ENCODER)
+    facts = _read_json(STATISTICS, "prepare")
+    recipe = Recipe.model_validate(facts["recipe"])
+    p = params.pretrain
+    config = EncoderConfig(model=p.model, stem=p.stem, recipe=recipe, mean=facts["mean"], std=facts["std"])
+    split = pd.read_parquet(SPLIT)["split"]
+    for line in TwoViews(p.augment, recipe).ineffective():
+        _say(f"pretrain: warning: {line}")
+    code = _code_hash("augment", "data", "model", "training")
+    key = hashlib.sha256(json.dumps([facts, p.model_dump(), code]).encode()).hexdigest()[:16]
+    state = ResumeState((project_root() or Path()) / ".simtrail", key)
+    with run(Trail(params, facts["data_md5"]), key=key, system_metrics=True) as run_id:
+        encoder, history = fit(
+            _packed(recipe),
+            np.flatnonzero(split == "train"),
+            config,
+            p,
+            state,
+            lambda history: log_history(run_id, history),
+        )
+        encoder.save(ENCODER)
+        pd.DataFrame(history).to_csv(HISTORY, index=False)
+        training_curve(history, ENCODER / "training.png")
+        tag_encoder(encoder_hash(ENCODER))
+        log_result({}, [ENCODER / "training.png", ENCODER / "config.json"])
+    state.discard()
+    _say(f"pretrain: {len(history)} epochs, {history[-1]['step']:.0f} steps, last loss {history[-1]['loss']:.3f}")
+
+
+def embed() -> None:
+    """The features of every usable image, with its split and labels, in the order of the split."""
+    params = load_params()
+    from simtrail.model.encoder import Encoder
+
+    encoder = Encoder.load(ENCODER)
+    table = _read(pd.read_parquet, SPLIT, "prepare")
+    images = _packed(encoder.config.recipe)
+    step = params.embed.batch_size
+    features = encoder.features(
+        images.rows(np.arange(i, min(i + step, len(images)))) for i in range(0, len(images), step)
+    )
+    _fresh(EMBEDDINGS.parent)
+    table.assign(vector=list(features)).to_parquet(EMBEDDINGS)
+    _say(f"embed: {len(features)} images × {features.shape[1]} features")
+
+
+def evaluate() -> None:
+    """Scores with intervals and floors, label-free measures and figures, from frozen features; logged to the run."""
+    params = load_params()
+    import torch
+
+    from simtrail.evaluation import figures, report
+    from simtrail.evaluation.scores import TITLES
+    from simtrail.model.encoder import Encoder
+    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.run import Trail, log_result, run
+
+    _fresh(METRICS.parent)
+    table = _read(pd.read_parquet, EMBEDDINGS, "embed")
+    facts = _read_json(STATISTICS, "prepare")
+    features = np.stack(table["vector"].to_list())
+    test = (table["split"] == "test").to_numpy()
+    encoder = Encoder.load(ENCODER)
+    images = _packed(encoder.config.recipe)
+    chunks = [np.arange(i, min(i + 256, len(images))) for i in range(0, len(images), 256)]
+
+    def pixels() -> np.ndarray:
+        return np.concatenate([report.small_pixels(images.rows(rows), images.recipe.full_scale) for rows in chunks])
+
+    def random_features() -> np.ndarray:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(params.evaluate.seed)
+            untrained = Encoder(encoder.config).to(encoder.device)
+        return untrained.features(images.rows(rows) for rows in chunks)
+
+    metrics: dict[str, Any] = report.label_free(features[test], params.evaluate.seed)
+    data = report.labelled(table, table["block"].to_numpy())
+    if data is None:
+        _say("evaluate: no two classes are labelled: label-free measures only")
+    else:
+        scores, predictions = report.classify(features, pixels, random_features, data, params.evaluate)
+        metrics |= scores
+        in_test = data.split == "test"
+        groups = len(np.unique(data.group[in_test]))
+        figures.score_bars(scores, TITLES, FIGURES / "scores.png", int(in_test.sum()), groups)
+        figures.confusion_matrix(
+            data.labels[in_test], predictions["linear_probe"], data.names, FIGURES / "confusion.png"
+        )
+    labels = table["label"].fillna("(no label)").to_numpy(dtype=str)[test].tolist() if data else None
+    figures.embedding_map(features[test], labels, params.evaluate.seed, FIGURES / "map.png")
+    _write_json(METRICS, metrics)
+    with run(Trail(params, facts["data_md5"]), encoder=encoder_hash(ENCODER)):
+        log_result(_flat(metrics), [METRICS, VALIDATION, PAGE, *sorted(FIGURES.glob("*.png"))])
+    _say("\n".join(_table(metrics)))
+
+
+def register() -> None:
+    """The encoder in the MLflow registry, with its numbers and lineage, and its alias through the gate."""
+    params = load_params()
+    from simtrail.tracking.registry import register as register_version
+    from simtrail.tracking.run import Trail
+
+    metrics = _flat(_read_json(METRICS, "evaluate"))
+    facts = _read_json(STATISTICS, "prepare")
+    checks = _read_json(VALIDATION, "check")
+    warnings = sum(not f["success"] for f in checks["findings"] if f["severity"] == "warning")
+    verdict = "passed" if checks["success"] else f"{len(checks['rejected'])} images quarantined"
+    manifest = pd.read_parquet(MANIFEST, columns=["dtype", "bands", "alpha", "rejected"])
+    usual = manifest[manifest["rejected"].isna()].mode().iloc[0]
+    result = register_version(
+        Trail(params, facts["data_md5"]),
+        ENCODER,
+        pd.read_csv(HISTORY).to_dict("records"),
+        metrics,
+        comparable=f"{facts['split_hash']}-{params.hash('evaluate', 'prepare')}",
+        deciding="linear_probe.accuracy" if "linear_probe.accuracy" in metrics else "effective_rank",
+        checks=f"{verdict}, {warnings} warnings",
+        signature=(np.dtype(usual["dtype"]), int(usual["bands"]) + int(usual["alpha"])),
+    )
+    _fresh(REGISTRATION.parent)
+    _write_json(REGISTRATION, result)
+    _say(f"register: {result['name']} version {result['version']} is {result['alias']}: {result['reason']}")
+
+
+def summary() -> None:
+    """Prints the result of the last run: the probe beside its floors, the registered version, what to do next."""
+    metrics = _read_json(METRICS, "evaluate")
+    version = _read_json(REGISTRATION, "register")
+    _say("\n".join(_table(metrics)))
+    _say(f"\n{version['name']} version {version['version']} is {version['alias']} ({version['reason']})")
+    _say(f"  pull it      simtrail pull models:/{version['name']}@{version['alias']} --out encoder")
+    _say("  browse runs  make ui")
+
+
+def _table(metrics: dict[str, Any]) -> list[str]:
+    from simtrail.evaluation.scores import TITLES
+
+    lines = [f"{'test split':<48}{'accuracy':>9}  95 % interval   balanced"]
+    for name, title in TITLES.items():
+        if s := metrics.get(name):
+            interval = f"{s['accuracy_low']:.3f} – {s['accuracy_high']:.3f}"
+            lines.append(f"{title:<48}{s['accuracy']:>9.3f}  {interval}{s['balanced_accuracy']:>11.3f}")
+    if len(lines) == 1:
+        lines = ["no labels: label-free measures of the test split"]
+    free = ", ".join(f"{k.replace('_', ' ')} {metrics[k]:.3g}" for k in ("effective_rank", "uniformity", "feature_std"))
+    return [*lines, free]
+
+
+def _packed(recipe: Any) -> Any:
+    from simtrail.data.pack import PackedImages
+
+    images = PackedImages(PACKED, recipe)
+    if not len(images):
+        raise InputError(f"{PACKED}: no packed images; run the prepare stage first: dvc repro prepare")
+    return images
+
+
+def _fresh(folder: Path) -> None:
+    """An empty folder in place of what an earlier run left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _read(reader: Any, path: Path, stage: str) -> Any:
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run the {stage} stage first: dvc repro {stage}") from None
+
+
+def _read_json(path: Path, stage: str) -> Any:
+    return json.loads(_read(Path.read_text, path, stage))
+
+
+def _write_json(path: Path, tree: Any) -> None:
+    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flat(metrics: dict[str, Any]) -> dict[str, float]:
+    rows: dict[str, float] = {}
+    for name, value in metrics.items():
+        rows |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return rows
+
+
+def _code_hash(*packages: str) -> str:
+    """Identifies the source text of the given subpackages."""
+    files = sorted(f for package in packages for f in (Path(__file__).parent / package).rglob("*.py"))
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,189 @@
+"""The model registry: one version per encoder, its numbers and lineage attached, aliases moved only through the gate."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+import simtrail
+from simtrail.errors import InputError
+from simtrail.tracking.run import Trail, git_state, log_history, log_result, run
+from simtrail.tracking.store import open_store, store_lock
+
+REQUIREMENTS = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "pillow", "tifffile", "imagecodecs", "safetensors", "pydantic", "pyyaml", "tqdm")  # fmt: skip
+
+
+def encoder_hash(folder: Path) -> str:
+    """The sha256 that identifies an encoder: of its weights and its configuration."""
+    return hashlib.sha256(
+        (folder / "encoder.safetensors").read_bytes() + (folder / "config.json").read_bytes()
+    ).hexdigest()
+
+
+def register(
+    trail: Trail,
+    encoder: Path,
+    history: list[dict[str, float]],
+    metrics: dict[str, float],
+    comparable: str,
+    deciding: str,
+    checks: str,
+    signature: tuple[np.dtype, int],
+) -> dict[str, Any]:
+    """The registered version and its alias: name, version, alias, reason, encoder_sha256, run_id.
+
+    The same encoder registered again is the same version, brought up to date. The version becomes `champion` when there
+    is none, or when it beats the present one in `metrics[deciding]` on the same data version and with the same
+    `comparable` settings; otherwise `challenger`. `signature` is the type and number of bands of the image files.
+    """
+    name, sha = trail.params.register_.name, encoder_hash(encoder)
+    client = open_store()
+    commit, _ = git_state()
+    with store_lock():
+        _create_model(client, name)
+        found = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("encoder_sha256") == sha]
+        with run(trail, encoder=sha) as run_id:
+            log_history(run_id, history)  # nothing new, unless the encoder came from DVC's cache without its run
+            log_result(metrics, [])
+            if found:
+                version = found[0]
+            else:
+                model = _log_model(encoder, signature)
+                mlflow.log_metrics(metrics, model_id=model.model_id, dataset=trail.dataset())
+                version = client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
+        facts = {
+            "encoder_sha256": sha,
+            "data": trail.params.data.name,
+            "data_md5": trail.data_md5,
+            "git_commit": commit or "none",
+            "params_hash": trail.params.hash(),
+            "comparable": comparable,
+            "checks": checks,
+            **{f"metric.{k}": f"{v:.6g}" for k, v in metrics.items()},
+        }
+        for key, value in facts.items():
+            if version.tags.get(key) != value and not (found and key in ("git_commit", "params_hash")):
+                client.set_model_version_tag(name, version.version, key, value)
+        client.update_model_version(name, version.version, _description(facts, metrics, deciding))
+        alias, reason = _gate(client, name, version, facts, metrics, deciding)
+    return {
+        "name": name,
+        "version": int(version.version),
+        "alias": alias,
+        "reason": reason,
+        "encoder_sha256": sha,
+        "run_id": version.run_id,
+    }
+
+
+def fetch(uri: str, out: Path | None = None) -> Path:
+    """The local folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3), downloaded to `out`."""
+    open_store()
+    try:
+        folder = Path(
+            mlflow.artifacts.download_artifacts(
+                f"{uri.rstrip('/')}/artifacts/encoder", dst_path=str(out) if out else None
+            )
+        )
+    except (MlflowException, OSError, ValueError) as fault:
+        raise InputError(
+            f"{uri}: {' '.join(str(fault).split())[:300]}; see the names and aliases with `simtrail models`"
+        ) from None
+    return folder
+
+
+def models() -> list[dict[str, Any]]:
+    """Every version of every registered model, newest first: name, version, aliases, metric tags, data, created."""
+    client = open_store()
+    rows = []
+    for model in client.search_registered_models():
+        aliases: dict[str, list[str]] = {}
+        for alias, number in model.aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        for v in client.search_model_versions(f"name = '{model.name}'"):
+            rows.append(
+                {
+                    "name": model.name,
+                    "version": int(v.version),
+                    "aliases": aliases.get(str(v.version), []),
+                    "created": v.creation_timestamp,
+                    **v.tags,
+                }
+            )
+    return sorted(rows, key=lambda row: -row["created"])
+
+
+def _create_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(
+            name, description="SimCLR encoder: see each version for its numbers and lineage."
+        )
+    except MlflowException as fault:
+        if fault.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _log_model(encoder: Path, signature: tuple[np.dtype, int]) -> Any:
+    dtype, bands = signature
+    tensors = (
+        TensorSpec(np.dtype(dtype), (-1, bands, -1, -1), "images"),
+        TensorSpec(np.dtype("float32"), (-1, -1), "features"),
+    )
+    package = Path(simtrail.__file__).parent
+    return mlflow.pyfunc.log_model(
+        name="encoder",
+        python_model=str(package / "tracking" / "pyfunc.py"),
+        artifacts={"encoder": str(encoder)},
+        code_paths=[str(package)],
+        signature=ModelSignature(Schema([tensors[0]]), Schema([tensors[1]])),
+        pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
+    )
+
+
+def _gate(
+    client: MlflowClient,
+    name: str,
+    version: ModelVersion,
+    facts: dict[str, str],
+    metrics: dict[str, float],
+    deciding: str,
+) -> tuple[str, str]:
+    mine = metrics[deciding]
+    try:
+        champion = client.get_model_version_by_alias(name, "champion")
+    except MlflowException:
+        champion = None
+    if champion is None:
+        alias, reason = "champion", "the first of its name"
+    elif champion.version == version.version:
+        return "champion", "it is the present champion"
+    elif champion.tags.get("data_md5") != facts["data_md5"] or champion.tags.get("comparable") != facts["comparable"]:
+        alias, reason = (
+            "challenger",
+            f"not comparable with champion version {champion.version}: other data, split or evaluation settings",
+        )
+    else:
+        theirs = float(champion.tags.get(f"metric.{deciding}", "nan"))
+        alias = "champion" if mine > theirs else "challenger"
+        reason = f"{deciding} {mine:.4f} against {theirs:.4f} of version {champion.version}"
+    client.set_registered_model_alias(name, alias, version.version)
+    return alias, reason
+
+
+def _description(facts: dict[str, str], metrics: dict[str, float], deciding: str) -> str:
+    rows = "\n".join(f"| {k} | {v:.4f} |" for k, v in metrics.items())
+    return (
+        f"Decides: **{deciding} = {metrics[deciding]:.4f}**\n\n| metric (test split) | value |\n|---|---|\n{rows}\n\n"
+        f"Data `{facts['data']}` {facts['data_md5']} · checks: {facts['checks']} · commit {facts['git_commit'][:10]} · "
+        f"parameters {facts['params_hash']} · encoder {facts['encoder_sha256'][:16]}"
+    )

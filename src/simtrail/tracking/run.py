@@ -1,0 +1,173 @@
+"""Runs: what every one of them carries, how it is found again, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import mlflow
+import psutil
+from mlflow import MlflowClient
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data import sources
+from mlflow.entities import Metric, Run
+
+from simtrail.params import Params
+from simtrail.tracking.store import open_store
+
+KEY, ENCODER, PARAMS, OWNER = "simtrail.key", "simtrail.encoder_sha256", "simtrail.params_hash", "simtrail.process"
+
+
+@dataclass(frozen=True)
+class Trail:
+    """Where a result comes from: its parameters, and the version of its data."""
+
+    params: Params
+    data_md5: str
+
+    def dataset(self) -> MetaDataset:
+        """The dataset as MLflow records it, with DVC's md5 as digest."""
+        name = self.params.data.name
+        source = sources.LocalArtifactDatasetSource(f"data/{name}")  # type: ignore[attr-defined]  # made at run time
+        return MetaDataset(source, name=name, digest=self.data_md5)  # type: ignore[abstract]
+
+
+@contextmanager
+def run(
+    trail: Trail, *, key: str | None = None, encoder: str | None = None, system_metrics: bool = False
+) -> Iterator[str]:
+    """The id of the active MLflow run for one piece of work, which ends FINISHED, FAILED, or KILLED on Ctrl-C or SIGTERM.
+
+    Work with the same `key` (a training run) or about the same `encoder` under the same parameters goes on in the run it
+    already has; a `key` whose run is FINISHED gets a new one. The run carries all parameters, params.yaml, the dataset,
+    and the git commit with the diff where the tree is dirty.
+    """
+    client = open_store()
+    experiment = mlflow.set_experiment(trail.params.data.name).experiment_id
+    _end_orphans(client, experiment)
+    found = find_run(client, experiment, key=key, encoder=encoder, params=trail.params.hash())
+    with _terminable():
+        if system_metrics:
+            mlflow.set_system_metrics_sampling_interval(5)
+        active = mlflow.start_run(
+            run_id=found.info.run_id if found else None,
+            run_name=None if found else f"{trail.params.pretrain.model} {time.strftime('%m-%d %H:%M')}",
+            log_system_metrics=system_metrics,
+        )
+        status = "FAILED"
+        try:
+            mlflow.set_tag(OWNER, _this_process())
+            if not found:
+                _describe(trail)
+            if key:
+                mlflow.set_tag(KEY, key)
+            if encoder:
+                mlflow.set_tag(ENCODER, encoder)
+            yield active.info.run_id
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            mlflow.end_run(status)
+
+
+def find_run(
+    client: MlflowClient, experiment: str, *, key: str | None, encoder: str | None, params: str | None
+) -> Run | None:
+    """The latest run with the given key that did not finish, or about the given encoder (under the given parameters)."""
+    if key:
+        query = f"tags.`{KEY}` = '{key}' AND attributes.status != 'FINISHED'"
+    elif encoder:
+        query = f"tags.`{ENCODER}` = '{encoder}'" + (f" AND tags.`{PARAMS}` = '{params}'" if params else "")
+    else:
+        return None
+    runs = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
+    return runs[0] if runs else None
+
+
+def log_history(run_id: str, history: list[dict[str, float]]) -> None:
+    """Logs the rows of a training history that the run does not have yet, at their epoch."""
+    client = MlflowClient()
+    logged = max((m.step for m in client.get_metric_history(run_id, "loss")), default=0)
+    now = int(time.time() * 1000)
+    for row in history:
+        if (epoch := int(row["epoch"])) > logged:
+            client.log_batch(run_id, [Metric(k, v, now, epoch) for k, v in row.items() if k not in ("epoch", "step")])
+
+
+def log_result(metrics: dict[str, float], files: list[Path]) -> None:
+    """Logs final metrics, and files and figures as artifacts, to the active run."""
+    mlflow.log_metrics(metrics)
+    for file in files:
+        mlflow.log_artifact(str(file), "figures" if file.suffix == ".png" else None)
+
+
+def tag_encoder(encoder: str) -> None:
+    """Marks the active run as the one that made the encoder of this sha256."""
+    mlflow.set_tag(ENCODER, encoder)
+
+
+def git_state() -> tuple[str | None, str]:
+    """The commit checked out, None where there is none, and the diff of tracked files against it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, errors="replace").stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", ".", ":!dvc.lock")
+    except (OSError, subprocess.CalledProcessError):
+        return None, ""
+
+
+def _describe(trail: Trail) -> None:
+    commit, diff = git_state()
+    mlflow.log_params(trail.params.flat())
+    mlflow.log_artifact("params.yaml")
+    mlflow.log_input(trail.dataset(), context="training")
+    tags: dict[str, Any] = {PARAMS: trail.params.hash(), "simtrail.data_md5": trail.data_md5, "git.dirty": bool(diff)}
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    mlflow.set_tags(tags)
+    if diff:
+        mlflow.log_text(diff, "git.diff")
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def _end_orphans(client: MlflowClient, experiment: str) -> None:
+    """Ends as KILLED the runs whose process is gone: kill -9 leaves nobody to say so."""
+    for orphan in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        host, pid, started = (orphan.data.tags.get(OWNER, "") + "  ").split(" ")[:3]
+        if host == socket.gethostname():
+            try:
+                alive = abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
+            except psutil.NoSuchProcess:
+                alive = False
+            if not alive:
+                client.set_terminated(orphan.info.run_id, "KILLED")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns SIGTERM into SystemExit, so that what is open gets closed."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
