@@ -74,6 +74,8 @@ class Augment(_Section):
     """Smallest share of the image's area that a random resized crop keeps."""
     flip: float = Field(ge=0, le=1)
     """Probability of a horizontal flip."""
+    rotation: float = Field(ge=0, le=180)
+    """Largest rotation either way, in degrees; 0 for none. Corners are filled with the background."""
     color: float = Field(ge=0, le=1)
     """Probability of colour jitter."""
     color_strength: float = Field(ge=0, le=1)

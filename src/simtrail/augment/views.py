@@ -18,17 +18,19 @@ class TwoViews:
         self.params = params
         self.is_rgb = recipe.rgb == [0, 1, 2] and len(recipe.bands) == 3
         s = params.color_strength
-        chroma = (0.8 * s, 0.2 * s) if self.is_rgb else (0.0, 0.0)  # saturation and hue exist for RGB alone
         kernel = max(3, recipe.size // 10 | 1)
-        steps: list[nn.Module] = [
+        self.background = recipe.background
+        self.geometry = nn.Sequential(
+            K.RandomRotation(params.rotation, p=float(params.rotation > 0)),
             K.RandomResizedCrop((recipe.size, recipe.size), scale=(params.crop_min_area, 1.0), ratio=(3 / 4, 4 / 3)),
             K.RandomHorizontalFlip(p=params.flip),
-            K.ColorJitter(0.8 * s, 0.8 * s, *chroma, p=params.color),
-        ]
+        )
         if self.is_rgb:
-            steps.append(K.RandomGrayscale(p=params.grayscale))
-        steps.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=params.blur))
-        self.pipeline = nn.Sequential(*steps)
+            jitter = K.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, p=params.color)
+            self.color: nn.Module = nn.Sequential(jitter, K.RandomGrayscale(p=params.grayscale))
+        else:
+            self.color = _PerBand(K.ColorJitter(0.8 * s, 0.8 * s, 0.0, 0.0, p=params.color))
+        self.blur = K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=params.blur)
 
     def ineffective(self) -> list[str]:
         """One line for each setting that can't act on these bands."""
@@ -36,9 +38,7 @@ class TwoViews:
             return []
         lines = []
         if self.params.color and self.params.color_strength:
-            lines.append(
-                "pretrain.augment.color: the bands are not RGB: jitters brightness and contrast, not hue or saturation"
-            )
+            lines.append("pretrain.augment.color: the bands are not RGB: brightness and contrast, band by band, no hue")
         if self.params.grayscale:
             lines.append(f"pretrain.augment.grayscale = {self.params.grayscale}: no effect: the bands are not RGB")
         return lines
@@ -53,5 +53,19 @@ class TwoViews:
             # Kornia draws from torch's global generator alone
             with torch.random.fork_rng([batch.device] if batch.is_cuda else []):
                 torch.manual_seed(int(np.random.SeedSequence((*seed, view)).generate_state(1, np.uint64)[0] >> 1))
-                views.append(self.pipeline(batch))
+                moved = (
+                    self.geometry(batch - self.background) + self.background
+                )  # what Kornia fills with 0 is background
+                views.append(self.blur(self.color(moved.clamp_(0, 1))).clamp_(0, 1))
         return torch.cat(views)
+
+
+class _PerBand(nn.Module):
+    """Applies an augmentation of one-band images to every band by itself, with draws of its own."""
+
+    def __init__(self, augmentation: nn.Module):
+        super().__init__()
+        self.augmentation = augmentation
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.augmentation(batch.flatten(0, 1)[:, None]).reshape(batch.shape)

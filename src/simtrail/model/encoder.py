@@ -133,6 +133,12 @@ def _resnet(config: EncoderConfig) -> Any:
         near = ", ".join(timm.list_models("resnet*")[:5])
         raise InputError(f"pretrain.model = {config.model!r}: must be a ResNet of timm, such as {near}")
     backbone: Any = timm.create_model(config.model, pretrained=False, num_classes=0, in_chans=len(config.recipe.bands))
+    if config.stem == "standard" and config.recipe.size < 32:
+        # the last stage would convolve single pixels, for which oneDNN's bf16 weight gradients hold uninitialised memory
+        raise InputError(
+            f"prepare.size = {config.recipe.size}: must be ≥ 32 with pretrain.stem: standard, which reduces images 32 times; "
+            "use pretrain.stem: small"
+        )
     if config.stem == "small":
         if not isinstance(getattr(backbone, "conv1", None), nn.Conv2d):
             raise InputError(

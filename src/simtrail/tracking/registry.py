@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
+import warnings
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from mlflow.types import Schema, TensorSpec
 
 import simtrail
 from simtrail.errors import InputError
+from simtrail.model.encoder import CONFIG, WEIGHTS
 from simtrail.tracking.run import Trail, git_state, log_history, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
@@ -25,9 +29,7 @@ REQUIREMENTS = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "pil
 
 def encoder_hash(folder: Path) -> str:
     """The sha256 that identifies an encoder: of its weights and its configuration."""
-    return hashlib.sha256(
-        (folder / "encoder.safetensors").read_bytes() + (folder / "config.json").read_bytes()
-    ).hexdigest()
+    return hashlib.sha256((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes()).hexdigest()
 
 
 def register(
@@ -88,39 +90,17 @@ def register(
 
 def fetch(uri: str, out: Path | None = None) -> Path:
     """The local folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3), downloaded to `out`."""
-    open_store()
+    client = open_store()
+    if not uri.startswith("models:/"):
+        raise InputError(f"{uri}: must look like models:/NAME@champion or models:/NAME/VERSION")
     try:
-        folder = Path(
-            mlflow.artifacts.download_artifacts(
-                f"{uri.rstrip('/')}/artifacts/encoder", dst_path=str(out) if out else None
-            )
+        local = mlflow.artifacts.download_artifacts(
+            f"{uri.rstrip('/')}/artifacts/encoder", dst_path=str(out) if out else None
         )
     except (MlflowException, OSError, ValueError) as fault:
-        raise InputError(
-            f"{uri}: {' '.join(str(fault).split())[:300]}; see the names and aliases with `simtrail models`"
-        ) from None
-    return folder
-
-
-def models() -> list[dict[str, Any]]:
-    """Every version of every registered model, newest first: name, version, aliases, metric tags, data, created."""
-    client = open_store()
-    rows = []
-    for model in client.search_registered_models():
-        aliases: dict[str, list[str]] = {}
-        for alias, number in model.aliases.items():
-            aliases.setdefault(str(number), []).append(alias)
-        for v in client.search_model_versions(f"name = '{model.name}'"):
-            rows.append(
-                {
-                    "name": model.name,
-                    "version": int(v.version),
-                    "aliases": aliases.get(str(v.version), []),
-                    "created": v.creation_timestamp,
-                    **v.tags,
-                }
-            )
-    return sorted(rows, key=lambda row: -row["created"])
+        known = ", ".join(sorted(f"models:/{model.name}" for model in client.search_registered_models())) or "no model"
+        raise InputError(f"{uri}: {' '.join(str(fault).split())[:200]}; the registry holds {known}") from None
+    return Path(local)
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
@@ -140,14 +120,21 @@ def _log_model(encoder: Path, signature: tuple[np.dtype, int]) -> Any:
         TensorSpec(np.dtype("float32"), (-1, -1), "features"),
     )
     package = Path(simtrail.__file__).parent
-    return mlflow.pyfunc.log_model(
-        name="encoder",
-        python_model=str(package / "tracking" / "pyfunc.py"),
-        artifacts={"encoder": str(encoder)},
-        code_paths=[str(package)],
-        signature=ModelSignature(Schema([tensors[0]]), Schema([tensors[1]])),
-        pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
-    )
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # advice on input examples and type hints: the signature is given
+        weights, code = Path(scratch, "encoder"), Path(scratch, "simtrail")
+        weights.mkdir()
+        for file in (WEIGHTS, CONFIG):
+            shutil.copy(encoder / file, weights)
+        shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
+        return mlflow.pyfunc.log_model(
+            name="encoder",
+            python_model=str(code / "tracking" / "pyfunc.py"),
+            artifacts={"encoder": str(weights)},
+            code_paths=[str(code)],
+            signature=ModelSignature(Schema([tensors[0]]), Schema([tensors[1]])),
+            pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
+        )
 
 
 def _gate(

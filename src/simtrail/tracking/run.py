@@ -106,8 +106,10 @@ def log_history(run_id: str, history: list[dict[str, float]]) -> None:
 
 
 def log_result(metrics: dict[str, float], files: list[Path]) -> None:
-    """Logs final metrics, and files and figures as artifacts, to the active run."""
-    mlflow.log_metrics(metrics)
+    """Logs final metrics that the active run does not have with that value, and files and figures as artifacts."""
+    active = mlflow.active_run()
+    known = MlflowClient().get_run(active.info.run_id).data.metrics if active else {}
+    mlflow.log_metrics({k: v for k, v in metrics.items() if known.get(k) != v})
     for file in files:
         mlflow.log_artifact(str(file), "figures" if file.suffix == ".png" else None)
 

@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from simtrail.training.schedule import adamw, learning_rate
 from simtrail.training.state import ResumeState
 
 Row = dict[str, float]
+SAVE_SECONDS = 30  # at the end of an epoch, no more often than this
 
 
 def fit(
@@ -37,8 +37,8 @@ def fit(
     """The trained encoder, in evaluation mode, and one history row per epoch.
 
     Reads `train_rows` of the packed images and nothing else. `on_epoch` is given the history so far after each epoch,
-    once the state that reproduces it is safe; after an interruption the same call goes on from there and ends with the
-    same weights. Raises InputError for settings the images don't allow, FloatingPointError when the loss is not finite.
+    and after an interruption the same call goes on from the last saved state, makes the same rows again where need be,
+    and ends with the same weights. Raises InputError for settings the images don't allow, FloatingPointError when the loss is not finite.
     """
     per_epoch = len(train_rows) // params.batch_size
     if per_epoch == 0:
@@ -68,6 +68,7 @@ def fit(
         history = saved["history"]
     step = int(history[-1]["step"]) if history else 0
 
+    saved_at = time.monotonic()
     bar = tqdm(total=steps, initial=step, desc="pretrain", unit="step", disable=None, leave=False)
     for epoch in range(len(history), epochs):
         start, first = time.perf_counter(), step
@@ -102,23 +103,20 @@ def fit(
         if not math.isfinite(row["loss"]):
             raise FloatingPointError(
                 f"loss is {row['loss']} in epoch {epoch + 1} (steps {first + 1} to {step}, learning rate {rate:.3g}); "
-                f"the state of epoch {epoch} is kept; lower pretrain.learning_rate"
+                f"nothing was saved since the loss was last finite; lower pretrain.learning_rate"
             )
         history.append(row)
         bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{row['loss']:.3f}")
-        if state:
-            state.save(_state(encoder, head, optimiser, history))
+        if state and (step == steps or time.monotonic() - saved_at > SAVE_SECONDS):
+            state.save(
+                {
+                    "encoder": encoder.state_dict(),
+                    "head": head.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "history": history,
+                }
+            )
+            saved_at = time.monotonic()
         on_epoch(history)
     bar.close()
     return encoder.eval(), history
-
-
-def _state(
-    encoder: Encoder, head: torch.nn.Module, optimiser: torch.optim.Optimizer, history: list[Row]
-) -> dict[str, Any]:
-    return {
-        "encoder": encoder.state_dict(),
-        "head": head.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "history": history,
-    }

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from simtrail.params import Params, load_params, parse
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+DATASETS = ROOT.parent / "shared" / "datasets"
+
+
+@pytest.fixture(autouse=True)
+def _no_outer_settings(monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def params() -> Params:
+    return load_params(ROOT / "params.yaml")
+
+
+def changed(changes: dict[str, object]) -> dict:
+    """The tree of the project's params.yaml with dotted keys changed."""
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return tree
+
+
+def with_changes(changes: dict[str, object]) -> Params:
+    return parse(Params, changed(changes), "params.yaml")
+
+
+def photographs(folder: Path, classes: int = 3, each: int = 12, size: tuple[int, int] = (24, 20)) -> None:
+    """A folder of class folders with distinct, easily told apart RGB PNG images."""
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        (folder / f"class{c}").mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            image = rng.integers(0, 90, (size[1], size[0], 3), dtype=np.uint8)
+            image[..., c % 3] += 120
+            Image.fromarray(image).save(folder / f"class{c}" / f"{i}.png")

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import photographs, with_changes
+from simtrail.data import pack as packing
+from simtrail.data.dataset import Dataset
+from simtrail.data.loader import epoch_batches
+from simtrail.data.manifest import scan
+from simtrail.data.readers import read_image
+from simtrail.data.recipe import conform, make_recipe
+from simtrail.errors import InputError
+
+PREPARE = with_changes({"prepare.size": 16}).prepare
+
+
+@pytest.fixture
+def packed(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "SHARD_BYTES", 10 * 3 * 16 * 16)  # 10 images a shard
+    photographs(tmp_path / "data/images")
+    dataset = Dataset(tmp_path / "data")
+    manifest, _ = scan(dataset)
+    recipe = make_recipe(manifest, dataset.declaration, PREPARE)
+    (tmp_path / "out").mkdir()
+    return manifest, recipe, packing.pack(dataset.folder, manifest, recipe, tmp_path / "out"), tmp_path
+
+
+def test_rows_are_the_conformed_images_across_shards(packed):
+    manifest, recipe, images, folder = packed
+    assert len(images) == len(manifest) == 36
+    assert len(images.shards) == 4
+    order = np.array([35, 0, 9, 10, 11, 20, 3])
+    expected = [conform(read_image(folder / "data" / manifest["path"][i]), recipe) for i in order]
+    np.testing.assert_array_equal(images.rows(order), np.stack(expected))
+
+
+def test_statistics_are_those_of_the_given_rows_alone(packed):
+    _, _, images, _ = packed
+    rows = np.array([1, 5, 12, 33])
+    values = images.rows(rows).astype(np.float64) / 255
+    result = packing.statistics(images, rows)
+    np.testing.assert_allclose(result["mean"], values.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(result["std"], values.std((0, 2, 3)), rtol=1e-9)
+
+
+def test_a_file_changed_since_the_check_is_refused_by_name(packed):
+    manifest, recipe, _, folder = packed
+    (folder / "data" / manifest["path"][4]).write_bytes(b"changed")
+    with pytest.raises(InputError, match=r"class0/.*changed since it was checked"):
+        packing.pack(folder / "data", manifest, recipe, folder / "out")
+
+
+def test_an_epoch_is_a_seeded_order_of_full_batches_of_the_given_rows(packed):
+    _, _, images, _ = packed
+    rows = np.arange(0, 36, 2)
+
+    def epoch(seed, number):
+        return torch.cat(list(epoch_batches(images, rows, 4, seed, number, torch.device("cpu"))))
+
+    first = epoch(0, 0)
+    assert first.shape == (16, 3, 16, 16)
+    assert first.dtype == torch.float32
+    assert 0 <= first.min() <= first.max() <= 1
+    assert torch.equal(first, epoch(0, 0))
+    assert not torch.equal(first, epoch(0, 1))
+    assert not torch.equal(first, epoch(1, 0))
+    allowed = {image.tobytes() for image in images.rows(rows)}
+    drawn = [(image * 255).round().to(torch.uint8).numpy().tobytes() for image in first]
+    assert set(drawn) <= allowed
+    assert len(set(drawn)) == 16

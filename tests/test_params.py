@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from conftest import ROOT, changed, with_changes
+from simtrail.errors import InputError
+from simtrail.params import Params, load_params
+
+
+def message(changes: dict[str, object]) -> str:
+    with pytest.raises(InputError) as fault:
+        with_changes(changes)
+    return str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("pretrain.temperature", 0, "pretrain.temperature = 0: must be > 0"),
+        ("pretrain.temperature", "warm", "pretrain.temperature = 'warm': must be"),
+        ("pretrain.epochs", 1.5, "pretrain.epochs = 1.5: must be"),
+        ("pretrain.epochs", True, "pretrain.epochs = True: must be"),
+        ("check.on_fail", "warn", "check.on_fail = 'warn': must be 'error' or 'quarantine'"),
+        ("pretrain.temprature", 0.1, "pretrain.temprature: unknown key; did you mean pretrain.temperature?"),
+        ("data.name", "../x", "data.name = '../x': must"),
+        ("prepare.test_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction = 1.05: must be < 1"),
+        ("check.min_side", 99999, "check.min_side = 99999: must not exceed check.max_side"),
+    ],
+)
+def test_a_fault_names_key_value_and_what_is_allowed(key, value, words):
+    assert f"params.yaml: {words}" in message({key: value})
+
+
+def test_every_fault_has_its_line():
+    assert len(message({"pretrain.epochs": 0, "pretrain.hidden": 0, "evaluate.knn_k": "x"}).splitlines()) == 3
+
+
+def test_a_missing_key_is_named():
+    tree = changed({})
+    del tree["evaluate"]["knn_k"]
+    with pytest.raises(InputError, match=r"evaluate\.knn_k: missing"):
+        from simtrail.params import parse
+
+        parse(Params, tree, "params.yaml")
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    assert "learning_rate: " in text
+    line = next(x for x in text.splitlines() if "learning_rate:" in x)
+    (tmp_path / "params.yaml").write_text(text.replace(line, "  learning_rate: 1e-3"))
+    assert load_params(tmp_path / "params.yaml").pretrain.learning_rate == 0.001
+
+
+def test_broken_yaml_and_no_file_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("data: {name: [")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_flat_names_every_leaf_of_the_file(params):
+    def leaves(tree, prefix=""):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+
+    assert set(params.flat()) == set(leaves(yaml.safe_load((ROOT / "params.yaml").read_text())))
+
+
+def test_the_hash_follows_the_chosen_sections(params):
+    other = with_changes({"evaluate.knn_k": 3})
+    assert other.hash() != params.hash()
+    assert other.hash("pretrain") == params.hash("pretrain")
