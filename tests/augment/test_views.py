@@ -22,7 +22,15 @@ def views(bands: int = 3, background: float = 0.0, **augment) -> TwoViews:
     return TwoViews(with_changes(changes).pretrain.augment, recipe(bands, background))
 
 
-FULL = {"crop_min_area": 0.2, "flip": 0.5, "rotation": 90.0, "color": 0.8, "color_strength": 1.0, "grayscale": 0.2, "blur": 0.5}
+FULL = {
+    "crop_min_area": 0.2,
+    "flip": 0.5,
+    "rotation": 90.0,
+    "color": 0.8,
+    "color_strength": 1.0,
+    "grayscale": 0.2,
+    "blur": 0.5,
+}
 
 
 @pytest.mark.parametrize("bands", [1, 3, 7, 408])

@@ -90,7 +90,12 @@ def test_tiff_of_any_band_count_and_type_round_trips(tmp_path_factory, bands, dt
     options = {} if bands == 1 else {"planarconfig": planar}
     path = tmp_path_factory.mktemp("tiff") / "image.tif"
     tifffile.imwrite(
-        path, stored if bands > 1 else array[0], photometric="minisblack", compression=compression, byteorder=byteorder, **options
+        path,
+        stored if bands > 1 else array[0],
+        photometric="minisblack",
+        compression=compression,
+        byteorder=byteorder,
+        **options,
     )
     image, alpha = decode(path.read_bytes())
     assert not alpha
@@ -99,7 +104,9 @@ def test_tiff_of_any_band_count_and_type_round_trips(tmp_path_factory, bands, dt
 
 
 def test_rgba_tiff_has_alpha_and_multipage_tiff_has_bands(tmp_path):
-    tifffile.imwrite(tmp_path / "rgba.tif", np.dstack([RGB, RGB[..., 0]]), photometric="rgb", extrasamples=["unassalpha"])
+    tifffile.imwrite(
+        tmp_path / "rgba.tif", np.dstack([RGB, RGB[..., 0]]), photometric="rgb", extrasamples=["unassalpha"]
+    )
     assert decode((tmp_path / "rgba.tif").read_bytes())[1]
     tifffile.imwrite(tmp_path / "pages.tif", RGB.transpose(2, 0, 1), photometric="minisblack")
     np.testing.assert_array_equal(read_image(tmp_path / "pages.tif"), RGB.transpose(2, 0, 1))

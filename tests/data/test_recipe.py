@@ -35,7 +35,9 @@ def test_integers_of_sixteen_bits_keep_their_precision(dtype, low, high):
 
 
 def test_every_band_of_a_deep_image_uses_its_own_range():
-    image = np.stack([np.linspace(0, 100, 256).reshape(16, 16), np.linspace(-1, 1, 256).reshape(16, 16)]).astype(np.float32)
+    image = np.stack([np.linspace(0, 100, 256).reshape(16, 16), np.linspace(-1, 1, 256).reshape(16, 16)]).astype(
+        np.float32
+    )
     table = pd.DataFrame({"bands": [2], "dtype": ["float32"], "min": [[0.0, -1.0]], "max": [[100.0, 1.0]]})
     r = make_recipe(table, Declaration(), with_changes({"prepare.size": 16}).prepare)
     packed = conform(image, r) / r.full_scale

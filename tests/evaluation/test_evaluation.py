@@ -107,7 +107,9 @@ def test_every_classifier_and_floor_is_scored():
     features, labels, split = blobs()
     data = labelled(table([f"c{x}" for x in labels], split.tolist()), np.arange(len(labels)))
     noise = RNG.normal(size=(300, 5))
-    scores, predictions = classify(features, lambda: noise, lambda: noise, data, with_changes({"evaluate.bootstrap": 100}).evaluate)
+    scores, predictions = classify(
+        features, lambda: noise, lambda: noise, data, with_changes({"evaluate.bootstrap": 100}).evaluate
+    )
     assert list(scores) == ["linear_probe", "knn", "raw_pixels", "random_encoder", "majority"]
     assert scores["linear_probe"]["accuracy"] > 0.95 > 0.6 > scores["raw_pixels"]["accuracy"]
     assert scores["majority"]["accuracy"] == pytest.approx(1 / 3)

@@ -101,6 +101,10 @@ def _reason(fault: Exception) -> str:
     text = " ".join(str(fault).split())
     if "cannot identify image file" in text:
         return "not an image of a known format, whatever its name says"
-    if isinstance(fault, EOFError | struct.error | IndexError) or "truncated" in text.lower() or "unpack requires" in text:
+    if (
+        isinstance(fault, EOFError | struct.error | IndexError)
+        or "truncated" in text.lower()
+        or "unpack requires" in text
+    ):
         return "truncated image" + (f" ({text})" if text else "")
     return re.sub(r"<_io.BytesIO object at 0x[0-9a-f]+>", "the file", text) or type(fault).__name__

@@ -89,18 +89,21 @@ def register(
 
 
 def fetch(uri: str, out: Path | None = None) -> Path:
-    """The local folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3), downloaded to `out`."""
+    """The folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3): `out`, when it is given."""
     client = open_store()
     if not uri.startswith("models:/"):
         raise InputError(f"{uri}: must look like models:/NAME@champion or models:/NAME/VERSION")
     try:
-        local = mlflow.artifacts.download_artifacts(
-            f"{uri.rstrip('/')}/artifacts/encoder", dst_path=str(out) if out else None
-        )
+        folder = Path(mlflow.artifacts.download_artifacts(f"{uri.rstrip('/')}/artifacts/encoder"))
     except (MlflowException, OSError, ValueError) as fault:
         known = ", ".join(sorted(f"models:/{model.name}" for model in client.search_registered_models())) or "no model"
         raise InputError(f"{uri}: {' '.join(str(fault).split())[:200]}; the registry holds {known}") from None
-    return Path(local)
+    if out is None:
+        return folder
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (WEIGHTS, CONFIG):
+        shutil.copy(folder / file, out)
+    return out
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
@@ -116,12 +119,12 @@ def _create_model(client: MlflowClient, name: str) -> None:
 def _log_model(encoder: Path, signature: tuple[np.dtype, int]) -> Any:
     dtype, bands = signature
     tensors = (
-        TensorSpec(np.dtype(dtype), (-1, bands, -1, -1), "images"),
-        TensorSpec(np.dtype("float32"), (-1, -1), "features"),
+        TensorSpec(np.dtype(dtype), (-1, bands, -1, -1)),
+        TensorSpec(np.dtype("float32"), (-1, -1)),
     )
     package = Path(simtrail.__file__).parent
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # advice on input examples and type hints: the signature is given
+        warnings.simplefilter("ignore", UserWarning)  # advice to give an example: the signature says it all
         weights, code = Path(scratch, "encoder"), Path(scratch, "simtrail")
         weights.mkdir()
         for file in (WEIGHTS, CONFIG):
@@ -152,7 +155,7 @@ def _gate(
         champion = None
     if champion is None:
         alias, reason = "champion", "the first of its name"
-    elif champion.version == version.version:
+    elif str(champion.version) == str(version.version):
         return "champion", "it is the present champion"
     elif champion.tags.get("data_md5") != facts["data_md5"] or champion.tags.get("comparable") != facts["comparable"]:
         alias, reason = (

@@ -1,0 +1,310 @@
+"""The whole trail on a small demo set: every stage, the MLflow store, the registry, pulling, and moving the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from conftest import ROOT, changed
+from simtrail import load_encoder, read_image, stages
+from simtrail.cli import app
+from simtrail.data.demo import generate
+from simtrail.errors import InputError
+
+SMALL = {
+    "prepare.size": 32,
+    "pretrain.model": "resnet10t",
+    "pretrain.epochs": 2,
+    "pretrain.max_steps": None,
+    "pretrain.batch_size": 16,
+    "evaluate.bootstrap": 100,
+    "register.name": "small",
+}
+VERBS = (stages.check, stages.prepare, stages.pretrain, stages.embed, stages.evaluate, stages.register)
+
+
+def write_params(folder: Path, **changes: object) -> None:
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    (folder / "params.yaml").write_text(yaml.safe_dump(changed({**SMALL, **dotted})))
+
+
+def client():
+    from simtrail.tracking.store import open_store
+
+    return open_store()
+
+
+def all_runs():
+    store = client()
+    return store.search_runs([e.experiment_id for e in store.search_experiments()])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A project folder in which the whole pipeline has run once."""
+    folder = tmp_path_factory.mktemp("trail") / "a project"
+    folder.mkdir()
+    generate(folder / "data/demo", species=4, specimens=10)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    write_params(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for verb in VERBS:
+            verb()
+    return folder
+
+
+@pytest.fixture
+def project(trained, monkeypatch) -> Path:
+    monkeypatch.chdir(trained)
+    return trained
+
+
+@pytest.fixture
+def copied(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of that project, to change; it is also a move, since the original is elsewhere."""
+    folder = tmp_path / "moved"
+    shutil.copytree(trained, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_split_keeps_specimens_whole_and_the_network_never_sees_the_mask(project):
+    split = pd.read_parquet(stages.SPLIT)
+    assert split.groupby("group")["split"].nunique().max() == 1
+    facts = json.loads(stages.STATISTICS.read_text())
+    assert facts["recipe"]["bands"] == ["red", "green", "blue", "uv1", "uv2", "uv3"]
+    assert facts["images"] == split["split"].value_counts().to_dict()
+
+
+def test_embeddings_have_a_vector_and_the_labels_of_every_image(project):
+    table = pd.read_parquet(stages.EMBEDDINGS)
+    assert len(table) == 80
+    assert {"path", "split", "label", "group", "meta.view", "vector"} <= set(table)
+    assert len(table["vector"].iloc[0]) == 512
+
+
+def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
+    metrics = json.loads(stages.METRICS.read_text())
+    for name in ("linear_probe", "knn", "raw_pixels", "random_encoder", "majority"):
+        scores = metrics[name]
+        assert {"accuracy", "balanced_accuracy", "precision", "recall", "f1"} <= set(scores)
+        assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
+    assert metrics["effective_rank"] > 1
+    assert {p.name for p in stages.FIGURES.glob("*.png")} == {"scores.png", "confusion.png", "map.png"}
+
+
+def test_one_run_carries_parameters_data_curves_results_and_its_end(project):
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["pretrain.temperature"] == "0.2"
+    assert (
+        run.data.metrics["linear_probe.accuracy"] == json.loads(stages.METRICS.read_text())["linear_probe"]["accuracy"]
+    )
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "demo"
+    assert dataset.dataset.digest == json.loads(stages.VALIDATION.read_text())["data_md5"]
+    assert [m.step for m in client().get_metric_history(run.info.run_id, "loss")] == [1, 2]
+    files = {f.path for f in client().list_artifacts(run.info.run_id)}
+    assert {"params.yaml", "validation.html", "metrics.json", "figures", "config.json"} <= files
+
+
+def test_the_version_carries_metrics_and_lineage(project):
+    version = client().get_model_version_by_alias("small", "champion")
+    metrics = json.loads(stages.METRICS.read_text())
+    assert float(version.tags["metric.linear_probe.accuracy"]) == pytest.approx(
+        metrics["linear_probe"]["accuracy"], rel=1e-5
+    )
+    assert version.tags["data_md5"] == json.loads(stages.VALIDATION.read_text())["data_md5"]
+    assert version.tags["checks"].startswith("passed")
+    assert {"git_commit", "params_hash", "encoder_sha256"} <= set(version.tags)
+    assert "linear_probe.accuracy" in version.description
+    (run,) = all_runs()
+    models = client().search_logged_models([run.info.experiment_id])
+    logged = {m.key: m.value for m in models[0].metrics}
+    assert logged["linear_probe.accuracy"] == metrics["linear_probe"]["accuracy"]
+
+
+def test_registering_again_adds_nothing(copied):
+    before = [(r.info.run_id, r.data.metrics) for r in all_runs()]
+    stages.register()
+    assert json.loads(stages.REGISTRATION.read_text())["version"] == 1
+    assert len(client().search_model_versions("name = 'small'")) == 1
+    assert [(r.info.run_id, r.data.metrics) for r in all_runs()] == before
+
+
+@pytest.mark.parametrize(("accuracy", "alias"), [(1.0, "champion"), (0.0, "challenger")])
+def test_the_gate_lets_only_the_better_pass(copied, accuracy, alias):
+    config = stages.ENCODER / "config.json"
+    config.write_text(config.read_text() + "\n")  # another encoder, by its hash
+    metrics = json.loads(stages.METRICS.read_text())
+    metrics["linear_probe"]["accuracy"] = accuracy
+    stages.METRICS.write_text(json.dumps(metrics))
+    stages.register()
+    assert json.loads(stages.REGISTRATION.read_text())["version"] == 2
+    assert client().get_model_version_by_alias("small", alias).version == 2
+    assert client().get_model_version_by_alias("small", "champion").version == (2 if alias == "champion" else 1)
+
+
+def test_other_data_or_settings_are_not_compared(copied):
+    write_params(copied, evaluate__knn_k=3)
+    config = stages.ENCODER / "config.json"
+    config.write_text(config.read_text() + "\n")
+    stages.register()
+    result = json.loads(stages.REGISTRATION.read_text())
+    assert result["alias"] == "challenger"
+    assert "not comparable" in result["reason"]
+
+
+def test_a_registered_model_is_pulled_and_embeds_like_the_pipeline(project, tmp_path):
+    result = CliRunner().invoke(app, ["pull", "models:/small@champion", "--out", str(tmp_path / "out")])
+    folder = Path(result.output.strip())
+    assert folder == tmp_path / "out"
+    assert {p.name for p in folder.iterdir()} == {"encoder.safetensors", "config.json"}
+    table = pd.read_parquet(stages.EMBEDDINGS)
+    paths = [f"data/demo/{p}" for p in table["path"][:5]]
+    expected = np.stack(table["vector"][:5].to_list())
+    for encoder in (load_encoder(folder), load_encoder("models:/small@champion")):
+        np.testing.assert_allclose(encoder.embed(paths), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_pyfunc_predicts_on_arrays_without_pickle(project, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    client()
+    model = mlflow.pyfunc.load_model("models:/small@champion")
+    table = pd.read_parquet(stages.EMBEDDINGS)[:3]
+    images = np.stack([read_image(f"data/demo/{path}") for path in table["path"]])
+    np.testing.assert_allclose(model.predict(images), np.stack(table["vector"].to_list()), rtol=1e-3, atol=1e-4)
+    assert not list(Path("mlruns").rglob("*.pkl"))
+
+
+def test_an_unknown_model_is_an_input_error_that_lists_the_known(project):
+    with pytest.raises(InputError, match=r"models:/smal@champion: .*the registry holds models:/small"):
+        load_encoder("models:/smal@champion")
+
+
+def test_after_a_move_old_runs_are_read_and_new_ones_stay_inside(copied, trained):
+    (run,) = all_runs()
+    assert client().list_artifacts(run.info.run_id)
+    assert run.info.artifact_uri.startswith(str(copied))
+    load_encoder("models:/small@champion").embed(next((copied / "data/demo").rglob("*.tif")))
+    before = sorted(trained.rglob("*"))
+    write_params(copied, pretrain__seed=1)
+    for verb in (stages.pretrain, stages.embed, stages.evaluate, stages.register):
+        verb()
+    assert len(all_runs()) == 2
+    assert sorted(trained.rglob("*")) == before
+    assert json.loads(stages.REGISTRATION.read_text())["version"] == 2
+
+
+def test_the_tracking_uri_overrides_and_is_relative_to_the_project(project, monkeypatch, tmp_path):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # as under dvc exp run --temp, which works in another folder
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert client().search_registered_models() == []
+    assert (tmp_path / "other.db").exists()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert client().search_registered_models() == []
+    assert (tmp_path / "mlruns/mlflow.db").exists()
+
+
+def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkeypatch):
+    from simtrail.training import loop
+
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    write_params(copied, pretrain__seed=2, pretrain__epochs=3)
+    saved = loop.ResumeState.save
+
+    def save_then_die(self, state):
+        saved(self, state)
+        if len(state["history"]) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.ResumeState, "save", save_then_die)
+    with pytest.raises(SystemExit):
+        stages.pretrain()
+    killed = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "2")
+    assert killed.info.status == "KILLED"
+    monkeypatch.setattr(loop.ResumeState, "save", saved)
+    stages.pretrain()
+    again = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "2")
+    assert again.info.run_id == killed.info.run_id
+    assert again.info.status == "FINISHED"
+    assert [m.step for m in client().get_metric_history(again.info.run_id, "loss")] == [1, 2, 3]
+    assert not list(Path(".simtrail").glob("*.pt"))
+
+
+def test_a_failure_ends_the_run_as_failed(copied, monkeypatch):
+    write_params(copied, pretrain__batch_size=4096)
+    with pytest.raises(InputError, match=r"pretrain\.batch_size = 4096"):
+        stages.pretrain()
+    assert sorted(r.info.status for r in all_runs()) == ["FAILED", "FINISHED"]
+
+
+def test_a_run_whose_process_was_killed_does_not_stay_running(copied):
+    script = (
+        "import os, json\nfrom simtrail.params import load_params\nfrom simtrail.tracking.run import Trail, run\n"
+        "with run(Trail(load_params(), 'x'), key='k'):\n    os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert "RUNNING" in {r.info.status for r in all_runs()}
+    stages.register()
+    assert {r.info.status for r in all_runs()} == {"FINISHED", "KILLED"}
+
+
+@pytest.mark.slow
+def test_two_processes_may_open_a_fresh_store_together(tmp_path):
+    (tmp_path / "dvc.yaml").touch()
+    script = "from simtrail.tracking.store import open_store; print(len(open_store().search_experiments()))"
+    jobs = [subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [job.communicate()[0].strip() for job in jobs] == [b"1"] * 3
+
+
+def test_quarantine_drops_records_and_trains_on_the_rest(copied):
+    bad = next((copied / "data/demo").rglob("*.tif"))
+    bad.write_bytes(b"")
+    relative = str(bad.relative_to(copied / "data/demo"))
+    with pytest.raises(InputError, match="empty file"):
+        stages.check()
+    assert "empty file" in stages.PAGE.read_text()
+    write_params(copied, check__on_fail="quarantine")
+    stages.check()
+    assert pd.read_csv(stages.QUARANTINE)["path"].tolist() == [relative]
+    stages.prepare()
+    assert len(pd.read_parquet(stages.SPLIT)) == 79
+    assert relative not in set(pd.read_parquet(stages.SPLIT)["path"])
+
+
+def test_without_labels_only_label_free_measures_are_made(copied):
+    card = copied / "data/demo/dataset.yaml"
+    card.write_text("\n".join(x for x in card.read_text().splitlines() if not x.startswith("label")))
+    for verb in VERBS:
+        verb()
+    metrics = json.loads(stages.METRICS.read_text())
+    assert set(metrics) == {"effective_rank", "uniformity", "feature_std"}
+    assert {p.name for p in stages.FIGURES.glob("*.png")} == {"map.png"}
+
+
+def test_a_stage_without_its_input_says_which_to_run(copied):
+    shutil.rmtree("artifacts/prepare")
+    with pytest.raises(InputError, match="run the prepare stage first"):
+        stages.pretrain()
+
+
+def test_read_image_gives_the_file_as_it_is(project):
+    image = read_image(next(Path("data/demo").rglob("*.tif")))
+    assert image.shape == (7, 64, 64)
+    assert image.dtype == np.uint8
