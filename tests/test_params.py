@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import yaml
-
 from conftest import ROOT, changed, with_changes
+
 from simtrail.errors import InputError
-from simtrail.params import Params, load_params
+from simtrail.params import Params, load_params, parse
 
 
 def message(changes: dict[str, object]) -> str:
@@ -40,8 +40,6 @@ def test_a_missing_key_is_named():
     tree = changed({})
     del tree["evaluate"]["knn_k"]
     with pytest.raises(InputError, match=r"evaluate\.knn_k: missing"):
-        from simtrail.params import parse
-
         parse(Params, tree, "params.yaml")
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import ROOT, changed
 from typer.testing import CliRunner
 
-from conftest import ROOT, changed
 from simtrail import load_encoder, read_image, stages
 from simtrail.cli import app
 from simtrail.data.demo import generate

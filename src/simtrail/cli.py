@@ -121,7 +121,9 @@ def add(
     group: Annotated[
         str | None, typer.Option(help="column of metadata.csv, such as specimen, never split apart")
     ] = None,
-    link: Annotated[bool, typer.Option("--link", help="hard-link the files instead of copying them")] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="share the files' bytes instead of copying; makes them read-only")
+    ] = False,
 ) -> None:
     """Copy a folder of images to data/NAME and version it with DVC."""
     from simtrail.data import bring
@@ -139,8 +141,5 @@ def main() -> None:
     try:
         app()
     except InputError as fault:
-        print(
-            "\n".join(f"error: {line}" if i == 0 else line for i, line in enumerate(str(fault).splitlines())),
-            file=sys.stderr,
-        )
+        print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The schema of params.yaml: one frozen class per stage, every key documented, everything checked before work begins."""
+"""The schema of params.yaml: one frozen class per stage, every key documented, all checked before work begins."""
 
 from __future__ import annotations
 

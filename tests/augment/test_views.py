@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from conftest import with_changes
+
 from simtrail.augment.views import TwoViews
 from simtrail.data.recipe import Recipe
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import DATASETS, photographs, with_changes
 from PIL import Image
 
-from conftest import DATASETS, photographs, with_changes
 from simtrail.data.checks import validate
 from simtrail.data.dataset import Dataset
 from simtrail.data.manifest import scan

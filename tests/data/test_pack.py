@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from conftest import photographs, with_changes
+
 from simtrail.data import pack as packing
 from simtrail.data.dataset import Dataset
 from simtrail.data.loader import epoch_batches

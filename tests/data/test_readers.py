@@ -132,5 +132,5 @@ def test_broken_bytes_are_value_errors_with_a_reason(data, reason):
 def test_every_truncation_is_noticed(tmp_path, suffix):
     whole = saved(tmp_path, Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), np.uint8))), suffix).read_bytes()
     for share in (0.05, 0.3, 0.6, 0.9):
-        with pytest.raises(ValueError, match=".+"):
+        with pytest.raises(ValueError, match=r".+"):
             decode(whole[: int(len(whole) * share)])

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-
 from conftest import with_changes
+
 from simtrail.data.dataset import Declaration
 from simtrail.data.recipe import Recipe, conform, make_recipe
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import with_changes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import with_changes
 from simtrail.data.split import assign, split_groups
 from simtrail.errors import InputError
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import with_changes
 from sklearn import metrics as sk
 from sklearn.neighbors import KNeighborsClassifier
 
-from conftest import with_changes
 from simtrail.errors import InputError
 from simtrail.evaluation.classifiers import knn, linear_probe
 from simtrail.evaluation.geometry import effective_rank, feature_std, uniformity

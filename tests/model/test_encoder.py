@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import photographs
 from torch import nn
 
-from conftest import photographs
 from simtrail import load_encoder
 from simtrail.data.readers import read_image
 from simtrail.data.recipe import Recipe

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from conftest import photographs, with_changes
+
 from simtrail.data.dataset import Dataset
 from simtrail.data.manifest import scan
 from simtrail.data.pack import pack, statistics

@@ -1,4 +1,4 @@
-"""Two augmented views of a batch, on its device, for any number of bands (Chen et al. 2020, arXiv 2002.05709, section 3)."""
+"""Two augmented views of a batch, on its device, for any number of bands (arXiv 2002.05709, section 3)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TwoViews:
     def __call__(self, batch: torch.Tensor, *seed: int) -> torch.Tensor:
         """The views of a (B, C, S, S) batch as (2B, C, S, S): rows i and i + B are the two views of image i.
 
-        `seed` (run, epoch, step, …) decides every draw, whatever was drawn before: the same seed replays the same views.
+        `seed` (run, epoch, step, …) decides every draw, whatever was drawn before: the same seed, the same views.
         """
         views = []
         for view in (0, 1):

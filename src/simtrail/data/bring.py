@@ -48,6 +48,7 @@ def fetch(name: str) -> None:
 def add(source: Path, name: str, label: str | None, group: str | None, link: bool) -> tuple[int, list[str]]:
     """Copies (or hard-links) a folder of images to data/`name` and versions it with DVC.
 
+    Linked, the source, DVC's cache and data/ share their bytes, and the files become read-only, as DVC wants its cache.
     Returns the number of images, and a line for every file left out. Takes images/**, metadata.csv and dataset.yaml;
     without an images/ folder in `source`, every image file in it. Nothing is left behind when it fails.
     """
@@ -72,6 +73,8 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
         building.replace(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    if link:  # or DVC would put copies in the place of the links
+        subprocess.run(_dvc("config", "--local", "cache.type", "hardlink,copy"), check=True)
     if subprocess.run(_dvc("add", "--quiet", str(DATA)), check=False).returncode:
         raise InputError(f"{target} is in place, but `dvc add data` failed; mend what it says above and run it again")
     return count, left_out
@@ -109,7 +112,7 @@ def _gather(source: Path, building: Path, link: bool) -> tuple[int, list[str]]:
             if to.parent == building:
                 raise InputError(f"{path}: {fault.strerror}") from None
             count -= 1
-            reason = f"broken link to {os.readlink(path)}" if path.is_symlink() else fault.strerror
+            reason = f"broken link to {path.readlink()}" if path.is_symlink() else fault.strerror
             left_out.append(f"{path}: {reason}")
     sheet = building / "metadata.csv"
     if sheet.exists():

@@ -133,7 +133,7 @@ def validate(
 
 
 def _evidence(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The manifest with, for each exact duplicate, the path of its twin (`twin`) or of one labelled otherwise (`clash`)."""
+    """The manifest with the path of each exact duplicate's `twin`, and of one labelled otherwise, its `clash`."""
     images = manifest.assign(twin="", clash="").reset_index(drop=True)
     repeated = images[images["sha256"].notna() & images["sha256"].duplicated(keep=False)]
     for _, copies in repeated.groupby("sha256"):

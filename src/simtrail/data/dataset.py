@@ -121,11 +121,12 @@ class Dataset:
         for column in ("label", "group"):
             name = getattr(self.declaration, column)
             table[column] = meta[name] if name else None
-        table["split"] = meta["split"] if "split" in meta else None
+        table["split"] = meta.get("split")
         wrong = table[table["split"].notna() & ~table["split"].isin(SPLITS)]
         if len(wrong):
             raise InputError(
-                f"{sheet}: row {wrong.index[0] + 2}: split = {wrong['split'].iloc[0]!r}: must be train, val, test or empty"
+                f"{sheet}: row {wrong.index[0] + 2}: split = {wrong['split'].iloc[0]!r}: "
+                "must be train, val, test or empty"
             )
         table = table.join(meta.drop(columns="path").add_prefix("meta."))
         unlisted = sorted(set(images) - set(meta["path"]))
@@ -138,7 +139,7 @@ def missing_data(folder: Path) -> str:
         return f"{folder}: no such folder; `simtrail data fetch` makes the demo data (or pulls what data.dvc names)"
     present = sorted(p.name for p in folder.parent.glob("*") if p.is_dir()) if folder.parent.is_dir() else []
     return (
-        f"{folder}: no such folder; bring it with `simtrail data fetch` (from the DVC remote) or `simtrail data add PATH "
-        f"--name {folder.name}`"
+        f"{folder}: no such folder; bring it with `simtrail data fetch` (from the DVC remote) or "
+        f"`simtrail data add PATH --name {folder.name}`"
         + (f", or set data.name in params.yaml to one of: {', '.join(present)}" if present else "")
     )

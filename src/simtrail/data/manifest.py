@@ -30,10 +30,10 @@ _UNREAD = {
 def scan(dataset: Dataset) -> tuple[pd.DataFrame, str]:
     """The manifest of a dataset, and the md5 that identifies its bytes.
 
-    Columns: `path`, `label`, `group`, `split`, `meta.*` (see Dataset.table), `sha256`, `md5`, `bytes`, `height`, `width`,
-    `bands` (without alpha), `alpha`, `dtype`, lists `min`, `max`, `mean`, `std` with one value per band, `readable`,
-    `finite`, `constant` (one value everywhere), `reason` (why it is unreadable, else null). The md5 is the one that
-    DVC gives the folder, computed from the bytes just read, so that it is true whoever calls.
+    Columns: `path`, `label`, `group`, `split`, `meta.*` (see Dataset.table), `sha256`, `md5`, `bytes`, `height`,
+    `width`, `bands` (without alpha), `alpha`, `dtype`, lists `min`, `max`, `mean`, `std` with one value per band,
+    `readable`, `finite`, `constant` (one value everywhere), `reason` (why it is unreadable, else null). The md5 is the
+    one that DVC gives the folder, computed from the bytes just read, so that it is true whoever calls.
     """
     table = dataset.table()
     rows = in_processes(partial(_scan_file, dataset.folder), table["path"], "check")
@@ -62,7 +62,7 @@ def _scan_file(folder: Path, relative: str) -> dict[str, Any]:
         if not os.path.lexists(path):
             raise ValueError("listed in metadata.csv, but there is no such file")
         if path.is_symlink() and not path.exists():
-            raise ValueError(f"broken link to {os.readlink(path)}")
+            raise ValueError(f"broken link to {path.readlink()}")
         if not path.stat().st_mode & 0o444:  # root reads it all the same; nobody else will
             raise ValueError("no permission to read it; chmod +r the file")
         data = path.read_bytes()

@@ -79,7 +79,8 @@ def conform(image: np.ndarray, recipe: Recipe) -> np.ndarray:
     """
     if image.ndim != 3 or len(image) not in (recipe.file_bands, recipe.file_bands + 1):
         raise ValueError(
-            f"image of shape {image.shape}: must be (bands, height, width) with {recipe.file_bands} bands, or one more for alpha"
+            f"image of shape {image.shape}: must be (bands, height, width) with {recipe.file_bands} bands, "
+            "or one more for alpha"
         )
     kept = [i for i in range(recipe.file_bands) if i != recipe.mask_band]
     low, high = (np.array(v, np.float32)[:, None, None] for v in (recipe.low, recipe.high))

@@ -14,7 +14,7 @@ from simtrail.params import Prepare
 
 
 def split_groups(manifest: pd.DataFrame) -> np.ndarray:
-    """One integer per image: images share it when they share their `group` or their bytes, directly or through others."""
+    """One integer per image, shared by images of one `group` or with the same bytes, directly or through others."""
     n = len(manifest)
     links = []
     for column in ("group", "sha256"):
@@ -56,7 +56,9 @@ def assign(manifest: pd.DataFrame, params: Prepare) -> pd.Series:
     for part in ("train", "val", "test"):
         if not (result == part).any():
             raise InputError(
-                f"the split leaves no image for {part}: {table['group'].nunique()} groups are too few; add images or change prepare.{part}_fraction"
+                f"the split leaves no image for {part}: {table['group'].nunique()} groups are too few; "
+                f"add images or change prepare.{part}_fraction"
+                f"add images or change prepare.{part}_fraction"
             )
     return result
 

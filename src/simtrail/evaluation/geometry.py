@@ -6,7 +6,7 @@ import numpy as np
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """exp of the entropy of the normalised singular values, between 1 and min(N, D) (RankMe, arXiv 2210.02885, eq. 1)."""
+    """exp of the entropy of the normalised singular values, 1 to min(N, D) (RankMe, arXiv 2210.02885, eq. 1)."""
     values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     p = values / max(values.sum(), 1e-300)
     p = p[p > 0]

@@ -109,14 +109,14 @@ class Encoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Encoder:
-        """The encoder saved in a folder, in evaluation mode, on the GPU if there is one; InputError if it is damaged."""
+        """The encoder saved in a folder, in evaluation mode, on the GPU if there is one. InputError if damaged."""
         try:
             config = EncoderConfig.model_validate(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
             encoder = cls(config)
             encoder.load_state_dict(load_file(folder / WEIGHTS))
         except FileNotFoundError as fault:
             raise InputError(
-                f"{fault.filename or folder / WEIGHTS}: no such file; an encoder is a folder with {WEIGHTS} and {CONFIG}"
+                f"{fault.filename or folder / WEIGHTS}: no such file; an encoder is {WEIGHTS} and {CONFIG}"
             ) from None
         except (SafetensorError, ValidationError, json.JSONDecodeError, RuntimeError) as fault:
             raise InputError(f"{folder}: not a whole encoder: {' '.join(str(fault).split())[:300]}") from None
@@ -134,15 +134,16 @@ def _resnet(config: EncoderConfig) -> Any:
         raise InputError(f"pretrain.model = {config.model!r}: must be a ResNet of timm, such as {near}")
     backbone: Any = timm.create_model(config.model, pretrained=False, num_classes=0, in_chans=len(config.recipe.bands))
     if config.stem == "standard" and config.recipe.size < 32:
-        # the last stage would convolve single pixels, for which oneDNN's bf16 weight gradients hold uninitialised memory
+        # the last stage would stride over single pixels, where oneDNN's bf16 weight gradients hold uninitialised memory
         raise InputError(
-            f"prepare.size = {config.recipe.size}: must be ≥ 32 with pretrain.stem: standard, which reduces images 32 times; "
-            "use pretrain.stem: small"
+            f"prepare.size = {config.recipe.size}: must be ≥ 32 with pretrain.stem: standard, which reduces images "
+            "32 times; use pretrain.stem: small"
         )
     if config.stem == "small":
         if not isinstance(getattr(backbone, "conv1", None), nn.Conv2d):
             raise InputError(
-                f"pretrain.stem = 'small': not possible with pretrain.model = {config.model!r}, whose first layer is no single convolution"
+                f"pretrain.stem = 'small': not possible with pretrain.model = {config.model!r}, "
+                "whose first layer is no single convolution"
             )
         # Appendix B.9 of the paper: a 3×3 convolution of stride 1 and no max-pooling, for CIFAR-sized images
         backbone.conv1 = nn.Conv2d(len(config.recipe.bands), backbone.conv1.out_channels, 3, 1, 1, bias=False)

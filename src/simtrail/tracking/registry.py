@@ -1,4 +1,4 @@
-"""The model registry: one version per encoder, its numbers and lineage attached, aliases moved only through the gate."""
+"""The model registry: one version per encoder, its numbers and lineage attached, aliases moved through the gate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from simtrail.model.encoder import CONFIG, WEIGHTS
 from simtrail.tracking.run import Trail, git_state, log_history, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
-REQUIREMENTS = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "pillow", "tifffile", "imagecodecs", "safetensors", "pydantic", "pyyaml", "tqdm")  # fmt: skip
+REQUIREMENTS = ["torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "tifffile", "imagecodecs"]
+REQUIREMENTS += ["pydantic", "pyyaml", "tqdm", "mlflow"]
 
 
 def encoder_hash(folder: Path) -> str:
@@ -136,7 +137,7 @@ def _log_model(encoder: Path, signature: tuple[np.dtype, int]) -> Any:
             artifacts={"encoder": str(weights)},
             code_paths=[str(code)],
             signature=ModelSignature(Schema([tensors[0]]), Schema([tensors[1]])),
-            pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
+            pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in REQUIREMENTS],
         )
 
 

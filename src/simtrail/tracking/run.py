@@ -17,8 +17,8 @@ from typing import Any
 import mlflow
 import psutil
 from mlflow import MlflowClient
-from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data import sources
+from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Run
 
 from simtrail.params import Params
@@ -45,11 +45,11 @@ class Trail:
 def run(
     trail: Trail, *, key: str | None = None, encoder: str | None = None, system_metrics: bool = False
 ) -> Iterator[str]:
-    """The id of the active MLflow run for one piece of work, which ends FINISHED, FAILED, or KILLED on Ctrl-C or SIGTERM.
+    """The id of the active MLflow run for one piece of work; it ends FINISHED, FAILED, or KILLED (Ctrl-C, SIGTERM).
 
-    Work with the same `key` (a training run) or about the same `encoder` under the same parameters goes on in the run it
-    already has; a `key` whose run is FINISHED gets a new one. The run carries all parameters, params.yaml, the dataset,
-    and the git commit with the diff where the tree is dirty.
+    Work with the same `key` (a training run) or about the same `encoder` under the same parameters goes on in the run
+    it already has; a `key` whose run is FINISHED gets a new one. The run carries all parameters, params.yaml, the
+    dataset, and the git commit with the diff where the tree is dirty.
     """
     client = open_store()
     experiment = mlflow.set_experiment(trail.params.data.name).experiment_id
@@ -84,7 +84,7 @@ def run(
 def find_run(
     client: MlflowClient, experiment: str, *, key: str | None, encoder: str | None, params: str | None
 ) -> Run | None:
-    """The latest run with the given key that did not finish, or about the given encoder (under the given parameters)."""
+    """The latest run with the key that did not finish, or about the encoder (under the parameters), or None."""
     if key:
         query = f"tags.`{KEY}` = '{key}' AND attributes.status != 'FINISHED'"
     elif encoder:

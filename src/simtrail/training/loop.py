@@ -38,7 +38,8 @@ def fit(
 
     Reads `train_rows` of the packed images and nothing else. `on_epoch` is given the history so far after each epoch,
     and after an interruption the same call goes on from the last saved state, makes the same rows again where need be,
-    and ends with the same weights. Raises InputError for settings the images don't allow, FloatingPointError when the loss is not finite.
+    and ends with the same weights. Raises InputError for settings the images don't allow, FloatingPointError when the
+    loss is not finite.
     """
     per_epoch = len(train_rows) // params.batch_size
     if per_epoch == 0:

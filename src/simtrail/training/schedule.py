@@ -9,7 +9,7 @@ from torch import nn
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The learning rate of optimiser step 0 … steps − 1: a linear rise over the first share `warmup`, then a cosine to 0."""
+    """The learning rate of step 0 … steps − 1: a linear rise over the first share `warmup`, then a cosine to 0."""
     rise = round(warmup * steps)
     if step < rise:
         return peak * (step + 1) / rise

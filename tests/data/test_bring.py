@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import photographs
+
+from simtrail.data import bring
+from simtrail.errors import InputError
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project with DVC, and a folder of the user's images beside it."""
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    from dvc.repo import Repo
+
+    Repo.init(no_scm=True)
+    photographs(tmp_path / "mine", classes=2, each=3)
+    return tmp_path
+
+
+def files(name: str) -> set[str]:
+    root = bring.DATA / name
+    return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+
+
+def test_class_folders_are_copied_under_images_and_versioned(project):
+    (project / "mine/notes.txt").write_text("x")
+    (project / "mine/.hidden").write_text("x")
+    count, left_out = bring.add(project / "mine", "moths", None, None, link=False)
+    assert count == 6
+    assert left_out == [f"{project}/mine/notes.txt: not an image"]
+    assert "images/class0/0.png" in files("moths")
+    recorded = yaml.safe_load((project / "project/data.dvc").read_text())["outs"][0]
+    assert recorded["path"] == "data"
+    assert recorded["nfiles"] == 6
+
+
+@pytest.mark.parametrize("shaped", [True, False])
+def test_metadata_paths_point_into_images_and_columns_are_declared(project, shaped):
+    source = project / "mine"
+    prefix = ""
+    if shaped:
+        (source / "images").mkdir()
+        for folder in ("class0", "class1"):
+            (source / folder).rename(source / "images" / folder)
+        prefix = "images/"
+    (source / "metadata.csv").write_text(f"path,genus,id\n{prefix}class0/0.png,A,1\n{prefix}class1/1.png,B,2\n")
+    bring.add(source, "moths", "genus", "id", link=False)
+    assert (bring.DATA / "moths/metadata.csv").read_text().splitlines()[1] == "images/class0/0.png,A,1"
+    assert yaml.safe_load((bring.DATA / "moths/dataset.yaml").read_text()) == {"label": "genus", "group": "id"}
+
+
+def test_links_share_the_bytes(project):
+    bring.add(project / "mine", "moths", None, None, link=True)
+    assert (bring.DATA / "moths/images/class0/0.png").samefile(project / "mine/class0/0.png")
+
+
+def test_broken_links_are_named_and_left_out(project):
+    (project / "mine/class0/gone.png").symlink_to("/nowhere.png")
+    count, left_out = bring.add(project / "mine", "moths", None, None, link=False)
+    assert count == 6
+    assert left_out == [f"{project}/mine/class0/gone.png: broken link to /nowhere.png"]
+
+
+@pytest.mark.parametrize(
+    ("label", "sheet", "message"),
+    [
+        ("species", "path,genus\nclass0/0.png,A\n", r"mine/metadata\.csv: no column 'species'; it has path, genus"),
+        ("genus", None, r"mine/dataset\.yaml: label = 'genus': there is no metadata\.csv"),
+    ],
+)
+def test_a_wrong_column_is_refused_and_nothing_is_left_behind(project, label, sheet, message):
+    if sheet:
+        (project / "mine/metadata.csv").write_text(sheet)
+    with pytest.raises(InputError, match=message):
+        bring.add(project / "mine", "moths", label, None, link=False)
+    assert not (bring.DATA / "moths").exists()
+    assert not (project / "project/data.dvc").exists()
+
+
+def test_missing_empty_and_taken_are_refused(project):
+    with pytest.raises(InputError, match="no such folder"):
+        bring.add(project / "none", "moths", None, None, link=False)
+    (project / "empty").mkdir()
+    with pytest.raises(InputError, match="no image in it"):
+        bring.add(project / "empty", "moths", None, None, link=False)
+    bring.add(project / "mine", "moths", None, None, link=False)
+    with pytest.raises(InputError, match="exists already"):
+        bring.add(project / "mine", "moths", None, None, link=False)
+
+
+def test_missing_data_names_the_command_that_brings_it(project):
+    with pytest.raises(InputError, match=r"simtrail data add PATH --name moths"):
+        bring.fetch("moths")
+
+
+def test_a_clone_without_data_gets_it_from_the_remote(project):
+    def dvc(*words: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", *words, "-q"], check=True)
+
+    bring.add(project / "mine", "moths", None, None, link=False)
+    dvc("remote", "add", "--default", "share", str(project / "share"))
+    dvc("push")
+    before = files("moths")
+    for folder in ("data", ".dvc/cache"):
+        subprocess.run(["rm", "-r", folder], check=True)
+    bring.fetch("moths")
+    assert files("moths") == before

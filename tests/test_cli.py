@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def simtrail(*words: str, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "simtrail", *words], cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    heavy = "{'torch', 'numpy', 'pandas', 'mlflow', 'dvc'}"
+    script = f"import sys; import simtrail.cli; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+    assert "pretrain" in simtrail("--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("verb", ["check", "data"])
+def test_bad_input_is_one_message_exit_code_2_and_no_traceback(tmp_path, verb):
+    text = (ROOT / "params.yaml").read_text().replace("temperature: 0.2", "temperature: -1")
+    (tmp_path / "params.yaml").write_text(text)
+    result = simtrail(*{"check": ["check"], "data": ["data", "fetch"]}[verb], cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "error: params.yaml: pretrain.temperature = -1: must be > 0\n"
+
+
+def test_missing_data_names_the_command_that_brings_it(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    result = simtrail("check", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "data/demo: no such folder; `simtrail data fetch`" in result.stderr
