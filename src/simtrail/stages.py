@@ -150,7 +150,7 @@ def pretrain() -> None:
     split = pd.read_parquet(SPLIT)["split"]
     for line in TwoViews(p.augment, recipe).ineffective():
         _say(f"pretrain: warning: {line}")
-    code = _code_hash("augment", "data", "model", "training")
+    code = _code_hash("augment", "data/loader.py", "data/pack.py", "data/recipe.py", "model", "training")
     key = hashlib.sha256(json.dumps([facts, p.model_dump(), code]).encode()).hexdigest()[:16]
     state = ResumeState((project_root() or Path()) / ".simtrail", key)
     with run(Trail(params, facts["data_md5"]), key=key, system_metrics=True) as run_id:
@@ -327,9 +327,12 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
     return rows
 
 
-def _code_hash(*packages: str) -> str:
-    """Identifies the source text of the given subpackages."""
-    files = sorted(f for package in packages for f in (Path(__file__).parent / package).rglob("*.py"))
+def _code_hash(*parts: str) -> str:
+    """Identifies the source text of the given modules and subpackages."""
+    package = Path(__file__).parent
+    files = sorted(
+        f for part in parts for f in ([package / part] if part.endswith(".py") else (package / part).rglob("*.py"))
+    )
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
 
 

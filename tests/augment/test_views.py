@@ -11,8 +11,8 @@ from simtrail.data.recipe import Recipe
 def recipe(bands: int = 3, background: float = 0.0, size: int = 32) -> Recipe:
     names = ["red", "green", "blue"] if bands == 3 else [f"b{i}" for i in range(bands)]
     return Recipe(
-        size=size, fit="pad", background=background, composite=True, file_bands=bands, mask_band=None, bands=names,
-        dtype="uint8", low=[0] * bands, high=[255] * bands,
+        size=size, fit="pad", background=background, composite=True, file_dtype="uint8", file_bands=bands,
+        mask_band=None, bands=names, dtype="uint8", low=[0] * bands, high=[255] * bands,
     )  # fmt: skip
 
 

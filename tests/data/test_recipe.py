@@ -87,6 +87,11 @@ def test_other_band_counts_are_refused():
         conform(np.zeros((5, 16, 16), np.uint8), recipe())
 
 
+def test_another_type_is_refused_rather_than_clipped():
+    with pytest.raises(ValueError, match="pixels are uint16: must be uint8"):
+        conform(np.zeros((3, 16, 16), np.uint16), recipe())
+
+
 def test_downscaling_averages_instead_of_picking_pixels():
     board = np.indices((64, 64)).sum(0) % 2 * 255
     packed = conform(np.stack([board] * 3).astype(np.uint8), recipe())

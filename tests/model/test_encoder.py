@@ -17,7 +17,7 @@ from simtrail.model.encoder import Encoder, EncoderConfig
 
 def config(bands: int = 3, model: str = "resnet10t", stem: str = "standard") -> EncoderConfig:
     recipe = Recipe(
-        size=32, fit="pad", background=0, composite=True, file_bands=bands, mask_band=None,
+        size=32, fit="pad", background=0, composite=True, file_dtype="uint8", file_bands=bands, mask_band=None,
         bands=[f"b{i}" for i in range(bands)], dtype="uint8", low=[0] * bands, high=[255] * bands,
     )  # fmt: skip
     return EncoderConfig(model=model, stem=stem, recipe=recipe, mean=[0.4] * bands, std=[0.2] * bands)

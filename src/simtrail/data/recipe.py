@@ -22,6 +22,7 @@ class Recipe(BaseModel):
     fit: Literal["pad", "crop"]
     background: float
     composite: bool  # on the background, where alpha or the mask band is zero
+    file_dtype: str  # type of a file's pixels
     file_bands: int  # bands of a file, without alpha, with the mask
     mask_band: int | None  # its index among file_bands; it never reaches the network
     bands: list[str]  # names of the bands that reach the network
@@ -63,6 +64,7 @@ def make_recipe(manifest: pd.DataFrame, declaration: Declaration, params: Prepar
         fit=params.fit,
         background=params.background,
         composite=params.mask == "apply",
+        file_dtype=manifest["dtype"].iloc[0],
         file_bands=n,
         mask_band=mask,
         bands=[names[i] for i in kept],
@@ -75,8 +77,11 @@ def make_recipe(manifest: pd.DataFrame, declaration: Declaration, params: Prepar
 def conform(image: np.ndarray, recipe: Recipe) -> np.ndarray:
     """A file's (C, H, W) array as the recipe's (len(bands), size, size) array of its dtype.
 
-    C is `file_bands`, or one more for alpha. Raises ValueError for any other number of bands.
+    C is `file_bands`, or one more for alpha. Raises ValueError for any other number of bands, and for another type,
+    whose values would mean something else.
     """
+    if str(image.dtype) != recipe.file_dtype:
+        raise ValueError(f"pixels are {image.dtype}: must be {recipe.file_dtype}, as in the images this was made for")
     if image.ndim != 3 or len(image) not in (recipe.file_bands, recipe.file_bands + 1):
         raise ValueError(
             f"image of shape {image.shape}: must be (bands, height, width) with {recipe.file_bands} bands, "

@@ -1,0 +1,180 @@
+"""What a user sees in the MLflow UI, in headless Chromium; SCREENSHOTS names a folder to keep the pictures in."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from simtrail.data.demo import generate
+from simtrail.tracking.store import open_store
+from test_pipeline import VERBS, write_params
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="chromium is missing from PATH: apt-get install chromium"),
+]
+EPOCHS = 3
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+# What a click on "Model training" and closing the assistant leave behind: without them MLflow shows its GenAI pages.
+SETTLED = """
+localStorage.setItem("mlflow.workflowType_v1", '"machine_learning"');
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A project folder in which the whole pipeline has run once."""
+    folder = tmp_path_factory.mktemp("ui") / "a project"
+    folder.mkdir()
+    generate(folder / "data/demo", species=4, specimens=10)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    write_params(folder, pretrain__epochs=EPOCHS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for verb in VERBS:
+            verb()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(project, tmp_path_factory):
+    """The address of the UI, started as a user does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "ui.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "simtrail", "ui", "--port", str(port)],
+            cwd=project,
+            env={k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "DVC_ROOT")},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # the server has workers: they are ended as one group
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(port):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/#"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(20)
+        finally:
+            try:
+                os.killpg(server.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def page(site):
+    playwright.expect.set_options(timeout=60_000)  # two cores may be busy with something else
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, LOOPBACK_ONLY])
+        context = browser.new_context(viewport={"width": 1600, "height": 1100})
+        context.set_default_timeout(60_000)
+        context.add_init_script(SETTLED)
+        yield context.new_page()
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def keep(page, tmp_path_factory):
+    """Saves what the page shows under a name."""
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str) -> None:
+        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(1000)  # animations
+        page.screenshot(path=folder / f"{name}.png")
+
+    yield save
+    print(f"\nscreenshots: {folder}")
+
+
+@pytest.fixture
+def version(project, monkeypatch):
+    monkeypatch.chdir(project)
+    return open_store().get_model_version_by_alias("small", "champion")
+
+
+def shows(page, *texts: str) -> None:
+    for text in texts:
+        playwright.expect(page.get_by_text(text).first).to_be_visible()
+
+
+def test_the_runs_table_shows_the_run_and_the_metrics_asked_for(page, site, keep):
+    page.goto(f"{site}/experiments/1/runs")
+    shows(page, "1 matching run", "resnet10t", "demo (")
+    keep("runs")
+    page.get_by_role("button", name="Columns").click()
+    for name in ("linear_probe.accuracy", "loss"):
+        page.get_by_placeholder("Search columns").fill(name)
+        page.get_by_title(name, exact=True).first.click()
+    page.keyboard.press("Escape")
+    header = page.get_by_role("columnheader")
+    playwright.expect(header.filter(has_text="linear_probe.accuracy")).to_be_visible()
+    playwright.expect(header.filter(has_text="loss")).to_be_visible()
+    keep("runs-metrics")
+
+
+def test_the_run_page_shows_parameters_metrics_and_lineage(page, site, keep, version):
+    page.goto(f"{site}/experiments/1/runs/{version.run_id}")
+    shows(page, "Finished", "pretrain.model", "linear_probe.accuracy", "contrastive_top1", "data_md5", "small")
+    keep("run")
+
+
+def test_the_model_metrics_tab_draws_the_loss_of_every_epoch(page, site, keep, version):
+    page.goto(f"{site}/experiments/1/runs/{version.run_id}/model-metrics")
+    shows(page, "contrastive_top1")
+    keep("run-metrics")
+    page.get_by_placeholder("Search metric charts").fill("loss")
+    points = page.locator(".js-plotly-plot .scatterlayer .points path")
+    playwright.expect(points).to_have_count(EPOCHS)
+    shows(page, "loss")
+    keep("run-metrics-loss")
+
+
+def test_the_version_page_shows_numbers_alias_and_lineage(page, site, keep, version):
+    page.goto(f"{site}/models/small/versions/1")
+    shows(page, "linear_probe.accuracy", "champion", "Source Run")
+    keep("version")
+    for tag in ("data_md5", "git_commit", "encoder_sha256"):
+        row = page.get_by_role("row").filter(has=page.get_by_text(tag, exact=True))
+        playwright.expect(row).to_contain_text(version.tags[tag])
+    page.get_by_text("data_md5", exact=True).scroll_into_view_if_needed()
+    keep("version-tags")
