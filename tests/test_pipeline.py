@@ -111,12 +111,12 @@ def test_one_run_carries_parameters_data_curves_results_and_its_end(project):
     assert run.info.status == "FINISHED"
     assert run.data.params["pretrain.temperature"] == "0.2"
     assert (
-        run.data.metrics["linear_probe.accuracy"] == json.loads(stages.METRICS.read_text())["linear_probe"]["accuracy"]
+        run.data.metrics["linear_probe/accuracy"] == json.loads(stages.METRICS.read_text())["linear_probe"]["accuracy"]
     )
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "demo"
     assert dataset.dataset.digest == json.loads(stages.VALIDATION.read_text())["data_md5"]
-    assert [m.step for m in client().get_metric_history(run.info.run_id, "loss")] == [1, 2]
+    assert [m.step for m in client().get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
     files = {f.path for f in client().list_artifacts(run.info.run_id)}
     assert {"params.yaml", "validation.html", "metrics.json", "figures", "config.json"} <= files
 
@@ -124,17 +124,17 @@ def test_one_run_carries_parameters_data_curves_results_and_its_end(project):
 def test_the_version_carries_metrics_and_lineage(project):
     version = client().get_model_version_by_alias("small", "champion")
     metrics = json.loads(stages.METRICS.read_text())
-    assert float(version.tags["metric.linear_probe.accuracy"]) == pytest.approx(
+    assert float(version.tags["metric.linear_probe/accuracy"]) == pytest.approx(
         metrics["linear_probe"]["accuracy"], rel=1e-5
     )
     assert version.tags["data_md5"] == json.loads(stages.VALIDATION.read_text())["data_md5"]
     assert version.tags["checks"].startswith("passed")
     assert {"git_commit", "params_hash", "encoder_sha256"} <= set(version.tags)
-    assert "linear_probe.accuracy" in version.description
+    assert "| linear probe | " in version.description
     (run,) = all_runs()
     models = client().search_logged_models([run.info.experiment_id])
     logged = {m.key: m.value for m in models[0].metrics}
-    assert logged["linear_probe.accuracy"] == metrics["linear_probe"]["accuracy"]
+    assert logged["linear_probe/accuracy"] == metrics["linear_probe"]["accuracy"]
 
 
 def test_registering_again_adds_nothing(copied):
@@ -243,7 +243,7 @@ def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkey
     again = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "2")
     assert again.info.run_id == killed.info.run_id
     assert again.info.status == "FINISHED"
-    assert [m.step for m in client().get_metric_history(again.info.run_id, "loss")] == [1, 2, 3]
+    assert [m.step for m in client().get_metric_history(again.info.run_id, "train/loss")] == [1, 2, 3]
     assert not list(Path(".simtrail").glob("*.pt"))
 
 

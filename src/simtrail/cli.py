@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -138,6 +139,8 @@ def add(
 
 def main() -> None:
     """Runs the command line; bad input is one message on standard error and exit code 2."""
+    # Threads that wait by spinning take the processor from whatever else runs; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except InputError as fault:

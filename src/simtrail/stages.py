@@ -61,22 +61,9 @@ def check() -> None:
         "rejected": rejected,
     }
     _write_json(VALIDATION, result)
-    others = [p for p in dataset.files()[1] if p not in ("metadata.csv", "dataset.yaml")]
     usable = manifest[manifest["rejected"].isna()]
-    sizes = (
-        f"{usable['width'].min()}–{usable['width'].max()} × {usable['height'].min()}–{usable['height'].max()} px"
-        if len(usable)
-        else ""
-    )
-    facts = {
-        "data version (DVC md5)": md5,
-        "size": f"{manifest['bytes'].sum() / 1e6:.1f} MB",
-        "images": f"{len(manifest)}, of {sizes}, {usable['dtype'].iloc[0] if len(usable) else ''}",
-        "groups": manifest["group"].nunique() or "none declared",
-        "files not looked at": len(others),
-    }
-    classes = manifest["label"].value_counts(dropna=False).rename({None: "(no label)", np.nan: "(no label)"}).to_dict()
-    PAGE.write_text(validation_page(**result, facts=facts, classes=classes), encoding="utf-8")
+    others = [p for p in dataset.files()[1] if p not in ("metadata.csv", "dataset.yaml")]
+    PAGE.write_text(validation_page(result, manifest, others), encoding="utf-8")
 
     if others:
         _say(f"check: {len(others)} files are no images and are not looked at, such as {others[0]}")
@@ -257,7 +244,7 @@ def register() -> None:
         pd.read_csv(HISTORY).to_dict("records"),
         metrics,
         comparable=f"{facts['split_hash']}-{params.hash('evaluate', 'prepare')}",
-        deciding="linear_probe.accuracy" if "linear_probe.accuracy" in metrics else "effective_rank",
+        deciding="linear_probe/accuracy" if "linear_probe/accuracy" in metrics else "features/effective_rank",
         checks=f"{verdict}, {warnings} warnings",
         signature=(np.dtype(usual["dtype"]), int(usual["bands"]) + int(usual["alpha"])),
     )
@@ -321,9 +308,13 @@ def _write_json(path: Path, tree: Any) -> None:
 
 
 def _flat(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics as MLflow shows them, one section per classifier; of the intervals, those of the accuracy."""
     rows: dict[str, float] = {}
     for name, value in metrics.items():
-        rows |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        scores = (
+            {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {f"features/{name}": value}
+        )
+        rows |= {k: v for k, v in scores.items() if not k.endswith(("_low", "_high")) or "/accuracy_" in k}
     return rows
 
 

@@ -5,10 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment
 
 
-def validation_page(**result: Any) -> str:
-    """The page as text; `result` holds what validation.json holds, and `facts` and `classes`."""
+def validation_page(result: dict[str, Any], manifest: pd.DataFrame, others: list[str]) -> str:
+    """The page as text: what validation.json holds, the facts of the manifest, and the files that are no images."""
+    usable = manifest[manifest["rejected"].isna()]
+    span = {side: f"{usable[side].min()} to {usable[side].max()}" for side in ("width", "height") if len(usable)}
+    facts = {
+        "data version (DVC md5)": result["data_md5"],
+        "images": f"{len(manifest)} in {manifest['bytes'].sum() / 1e6:.1f} MB",
+        **{f"{side}, px": text for side, text in span.items()},
+        "pixels": ", ".join(
+            f"{kind} × {bands} bands" for kind, bands in sorted(set(zip(usable["dtype"], usable["bands"], strict=True)))
+        ),
+        "groups": manifest["group"].nunique() or "none declared",
+        "files that are no images": ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        or "none",
+    }
+    classes = manifest["label"].fillna("(no label)").value_counts().to_dict()
     template = Path(__file__).with_name("validation.html.j2").read_text(encoding="utf-8")
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template).render(**result)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(**result, facts=facts, classes=classes)

@@ -20,6 +20,7 @@ from mlflow.types import Schema, TensorSpec
 
 import simtrail
 from simtrail.errors import InputError
+from simtrail.evaluation.scores import TITLES
 from simtrail.model.encoder import CONFIG, WEIGHTS
 from simtrail.tracking.run import Trail, git_state, log_history, log_result, run
 from simtrail.tracking.store import open_store, store_lock
@@ -172,9 +173,29 @@ def _gate(
 
 
 def _description(facts: dict[str, str], metrics: dict[str, float], deciding: str) -> str:
-    rows = "\n".join(f"| {k} | {v:.4f} |" for k, v in metrics.items())
-    return (
-        f"Decides: **{deciding} = {metrics[deciding]:.4f}**\n\n| metric (test split) | value |\n|---|---|\n{rows}\n\n"
-        f"Data `{facts['data']}` {facts['data_md5']} · checks: {facts['checks']} · commit {facts['git_commit'][:10]} · "
-        f"parameters {facts['params_hash']} · encoder {facts['encoder_sha256'][:16]}"
+    def cell(name: str, score: str) -> str:
+        return f"{metrics[f'{name}/{score}']:.3f}"
+
+    lines = [
+        f"**{deciding.replace('_', ' ').replace('/', ' ')} = {metrics[deciding]:.4f}** decides between versions.",
+        "",
+    ]
+    if names := [name.removesuffix("/accuracy") for name in metrics if name.endswith("/accuracy")]:
+        lines += ["| test split | accuracy | 95 % interval | balanced | F1 |", "|---|---|---|---|---|"]
+        for name in names:
+            interval = f"{cell(name, 'accuracy_low')} – {cell(name, 'accuracy_high')}"
+            scores = f"{cell(name, 'accuracy')} | {interval} | {cell(name, 'balanced_accuracy')} | {cell(name, 'f1')}"
+            lines.append(f"| {TITLES.get(name, name)} | {scores} |")
+    free = ", ".join(
+        f"{k.split('/')[1].replace('_', ' ')} {v:.3g}" for k, v in metrics.items() if k.startswith("features/")
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"- features: {free}",
+            f"- data: `{facts['data']}` {facts['data_md5']}, checks {facts['checks']}",
+            f"- code: commit {facts['git_commit']}, parameters {facts['params_hash']}",
+            f"- encoder: sha256 {facts['encoder_sha256']}",
+        ]
     )

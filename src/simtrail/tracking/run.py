@@ -98,11 +98,12 @@ def find_run(
 def log_history(run_id: str, history: list[dict[str, float]]) -> None:
     """Logs the rows of a training history that the run does not have yet, at their epoch."""
     client = MlflowClient()
-    logged = max((m.step for m in client.get_metric_history(run_id, "loss")), default=0)
+    logged = max((m.step for m in client.get_metric_history(run_id, "train/loss")), default=0)
     now = int(time.time() * 1000)
     for row in history:
         if (epoch := int(row["epoch"])) > logged:
-            client.log_batch(run_id, [Metric(k, v, now, epoch) for k, v in row.items() if k not in ("epoch", "step")])
+            rows = {f"train/{k}": v for k, v in row.items() if k not in ("epoch", "step")}
+            client.log_batch(run_id, [Metric(k, v, now, epoch) for k, v in rows.items()])
 
 
 def log_result(metrics: dict[str, float], files: list[Path]) -> None:

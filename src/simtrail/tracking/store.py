@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
@@ -59,7 +60,16 @@ def serve(port: int) -> NoReturn:
     """Becomes the MLflow UI of the store, on 127.0.0.1."""
     open_store()
     print(f"MLflow UI: http://127.0.0.1:{port} (stop with Ctrl-C)", flush=True)
-    where = ["--backend-store-uri", mlflow.get_tracking_uri(), "--host", "127.0.0.1", "--port", str(port)]
+    where = [
+        "--backend-store-uri",
+        mlflow.get_tracking_uri(),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *where])
 
 
