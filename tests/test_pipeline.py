@@ -50,20 +50,23 @@ def all_runs():
     return store.search_runs([e.experiment_id for e in store.search_experiments()])
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A project folder in which the whole pipeline has run once."""
-    folder = tmp_path_factory.mktemp("trail") / "a project"
+def run_pipeline(folder: Path, **changes: object) -> Path:
+    """The folder, made a project with a small demo set in which every stage has run once."""
     folder.mkdir()
     generate(folder / "data/demo", species=4, specimens=10)
     shutil.copy(ROOT / "dvc.yaml", folder)
-    write_params(folder)
+    write_params(folder, **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         for verb in VERBS:
             verb()
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    return run_pipeline(tmp_path_factory.mktemp("trail") / "a project")
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def test_one_run_carries_parameters_data_curves_results_and_its_end(project):
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "demo"
     assert dataset.dataset.digest == json.loads(stages.VALIDATION.read_text())["data_md5"]
-    assert [m.step for m in client().get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+    assert [m.step for m in client().get_metric_history(run.info.run_id, "curves/loss")] == [1, 2]
     files = {f.path for f in client().list_artifacts(run.info.run_id)}
     assert {"params.yaml", "validation.html", "metrics.json", "figures", "config.json"} <= files
 
@@ -243,7 +246,7 @@ def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkey
     again = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "2")
     assert again.info.run_id == killed.info.run_id
     assert again.info.status == "FINISHED"
-    assert [m.step for m in client().get_metric_history(again.info.run_id, "train/loss")] == [1, 2, 3]
+    assert [m.step for m in client().get_metric_history(again.info.run_id, "curves/loss")] == [1, 2, 3]
     assert not list(Path(".simtrail").glob("*.pt"))
 
 

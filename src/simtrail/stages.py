@@ -266,11 +266,11 @@ def summary() -> None:
 def _table(metrics: dict[str, Any]) -> list[str]:
     from simtrail.evaluation.scores import TITLES
 
-    lines = [f"{'test split':<48}{'accuracy':>9}  95 % interval   balanced"]
+    lines = [f"{'test split':<26}{'accuracy':>9}  95 % interval   balanced"]
     for name, title in TITLES.items():
         if s := metrics.get(name):
             interval = f"{s['accuracy_low']:.3f} – {s['accuracy_high']:.3f}"
-            lines.append(f"{title:<48}{s['accuracy']:>9.3f}  {interval}{s['balanced_accuracy']:>11.3f}")
+            lines.append(f"{title:<26}{s['accuracy']:>9.3f}  {interval}{s['balanced_accuracy']:>11.3f}")
     if len(lines) == 1:
         lines = ["no labels: label-free measures of the test split"]
     free = ", ".join(f"{k.replace('_', ' ')} {metrics[k]:.3g}" for k in ("effective_rank", "uniformity", "feature_std"))

@@ -21,6 +21,7 @@ TINY = {
     "pretrain.hidden": 32,
     "pretrain.projection": 16,
     "pretrain.batch_size": 8,
+    "pretrain.learning_rate": 0.004,
     "pretrain.epochs": 3,
 }
 
@@ -83,7 +84,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(prepared
 def test_max_steps_ends_the_run_and_the_schedule_with_it(prepared):
     _, history = fit(prepared, {"pretrain.max_steps": 4, "pretrain.warmup": 0.0})
     assert [row["step"] for row in history] == [3, 4]
-    assert history[-1]["learning_rate"] == pytest.approx(learning_rate(3, 4, 0.002 * 8 / 256, 0.0))
+    assert history[-1]["learning_rate"] == pytest.approx(learning_rate(3, 4, 0.004 * 8 / 256, 0.0))
 
 
 def test_a_batch_larger_than_the_data_is_refused_by_key(prepared):

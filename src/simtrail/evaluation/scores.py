@@ -9,8 +9,8 @@ Scores = dict[str, float]  # accuracy, accuracy_low, accuracy_high, balanced_acc
 TITLES = {
     "linear_probe": "linear probe",
     "knn": "kNN",
-    "raw_pixels": "floor: linear probe on 16×16 pixels",
-    "random_encoder": "floor: linear probe on a random-weight encoder",
+    "raw_pixels": "floor: 16×16 pixels",
+    "random_encoder": "floor: random weights",
     "majority": "floor: majority class",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 import warnings
@@ -65,20 +66,26 @@ def register(
                 model = _log_model(encoder, signature)
                 mlflow.log_metrics(metrics, model_id=model.model_id, dataset=trail.dataset())
                 version = client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
+                versions = json.dumps([{"name": name, "version": version.version}])
+                client.set_logged_model_tags(
+                    model.model_id, {"mlflow.modelVersions": versions}
+                )  # the run page links it
         facts = {
             "encoder_sha256": sha,
             "data": trail.params.data.name,
             "data_md5": trail.data_md5,
-            "git_commit": commit or "none",
+            "git_commit": commit or "not in git",
             "params_hash": trail.params.hash(),
             "comparable": comparable,
             "checks": checks,
-            **{f"metric.{k}": f"{v:.6g}" for k, v in metrics.items()},
+            **{f"metric.{k}": f"{v:.6g}" for k, v in metrics.items() if k == deciding or k.startswith("linear_probe/")},
         }
         for key, value in facts.items():
             if version.tags.get(key) != value and not (found and key in ("git_commit", "params_hash")):
                 client.set_model_version_tag(name, version.version, key, value)
-        client.update_model_version(name, version.version, _description(facts, metrics, deciding))
+        description = _description(facts, metrics, deciding)
+        client.update_model_version(name, version.version, description)
+        client.set_tag(run_id, "mlflow.note.content", description)
         alias, reason = _gate(client, name, version, facts, metrics, deciding)
     return {
         "name": name,
@@ -177,7 +184,7 @@ def _description(facts: dict[str, str], metrics: dict[str, float], deciding: str
         return f"{metrics[f'{name}/{score}']:.3f}"
 
     lines = [
-        f"**{deciding.replace('_', ' ').replace('/', ' ')} = {metrics[deciding]:.4f}** decides between versions.",
+        f"{deciding.replace('_', ' ').replace('/', ' ')} {metrics[deciding]:.3f}, which decides between versions",
         "",
     ]
     if names := [name.removesuffix("/accuracy") for name in metrics if name.endswith("/accuracy")]:

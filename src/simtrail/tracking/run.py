@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -22,9 +23,26 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Run
 
 from simtrail.params import Params
-from simtrail.tracking.store import open_store
+from simtrail.tracking.store import VIEW, open_store
 
 KEY, ENCODER, PARAMS, OWNER = "simtrail.key", "simtrail.encoder_sha256", "simtrail.params_hash", "simtrail.process"
+
+
+# The runs table as a user first wants it: MLflow's own has no metric in it.
+_VIEW = {
+    "searchFilter": "",
+    "orderByKey": "attributes.start_time",
+    "orderByAsc": False,
+    "startTime": "ALL",
+    "lifecycleFilter": "Active",
+    "datasetsFilter": [],
+    "modelVersionFilter": "All Runs",
+    "selectedColumns": ["attributes.`Dataset`", "attributes.`Models`"]
+    + [
+        f"metrics.`{name}`"
+        for name in ("linear_probe/accuracy", "knn/accuracy", "features/effective_rank", "curves/loss")
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,7 @@ def run(
     """
     client = open_store()
     experiment = mlflow.set_experiment(trail.params.data.name).experiment_id
+    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(_VIEW))
     _end_orphans(client, experiment)
     found = find_run(client, experiment, key=key, encoder=encoder, params=trail.params.hash())
     with _terminable():
@@ -98,11 +117,11 @@ def find_run(
 def log_history(run_id: str, history: list[dict[str, float]]) -> None:
     """Logs the rows of a training history that the run does not have yet, at their epoch."""
     client = MlflowClient()
-    logged = max((m.step for m in client.get_metric_history(run_id, "train/loss")), default=0)
+    logged = max((m.step for m in client.get_metric_history(run_id, "curves/loss")), default=0)
     now = int(time.time() * 1000)
     for row in history:
         if (epoch := int(row["epoch"])) > logged:
-            rows = {f"train/{k}": v for k, v in row.items() if k not in ("epoch", "step")}
+            rows = {f"curves/{k}": v for k, v in row.items() if k not in ("epoch", "step")}
             client.log_batch(run_id, [Metric(k, v, now, epoch) for k, v in rows.items()])
 
 
@@ -137,9 +156,9 @@ def _describe(trail: Trail) -> None:
     mlflow.log_params(trail.params.flat())
     mlflow.log_artifact("params.yaml")
     mlflow.log_input(trail.dataset(), context="training")
-    tags: dict[str, Any] = {PARAMS: trail.params.hash(), "simtrail.data_md5": trail.data_md5, "git.dirty": bool(diff)}
+    tags: dict[str, Any] = {PARAMS: trail.params.hash(), "simtrail.data_md5": trail.data_md5}
     if commit:
-        tags["mlflow.source.git.commit"] = commit
+        tags |= {"mlflow.source.git.commit": commit, "git.dirty": bool(diff)}
     mlflow.set_tags(tags)
     if diff:
         mlflow.log_text(diff, "git.diff")

@@ -19,6 +19,8 @@ import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 
+VIEW = "simtrail"  # name of the view of an experiment's runs that shows their metrics
+
 # where MLflow keeps absolute artifact paths
 _LOCATIONS = (
     ("experiments", "artifact_location"),
@@ -58,8 +60,14 @@ def open_store() -> MlflowClient:
 
 def serve(port: int) -> NoReturn:
     """Becomes the MLflow UI of the store, on 127.0.0.1."""
-    open_store()
-    print(f"MLflow UI: http://127.0.0.1:{port} (stop with Ctrl-C)", flush=True)
+    runs = open_store().search_runs([e.experiment_id for e in open_store().search_experiments()], max_results=1)
+    # straight to the latest run's experiment: MLflow's front page is about language models
+    page = (
+        f"/#/experiments/{runs[0].info.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+        if runs
+        else ""
+    )
+    print(f"MLflow UI: http://127.0.0.1:{port}{page}\n(stop with Ctrl-C)", flush=True)
     where = [
         "--backend-store-uri",
         mlflow.get_tracking_uri(),
