@@ -11,14 +11,19 @@ UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 help: ## list every target
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
+# An environment holds its own path: one that was moved with the project is made again.
+ifneq ($(shell cat .venv/.installed 2>/dev/null),$(CURDIR))
+.PHONY: .venv/.installed
+endif
+
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}: simtrail needs 3.11 to 3.13; choose one with make PYTHON=/path/to/python3.12")'
 	@echo "installing into .venv (about 6 GB on disk)"
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
-	@touch $@
+	@echo "$(CURDIR)" > $@
 
 repro: .venv/.installed ## install, bring the data, run the pipeline, print the result
 	@$(BIN)/simtrail data fetch
