@@ -94,6 +94,12 @@ def test_missing_empty_and_taken_are_refused(project):
         bring.add(project / "mine", "moths", None, None, link=False)
 
 
+def test_data_that_is_recorded_but_missing_is_not_dropped_from_the_record(project):
+    (project / "project/data.dvc").write_text("outs: []")
+    with pytest.raises(InputError, match="simtrail data fetch"):
+        bring.add(project / "mine", "moths", None, None, link=False)
+
+
 def test_missing_data_names_the_command_that_brings_it(project):
     with pytest.raises(InputError, match=r"simtrail data add PATH --name moths"):
         bring.fetch("moths")

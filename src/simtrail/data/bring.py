@@ -57,6 +57,11 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
         raise InputError(f"{source}: no such folder")
     if target.exists():
         raise InputError(f"{target} exists already; choose another --name, or remove that folder to replace it")
+    if Path("data.dvc").exists() and not DATA.exists():
+        raise InputError(
+            "data.dvc names data that is not here, and would lose it: bring it first with `simtrail data fetch` "
+            "(or, to start afresh, remove data.dvc)"
+        )
     building = Path(".simtrail") / f"add-{os.getpid()}"
     shutil.rmtree(building, ignore_errors=True)
     try:

@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation strengths C tried on the validation split
 
@@ -22,11 +23,11 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, split: np.ndarray) ->
     train, val = split == "train", split == "val"
 
     def fitted(c: float, rows: np.ndarray) -> LogisticRegression:
-        with warnings.catch_warnings():
+        # Many short products: more threads mostly wait for each other, for minutes on a busy machine.
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("error", ConvergenceWarning)  # an unconverged probe is no result
-            return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=10_000)).fit(
-                features[rows], labels[rows]
-            )
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=10_000))
+            return probe.fit(features[rows], labels[rows])
 
     accuracy = {c: fitted(c, train).score(features[val], labels[val]) for c in PENALTIES}
     best = max(accuracy, key=lambda c: (accuracy[c], -c))
