@@ -58,8 +58,7 @@ def test_the_caller_s_random_state_is_left_alone():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    views(**FULL)(torch.rand(2, 3, 32, 32), 0)
-    torch.manual_seed(3)
+    views(**FULL)(torch.zeros(2, 3, 32, 32), 0)
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -71,10 +70,9 @@ def test_every_sample_and_every_view_has_its_own_draw(change, bands):
     assert len({view.numpy().tobytes() for view in result}) == 16
 
 
-def test_nothing_switched_on_changes_nothing():
+def test_switched_off_only_the_aspect_of_the_crop_changes():
     batch = torch.rand(3, 6, 32, 32)
     result = views(6, crop_min_area=1.0)(batch, 0)
-    # a crop of the whole area may still change the aspect ratio; with flip, colour and blur off the values stay
     assert result.mean().item() == pytest.approx(batch.mean().item(), abs=0.05)
 
 

@@ -53,9 +53,8 @@ class TwoViews:
             # Kornia draws from torch's global generator alone
             with torch.random.fork_rng([batch.device] if batch.is_cuda else []):
                 torch.manual_seed(int(np.random.SeedSequence((*seed, view)).generate_state(1, np.uint64)[0] >> 1))
-                moved = (
-                    self.geometry(batch - self.background) + self.background
-                )  # what Kornia fills with 0 is background
+                # what Kornia fills with 0 is then background
+                moved = self.geometry(batch - self.background) + self.background
                 views.append(self.blur(self.color(moved.clamp_(0, 1))).clamp_(0, 1))
         return torch.cat(views)
 

@@ -58,7 +58,6 @@ def assign(manifest: pd.DataFrame, params: Prepare) -> pd.Series:
             raise InputError(
                 f"the split leaves no image for {part}: {table['group'].nunique()} groups are too few; "
                 f"add images or change prepare.{part}_fraction"
-                f"add images or change prepare.{part}_fraction"
             )
     return result
 
