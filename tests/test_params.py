@@ -23,6 +23,19 @@ def message(changes: dict[str, object]) -> str:
         ("pretrain.epochs", True, "pretrain.epochs = True: must be"),
         ("check.on_fail", "warn", "check.on_fail = 'warn': must be 'error' or 'quarantine'"),
         ("pretrain.temprature", 0.1, "pretrain.temprature: unknown key; did you mean pretrain.temperature?"),
+        ("pretrain.augment.color.jitter.hue", 0.6, "pretrain.augment.color.jitter.hue = 0.6: must be ≤ 0.5"),
+        ("pretrain.head.dept", 2, "pretrain.head.dept: unknown key; did you mean pretrain.head.depth?"),
+        (
+            "pretrain.encoder.vit",
+            {"patch": 4},
+            "pretrain.encoder.vit.patch: unknown key; did you mean pretrain.encoder.vit.patch",
+        ),
+        (
+            "pretrain.accumulate_steps",
+            4,
+            "pretrain.accumulate_steps: unknown key; accumulated gradients would contrast",
+        ),
+        ("pretrain.micro_batch_size", 5, "pretrain.micro_batch_size = 5: must divide pretrain.batch_size = 64"),
         ("data.name", "../x", "data.name = '../x': must"),
         ("prepare.test_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction = 1.05: must be < 1"),
         ("check.min_side", 99999, "check.min_side = 99999: must not exceed check.max_side"),
@@ -33,7 +46,7 @@ def test_a_fault_names_key_value_and_what_is_allowed(key, value, words):
 
 
 def test_every_fault_has_its_line():
-    assert len(message({"pretrain.epochs": 0, "pretrain.hidden": 0, "evaluate.knn_k": "x"}).splitlines()) == 3
+    assert len(message({"pretrain.epochs": 0, "pretrain.head.hidden": 0, "evaluate.knn_k": "x"}).splitlines()) == 3
 
 
 def test_a_missing_key_is_named():

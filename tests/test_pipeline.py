@@ -24,7 +24,8 @@ from simtrail.errors import InputError
 
 SMALL = {
     "prepare.size": 32,
-    "pretrain.model": "resnet10t",
+    "pretrain.encoder.model": "resnet10t",
+    "pretrain.monitor.every": 2,
     "pretrain.epochs": 2,
     "pretrain.max_steps": None,
     "pretrain.batch_size": 16,
@@ -225,29 +226,28 @@ def test_the_tracking_uri_overrides_and_is_relative_to_the_project(project, monk
 
 
 def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkeypatch):
-    from simtrail.training import loop
+    from simtrail.training.state import Checkpoints
 
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
-    write_params(copied, pretrain__seed=2, pretrain__epochs=3)
-    saved = loop.ResumeState.save
+    write_params(copied, pretrain__seed=2, pretrain__epochs=3, pretrain__checkpoint__every_steps=1)
+    saved = Checkpoints.save
 
-    def save_then_die(self, state):
-        saved(self, state)
-        if len(state["history"]) == 2:
+    def save_then_die(self, step, state):
+        saved(self, step, state)
+        if len(state["at"]["history"]) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop.ResumeState, "save", save_then_die)
+    monkeypatch.setattr(Checkpoints, "save", save_then_die)
     with pytest.raises(SystemExit):
         stages.pretrain()
     killed = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "2")
     assert killed.info.status == "KILLED"
-    monkeypatch.setattr(loop.ResumeState, "save", saved)
+    monkeypatch.setattr(Checkpoints, "save", saved)
     stages.pretrain()
     again = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "2")
     assert again.info.run_id == killed.info.run_id
     assert again.info.status == "FINISHED"
     assert [m.step for m in client().get_metric_history(again.info.run_id, "curves/loss")] == [1, 2, 3]
-    assert not list(Path(".simtrail").glob("*.pt"))
+    assert not list(Path(".simtrail").iterdir())
 
 
 def test_a_failure_ends_the_run_as_failed(copied, monkeypatch):

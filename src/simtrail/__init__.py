@@ -21,16 +21,18 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load_encoder(uri: str | Path) -> Encoder:
+def load_encoder(uri: str | Path, head_layers: int = 0) -> Encoder:
     """The encoder of a registry URI (`models:/NAME@champion`, `models:/NAME/3`) or of a local folder.
 
     Its `embed(paths_or_folder)` returns a DataFrame with one row of features per image. It is in evaluation mode, on
-    the GPU if there is one. Raises InputError for an unknown name or a damaged folder.
+    the GPU if there is one. With `head_layers` = k the features are those after the first k layers of the projection
+    head, a better start for fine-tuning on few labels (SimCLRv2). Raises InputError for an unknown name or a damaged
+    folder.
     """
     from simtrail.model.encoder import Encoder
 
     if str(uri).startswith("models:/"):
         from simtrail.tracking.registry import fetch
 
-        return Encoder.load(fetch(str(uri)))
-    return Encoder.load(Path(uri))
+        return Encoder.load(fetch(str(uri)), head_layers)
+    return Encoder.load(Path(uri), head_layers)

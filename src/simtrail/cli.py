@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simtrail.errors import InputError
+from simtrail.errors import InputError, TrainingError
 
 app = typer.Typer(
     help="From a folder of images to a registered SimCLR encoder whose whole trail can be read back.",
@@ -44,6 +44,17 @@ def pretrain() -> None:
     from simtrail import stages
 
     stages.pretrain()
+
+
+@app.command()
+def preview(
+    images: Annotated[int, typer.Option(min=1, max=64, help="how many training images")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="which images, and which views of them")] = 0,
+) -> None:
+    """Draw training images and the views that the present settings make of them: artifacts/preview/views.png."""
+    from simtrail import stages
+
+    stages.preview(images, seed)
 
 
 @app.command()
@@ -138,7 +149,7 @@ def add(
 
 
 def main() -> None:
-    """Runs the command line; bad input is one message on standard error and exit code 2."""
+    """Runs the command line; bad input is one message on standard error and exit code 2, a failed run exit code 1."""
     # Threads that wait by spinning take the processor from whatever else runs; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -146,3 +157,6 @@ def main() -> None:
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
+    except TrainingError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(1)

@@ -1,5 +1,9 @@
-"""The one exception for bad input: the command line prints it without a traceback and exits with code 2."""
+"""The two errors that end a command with one message and no traceback."""
 
 
 class InputError(Exception):
-    """Bad input from the user: the message names the file, row or key, the value, and the fix."""
+    """Data or settings that can't be used; the message names the file, row or key, the value, and the fix. Exit 2."""
+
+
+class TrainingError(Exception):
+    """A training run that could not go on; the message says where it stood and what is left of it. Exit 1."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from simtrail.errors import InputError
 
 T = TypeVar("T", bound=BaseModel)
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -69,51 +70,237 @@ class Prepare(_Section):
         return self
 
 
-class Augment(_Section):
-    crop_min_area: float = Field(gt=0, le=1)
-    """Smallest share of the image's area that a random resized crop keeps."""
-    flip: float = Field(ge=0, le=1)
-    """Probability of a horizontal flip."""
-    rotation: float = Field(ge=0, le=180)
-    """Largest rotation either way, in degrees; 0 for none. Corners are filled with the background."""
-    color: float = Field(ge=0, le=1)
+class Crop(_Section):
+    p: Probability
+    """Probability of a random resized crop."""
+    min_area: float = Field(gt=0, le=1)
+    """Smallest share of the image's area that is kept; aspect ratios from 3/4 to 4/3."""
+
+
+class Flip(_Section):
+    p: Probability
+    """Probability of mirroring the image."""
+
+
+class Rotation(_Section):
+    p: Probability
+    """Probability of a rotation."""
+    degrees: float = Field(ge=0, le=180)
+    """Largest rotation either way, in degrees."""
+
+
+class Perspective(_Section):
+    p: Probability
+    """Probability of a perspective warp."""
+    distortion: float = Field(ge=0, le=1)
+    """How far a corner moves inwards at most, as a share of half the image's side."""
+
+
+class ThinPlateSpline(_Section):
+    p: Probability
+    """Probability of a thin-plate spline warp of the four corners and the centre."""
+    displacement: float = Field(ge=0, le=0.5)
+    """How far each of the five points moves at most, as a share of half the image's side."""
+
+
+class Geometry(_Section):
+    """Where a view looks; everything outside the image is background."""
+
+    strength: float = Field(ge=0, le=1)
+    """Multiplies what this group does to the image, except flips: 0 the image as it is, 1 as given below."""
+    crop: Crop
+    horizontal_flip: Flip
+    vertical_flip: Flip
+    rotation: Rotation
+    perspective: Perspective
+    thin_plate_spline: ThinPlateSpline
+
+
+class Jitter(_Section):
+    p: Probability
     """Probability of colour jitter."""
-    color_strength: float = Field(ge=0, le=1)
-    """Strength s of colour jitter: brightness, contrast and saturation 0.8 s, hue 0.2 s (appendix A of the paper)."""
-    grayscale: float = Field(ge=0, le=1)
-    """Probability of turning RGB to grey; without effect on other band counts, and said so."""
-    blur: float = Field(ge=0, le=1)
-    """Probability of Gaussian blur, kernel a tenth of the image's side."""
+    brightness: float = Field(ge=0, le=1)
+    """A factor from 1 − brightness to 1 + brightness."""
+    contrast: float = Field(ge=0, le=1)
+    """Likewise, about the mean of the image."""
+    saturation: float = Field(ge=0, le=1)
+    """Likewise, about grey; only where red, green and blue are declared."""
+    hue: float = Field(ge=0, le=0.5)
+    """Largest turn of the hue either way, in turns; only where red, green and blue are declared."""
+
+
+class Grayscale(_Section):
+    p: Probability
+    """Probability of turning red, green and blue to grey; only where they are declared."""
+
+
+class Posterize(_Section):
+    p: Probability
+    """Probability of keeping only the upper bits of each value."""
+    bits: int = Field(ge=1, le=8)
+    """Bits kept at least, of 8."""
+
+
+class Color(_Section):
+    """What a view's values are; bands beyond red, green and blue are jittered one by one."""
+
+    strength: float = Field(ge=0, le=1)
+    """Multiplies jitter and posterize; with jitter 0.8, 0.8, 0.8, 0.2 it is the paper's s (appendix A)."""
+    jitter: Jitter
+    grayscale: Grayscale
+    posterize: Posterize
+
+
+class Blur(_Section):
+    p: Probability
+    """Probability of Gaussian blur, its kernel a tenth of the image's side."""
+    sigma: float = Field(ge=0.1, le=20)
+    """Largest standard deviation, in pixels; the smallest is 0.1."""
+
+
+class Sharpness(_Section):
+    p: Probability
+    """Probability of sharpening."""
+    factor: float = Field(ge=0, le=10)
+    """Largest share of the difference to the smoothed image that is added."""
+
+
+class Erasing(_Section):
+    p: Probability
+    """Probability of a rectangle filled with background."""
+    max_area: float = Field(gt=0.02, le=0.9)
+    """Largest share of the image erased; the smallest is 0.02, aspect ratios from 0.3 to 3.3."""
+
+
+class Texture(_Section):
+    """How sharp a view is, and how much of it is missing."""
+
+    strength: float = Field(ge=0, le=1)
+    """Multiplies what this group does to the image: 0 the image as it is, 1 as given below."""
+    blur: Blur
+    sharpness: Sharpness
+    erasing: Erasing
+
+
+class Augment(_Section):
+    """The two views: every image and every view has its own draws. Each `p` is a probability."""
+
+    geometry: Geometry
+    color: Color
+    texture: Texture
+
+
+class Vit(_Section):
+    """Vision transformers only."""
+
+    patch_size: int | None = Field(default=None, ge=1)
+    """Side of a patch in pixels; null: as in the model's name."""
+    features: Literal["token", "mean", "both"] = "token"
+    """What the features are: the class token, the mean of the patches, or both side by side."""
+    layers: int = Field(default=1, ge=1)
+    """How many of the last layers give features."""
+    combine: Literal["concat", "mean"] = "concat"
+    """How the features of several layers become one vector."""
+
+
+class Architecture(_Section):
+    model: str
+    """Any model of timm by name: ResNets, ConvNeXt, EfficientNet, ViT, …"""
+    width: Literal[1, 2, 4]
+    """Multiplies the channels of a ResNet (the paper's 1×, 2×, 4×)."""
+    stem: Literal["standard", "small"]
+    """First layers of any ResNet: as in the ImageNet model, or 3×3 with stride 1 and no max-pooling, for images up to
+    64 px (appendix B.9)."""
+    vit: Vit | None
+    """Settings of a vision transformer; null: the model's own pooling and patches, and for every other model."""
+
+
+class Head(_Section):
+    depth: int = Field(ge=0, le=3)
+    """Layers of the projection head: 0 none (projections are the features), 1 linear, 2 the paper's, 3 SimCLRv2's."""
+    hidden: int = Field(ge=1)
+    """Width of its hidden layers."""
+    output: int = Field(ge=2)
+    """Width of the projections."""
+    batch_norm: bool
+    """Batch normalisation before each ReLU."""
+
+
+class Monitor(_Section):
+    every: int = Field(ge=1)
+    """Epochs between looks at the validation split; the last epoch is always looked at."""
+    metric: Literal["auto", "knn", "probe", "effective_rank", "last"]
+    """Which validation measure chooses the weights that are kept: kNN or probe accuracy, effective rank, or none (the
+    last weights). auto: knn where images of the validation split are labelled, effective_rank elsewhere."""
+    patience: int | None = Field(ge=1)
+    """Stop after so many looks without a better value; null: train to the end."""
+
+
+class Checkpoint(_Section):
+    every_steps: int | None = Field(ge=1)
+    """Save the state after so many steps …"""
+    every_minutes: float = Field(gt=0)
+    """… or minutes, whichever comes first. Without influence on the result."""
+    keep: int = Field(ge=1)
+    """Checkpoints kept: an older one stands in for one that can't be read."""
 
 
 class Pretrain(_Section):
-    model: str
-    """Encoder: any ResNet of timm by name."""
-    stem: Literal["standard", "small"]
-    """First layers: as in the ImageNet model, or 3×3 with stride 1 and no max-pooling, for images up to 64 px."""
-    hidden: int = Field(ge=1)
-    """Width of the projection head's hidden layer."""
-    projection: int = Field(ge=2)
-    """Width of the projection head's output."""
+    encoder: Architecture
+    weights: str
+    """First weights: random, pretrained (timm's, for ImageNet), the folder of an encoder, or models:/NAME@ALIAS."""
+    head: Head
+    objective: Literal["nt_xent", "dcl"]
+    """NT-Xent (the paper's), or the decoupled contrastive loss, for small batches."""
+    normalise: bool
+    """Whether projections are brought to unit length: cosine or dot-product similarity (Table 5 of the paper)."""
     temperature: float = Field(gt=0)
-    """Temperature τ of NT-Xent."""
+    """Temperature τ of the objective."""
     epochs: int = Field(ge=1)
     """Passes over the training split."""
     max_steps: int | None = Field(ge=1)
     """Stop after so many optimiser steps, the schedule shortened to fit; null: no limit."""
     batch_size: int = Field(ge=2)
-    """Images per step; twice as many views."""
+    """Images per step, over all processes; twice as many views, all each other's negatives."""
+    micro_batch_size: int | None = Field(ge=1)
+    """Images that go through the encoder at once in one process, where a batch exceeds memory: gradients are cached
+    (GradCache), so that the batch keeps all its negatives, at the price of a second forward pass. null: all."""
+    optimiser: Literal["adamw", "sgd", "lars"]
+    """AdamW, SGD with momentum 0.9, or the paper's LARS."""
     learning_rate: float = Field(gt=0)
-    """Peak learning rate of AdamW per 256 images, scaled linearly with batch_size."""
+    """Peak learning rate per 256 images."""
+    learning_rate_scaling: Literal["linear", "sqrt"]
+    """How it grows with batch_size: × batch_size / 256, or × √(batch_size / 256) (appendix B.1)."""
     weight_decay: float = Field(ge=0)
     """Weight decay; biases and normalisation layers are exempt."""
     warmup: float = Field(ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly; a cosine takes it to zero over the rest."""
-    precision: Literal["bf16", "fp32"]
+    clip: float | None = Field(gt=0)
+    """Largest norm of the gradient; null: not clipped."""
+    ema: float | None = Field(gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is monitored and kept; null: none."""
+    precision: Literal["bf16", "fp16", "fp32"]
     """Arithmetic of encoder and projection head; the loss is always float32."""
+    compile: bool
+    """Compile the encoder (torch.compile): a minute at the start, faster steps on a GPU."""
+    gradient_checkpointing: bool
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    sync_batch_norm: bool
+    """Several processes: batch normalisation over the whole batch, as in one process, instead of each its share."""
+    monitor: Monitor
+    checkpoint: Checkpoint
     seed: int = Field(ge=0)
     """Seed of the weights, the order of images and the views."""
     augment: Augment
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Pretrain:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"pretrain.micro_batch_size = {self.micro_batch_size}: must divide "
+                f"pretrain.batch_size = {self.batch_size}"
+            )
+        return self
 
 
 class Embed(_Section):
@@ -191,6 +378,11 @@ def _line(error: Any, schema: type[BaseModel]) -> str:
     match error["type"]:
         case "missing":
             return f"{key}: missing; add it"
+        case "extra_forbidden" if "accum" in key:
+            return (
+                f"{key}: unknown key; accumulated gradients would contrast each small batch with itself alone and lose "
+                "most negatives; set pretrain.micro_batch_size, which keeps them all"
+            )
         case "extra_forbidden":
             near = difflib.get_close_matches(key, _keys(schema), n=1, cutoff=0.6)
             return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; remove it")
@@ -207,8 +399,9 @@ def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in schema.model_fields.items():
         key = prefix + (field.alias or name)
         keys.append(key)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _keys(field.annotation, key + ".")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += _keys(kind, key + ".")
     return keys
 
 

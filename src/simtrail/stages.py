@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ MANIFEST, VALIDATION, PAGE = (
 QUARANTINE = ROOT / "check/quarantine.csv"
 PACKED, SPLIT, STATISTICS = ROOT / "prepare", ROOT / "prepare/split.parquet", ROOT / "prepare/statistics.json"
 ENCODER, HISTORY = ROOT / "pretrain", ROOT / "pretrain/history.csv"
+PREVIEW = ROOT / "preview/views.png"
 EMBEDDINGS = ROOT / "embed/embeddings.parquet"
 METRICS, FIGURES = ROOT / "evaluate/metrics.json", ROOT / "evaluate/figures"
 REGISTRATION = ROOT / "register/registration.json"
@@ -117,45 +119,86 @@ def prepare() -> None:
 
 
 def pretrain() -> None:
-    """The encoder, trained by SimCLR on the training split, and its history; one MLflow run, resumed after a kill."""
+    """The encoder, trained by SimCLR on the training split, and its history; one MLflow run, resumed after a kill.
+
+    In several processes (torchrun) the first keeps the run and writes; the others only compute.
+    """
     params = load_params()
     from simtrail.augment.views import TwoViews
     from simtrail.data.recipe import Recipe
-    from simtrail.evaluation.figures import training_curve
+    from simtrail.evaluation.figures import training_curve, view_grid
     from simtrail.model.encoder import EncoderConfig
-    from simtrail.tracking.registry import encoder_hash
-    from simtrail.tracking.run import Trail, log_history, log_result, run, tag_encoder
-    from simtrail.tracking.store import project_root
+    from simtrail.training.distributed import processes, rank
     from simtrail.training.loop import fit
-    from simtrail.training.state import ResumeState
+    from simtrail.training.state import Checkpoints
 
-    _fresh(ENCODER)
-    facts = _read_json(STATISTICS, "prepare")
+    facts, table = _read_json(STATISTICS, "prepare"), _read(pd.read_parquet, SPLIT, "prepare")
     recipe = Recipe.model_validate(facts["recipe"])
     p = params.pretrain
-    config = EncoderConfig(model=p.model, stem=p.stem, recipe=recipe, mean=facts["mean"], std=facts["std"])
-    split = pd.read_parquet(SPLIT)["split"]
-    for line in TwoViews(p.augment, recipe).ineffective():
-        _say(f"pretrain: warning: {line}")
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=facts["mean"], std=facts["std"])
+    weights = _local(p.weights)
     code = _code_hash("augment", "data/loader.py", "data/pack.py", "data/recipe.py", "model", "training")
-    key = hashlib.sha256(json.dumps([facts, p.model_dump(), code]).encode()).hexdigest()[:16]
-    state = ResumeState((project_root() or Path()) / ".simtrail", key)
-    with run(Trail(params, facts["data_md5"]), key=key, system_metrics=True) as run_id:
-        encoder, history = fit(
-            _packed(recipe),
-            np.flatnonzero(split == "train"),
+    settings = p.model_dump(exclude={"checkpoint"})  # how often it is saved changes nothing
+    key = hashlib.sha256(json.dumps([facts, settings, weights.stamp, code]).encode()).hexdigest()[:16]
+    with processes():
+        images = _packed(recipe)
+        rows = {part: np.flatnonzero(table["split"] == part) for part in ("train", "val")}
+        checkpoints = Checkpoints(_root() / ".simtrail", key, p.checkpoint.keep)
+        learn = partial(
+            fit,
+            images,
+            rows["train"],
+            rows["val"],
             config,
-            p,
-            state,
-            lambda history: log_history(run_id, history),
+            p.model_copy(update={"weights": weights.place}),
+            labels=pd.factorize(table["label"])[0],
+            checkpoints=checkpoints,
         )
-        encoder.save(ENCODER)
-        pd.DataFrame(history).to_csv(HISTORY, index=False)
-        training_curve(history, ENCODER / "training.png")
-        tag_encoder(encoder_hash(ENCODER))
-        log_result({}, [ENCODER / "training.png", ENCODER / "config.json"])
-    state.discard()
-    _say(f"pretrain: {len(history)} epochs, {history[-1]['step']:.0f} steps, last loss {history[-1]['loss']:.3f}")
+        if rank() > 0:
+            learn()
+            return
+        from simtrail.tracking.registry import encoder_hash
+        from simtrail.tracking.run import Trail, log_history, log_result, run, tag_encoder
+
+        _fresh(ENCODER)
+        views = TwoViews(p.augment, recipe)
+        for line in [*views.ineffective(), *_without_effect(p)]:
+            _say(f"pretrain: warning: {line}")
+        with run(Trail(params, facts["data_md5"]), key=key, resumed=bool(checkpoints), system_metrics=True) as run_id:
+            view_grid(images, rows["train"][:6], views, p.seed, ENCODER / "views.png")
+            trained = learn(
+                on_epoch=lambda history: log_history(run_id, history),
+                say=lambda line: _say(f"pretrain: {line}"),
+            )
+            trained.encoder.save(ENCODER)
+            pd.DataFrame(trained.history).to_csv(HISTORY, index=False)
+            training_curve(trained.history, trained.epoch, ENCODER / "training.png")
+            tag_encoder(encoder_hash(ENCODER))
+            log_result({"kept_epoch": trained.epoch}, [*sorted(ENCODER.glob("*.png")), ENCODER / "config.json"])
+        checkpoints.discard()
+    last = trained.history[-1]
+    _say(
+        f"pretrain: {last['epoch']} epochs, {last['step']} steps, last loss {last['loss']:.3f}; "
+        f"the weights kept are of epoch {trained.epoch}"
+    )
+
+
+def preview(images: int, seed: int) -> None:
+    """A picture of training images and their views under the present settings: artifacts/preview/views.png."""
+    params = load_params()
+    from simtrail.augment.views import TwoViews
+    from simtrail.data.recipe import Recipe
+    from simtrail.evaluation.figures import view_grid
+
+    facts, table = _read_json(STATISTICS, "prepare"), _read(pd.read_parquet, SPLIT, "prepare")
+    recipe = Recipe.model_validate(facts["recipe"])
+    views = TwoViews(params.pretrain.augment, recipe)
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(table["split"] == "train"))[:images]
+    _fresh(PREVIEW.parent)
+    view_grid(_packed(recipe), rows, views, seed, PREVIEW)
+    for line in views.ineffective():
+        _say(f"preview: warning: {line}")
+    _say(f"preview: {len(rows)} images and two pairs of views each: {PREVIEW}")
 
 
 def embed() -> None:
@@ -275,6 +318,50 @@ def _table(metrics: dict[str, Any]) -> list[str]:
         lines = ["no labels: label-free measures of the test split"]
     free = ", ".join(f"{k.replace('_', ' ')} {metrics[k]:.3g}" for k in ("effective_rank", "uniformity", "feature_std"))
     return [*lines, free]
+
+
+def _root() -> Path:
+    """Where the project lies; what outlives a run is kept there, also when DVC works in another folder."""
+    from simtrail.tracking.store import project_root
+
+    return project_root() or Path()
+
+
+class _Weights(NamedTuple):
+    place: str  # random, pretrained, or a folder
+    stamp: str  # identifies them: a name may come to mean other weights
+
+
+def _local(weights: str) -> _Weights:
+    """First weights as the training core takes them: a model of the registry is fetched."""
+    if weights in ("random", "pretrained"):
+        return _Weights(weights, weights)
+    folder = Path(weights)
+    if weights.startswith("models:/"):
+        from simtrail.tracking.registry import fetch
+
+        folder = fetch(weights)
+    from simtrail.model.encoder import CONFIG, WEIGHTS
+
+    files = [folder / WEIGHTS, folder / CONFIG]
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(
+            f"pretrain.weights = {weights!r}: must be random, pretrained, models:/NAME@ALIAS, or the folder of an "
+            f"encoder; {missing[0]}: no such file"
+        )
+    return _Weights(str(folder), hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest())
+
+
+def _without_effect(p: Any) -> list[str]:
+    """One line for each setting of `pretrain` that the others leave without effect."""
+    lines = []
+    if p.head.depth < 2 and p.head.batch_norm:
+        lines.append(f"head.hidden, head.batch_norm: no effect: a head of depth {p.head.depth} has no hidden layer")
+    if p.head.depth == 0:
+        lines.append("head.output: no effect: without a head, the features are the projections")
+    if p.monitor.metric == "last" and p.monitor.patience:
+        lines.append(f"monitor.patience = {p.monitor.patience}: no effect: monitor.metric is last")
+    return [f"pretrain.{line}" for line in lines]
 
 
 def _packed(recipe: Any) -> Any:

@@ -5,11 +5,8 @@ import pandas as pd
 import pytest
 from conftest import with_changes
 from sklearn import metrics as sk
-from sklearn.neighbors import KNeighborsClassifier
 
 from simtrail.errors import InputError
-from simtrail.evaluation.classifiers import knn, linear_probe
-from simtrail.evaluation.geometry import effective_rank, feature_std, uniformity
 from simtrail.evaluation.report import classify, labelled, small_pixels
 from simtrail.evaluation.scores import classification, confusion, with_intervals
 
@@ -42,52 +39,6 @@ def test_the_interval_counts_groups_not_images():
     assert of_groups["accuracy_low"] <= p <= of_groups["accuracy_high"]
 
 
-def test_knn_with_equal_votes_equals_scikit_learn():
-    bank, labels, queries = RNG.normal(size=(80, 6)), RNG.integers(0, 3, 80), RNG.normal(size=(40, 6))
-    expected = KNeighborsClassifier(1, metric="cosine").fit(bank, labels).predict(queries)
-    np.testing.assert_array_equal(knn(bank, labels, queries, 1), expected)
-
-
-def test_knn_weighs_votes_by_similarity():
-    bank = np.array([[1.0, 0.0], [0.0, 1.0], [0.05, 1.0]])
-    assert knn(bank, np.array([0, 1, 1]), np.array([[1.0, 0.1]]), 3)[0] == 0  # two far ones do not outvote a near one
-    assert knn(bank, np.array([0, 1, 1]), np.array([[1.0, 0.1]]), 99)[0] == 0
-
-
-def blobs(n: int = 300):
-    labels = np.arange(n) % 3
-    split = np.array(["train", "train", "train", "val", "test"])[(np.arange(n) // 3) % 5]
-    return RNG.normal(size=(n, 10)) + 4 * np.eye(10)[labels], labels, split
-
-
-def test_the_linear_probe_separates_what_is_separable():
-    features, labels, split = blobs()
-    predicted, _ = linear_probe(features, labels, split)
-    assert (predicted == labels[split == "test"]).mean() > 0.95
-
-
-def test_the_linear_probe_never_sees_test_labels():
-    features, labels, split = blobs()
-    spoiled = np.where(split == "test", 0, labels)
-    np.testing.assert_array_equal(linear_probe(features, labels, split)[0], linear_probe(features, spoiled, split)[0])
-
-
-def test_effective_rank_of_known_spectra():
-    assert effective_rank(np.eye(7)) == pytest.approx(7)
-    assert effective_rank(np.ones((9, 4))) == pytest.approx(1)
-    p = np.array([3, 1]) / 4
-    assert effective_rank(np.diag([3.0, 1.0])) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
-
-
-def test_uniformity_and_std_of_known_sets():
-    assert uniformity(np.ones((5, 3))) == pytest.approx(0)
-    assert uniformity(np.array([[1.0, 0], [-1.0, 0]])) == pytest.approx(-8)
-    big = RNG.normal(size=(3000, 4))
-    assert uniformity(big, pairs=200_000) == pytest.approx(uniformity(big, pairs=10**8), abs=0.01)
-    assert feature_std(np.ones((5, 3))) == pytest.approx(0)
-    assert feature_std(RNG.normal(size=(20000, 16))) == pytest.approx(1 / 4, rel=0.02)
-
-
 def table(labels: list[str | None], split: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"label": pd.Series(labels, dtype="object"), "split": split})
 
@@ -104,7 +55,9 @@ def test_unlabelled_images_are_left_out_and_unlabelled_sets_are_none():
 
 
 def test_every_classifier_and_floor_is_scored():
-    features, labels, split = blobs()
+    labels = np.arange(300) % 3
+    split = np.array(["train", "train", "train", "val", "test"])[(np.arange(300) // 3) % 5]
+    features = RNG.normal(size=(300, 10)) + 4 * np.eye(10)[labels]
     data = labelled(table([f"c{x}" for x in labels], split.tolist()), np.arange(len(labels)))
     noise = RNG.normal(size=(300, 5))
     scores, predictions = classify(

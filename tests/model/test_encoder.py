@@ -1,51 +1,66 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from conftest import photographs
-from torch import nn
 
 from simtrail import load_encoder
 from simtrail.data.readers import read_image
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
-from simtrail.model.encoder import Encoder, EncoderConfig
+from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
+from simtrail.params import Architecture, Head, Vit
 
 
-def config(bands: int = 3, model: str = "resnet10t", stem: str = "standard") -> EncoderConfig:
+def config(
+    bands: int = 3,
+    model: str = "test_resnet",
+    stem: str = "standard",
+    depth: int = 2,
+    hidden: int = 12,
+    size: int = 32,
+    patch_size: int | None = None,
+) -> EncoderConfig:
     recipe = Recipe(
-        size=32, fit="pad", background=0, composite=True, file_dtype="uint8", file_bands=bands, mask_band=None,
-        bands=[f"b{i}" for i in range(bands)], dtype="uint8", low=[0] * bands, high=[255] * bands,
+        size=size,
+        fit="pad",
+        background=0,
+        composite=True,
+        file_dtype="uint8",
+        file_bands=bands,
+        mask_band=None,
+        bands=[f"b{i}" for i in range(bands)],
+        dtype="uint8",
+        low=[0] * bands,
+        high=[255] * bands,
+    )
+    vit = Vit(patch_size=patch_size) if patch_size else None
+    return EncoderConfig(
+        architecture=Architecture(model=model, width=1, stem=stem, vit=vit),
+        head=Head(depth=depth, hidden=hidden, output=8, batch_norm=True),
+        recipe=recipe, mean=[0.4] * bands, std=[0.2] * bands,
     )  # fmt: skip
-    return EncoderConfig(model=model, stem=stem, recipe=recipe, mean=[0.4] * bands, std=[0.2] * bands)
+
+
+def encoder_of(seed: int = 0, **settings) -> Encoder:
+    torch.manual_seed(seed)
+    return Encoder(config(**settings)).eval()
 
 
 @pytest.mark.parametrize("bands", [1, 3, 7, 408])
-def test_any_band_count_gives_features(bands):
-    encoder = Encoder(config(bands)).eval()
-    assert encoder(torch.rand(2, bands, 32, 32)).shape == (2, encoder.width)
+def test_any_band_count_gives_features_and_projections(bands):
+    encoder = encoder_of(bands=bands)
+    batch = torch.rand(2, bands, 32, 32)
+    assert encoder(batch).shape == (2, encoder.width)
+    assert encoder.project(batch).shape == (2, 8)
+    torch.testing.assert_close(encoder.project(batch), encoder.head(encoder(batch)))
 
 
-def test_the_small_stem_keeps_the_resolution():
-    encoder = Encoder(config(model="resnet18", stem="small"))
-    assert encoder.backbone.conv1.kernel_size == (3, 3)
-    assert isinstance(encoder.backbone.maxpool, nn.Identity)
-    assert encoder.backbone.forward_features(torch.rand(1, 3, 32, 32)).shape[-1] == 4
-
-
-def test_images_too_small_for_the_standard_stem_are_refused():
-    small = config().model_copy(update={"recipe": config().recipe.model_copy(update={"size": 16})})
-    with pytest.raises(InputError, match=r"prepare\.size = 16: must be ≥ 32"):
-        Encoder(small)
-
-
-@pytest.mark.parametrize(("model", "stem", "key"), [("vgg16", "standard", "model"), ("resnet10t", "small", "stem")])
-def test_what_is_not_possible_is_refused_by_key(model, stem, key):
-    with pytest.raises(InputError, match=rf"pretrain\.{key} = "):
-        Encoder(config(model=model, stem=stem))
+def test_without_a_head_the_projections_are_the_features():
+    encoder = encoder_of(depth=0)
+    batch = torch.rand(2, 3, 32, 32)
+    assert torch.equal(encoder.project(batch), encoder(batch))
 
 
 def test_images_are_normalised_by_the_stored_statistics():
@@ -54,18 +69,101 @@ def test_images_are_normalised_by_the_stored_statistics():
     torch.testing.assert_close(encoder(batch), encoder.backbone((batch - 0.4) / 0.2))
 
 
-def test_saved_and_loaded_it_gives_the_same_features(tmp_path):
-    torch.manual_seed(0)
-    encoder = Encoder(config()).eval()
+@pytest.mark.parametrize(
+    ("model", "patch_size"),
+    [("test_resnet", None), ("test_convnext", None), ("test_efficientnet", None), ("test_vit", 8)],
+)
+def test_saved_and_loaded_it_gives_the_same_features_and_projections(tmp_path, model, patch_size):
+    encoder = encoder_of(model=model, patch_size=patch_size)
+    encoder.save(tmp_path)
+    loaded, batch = load_encoder(tmp_path).cpu(), torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded(batch), encoder(batch))
+    assert torch.equal(loaded.project(batch), encoder.project(batch))
+
+
+def test_features_may_be_taken_from_a_layer_of_the_head(tmp_path):
+    encoder = encoder_of(depth=3)
     encoder.save(tmp_path)
     batch = torch.rand(2, 3, 32, 32)
-    assert torch.equal(load_encoder(tmp_path).cpu()(batch), encoder(batch))
+    for layers, width in enumerate([encoder.width, 12, 12, 8]):
+        loaded = load_encoder(tmp_path, head_layers=layers).cpu()
+        assert loaded.width == width
+        expected = encoder(batch)
+        for layer in list(encoder.head)[:layers]:
+            expected = layer(expected)
+        torch.testing.assert_close(loaded(batch), expected)
+        torch.testing.assert_close(loaded.project(batch), encoder.project(batch))
+        assert loaded.embed(np.zeros((2, 3, 9, 9), np.uint8)).shape == (2, width)
+    for layers in (4, -1):
+        with pytest.raises(InputError, match=rf"head_layers = {layers}: must be from 0 to 3"):
+            load_encoder(tmp_path, head_layers=layers)
+
+
+def test_random_weights_stay_as_they_are():
+    encoder, same = encoder_of(), encoder_of()
+    assert load_weights(encoder, "random") == []
+    assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), same.parameters(), strict=True))
+
+
+def test_weights_of_a_folder_give_its_features_and_projections(tmp_path):
+    source, target = encoder_of(), encoder_of(seed=1)
+    source.save(tmp_path)
+    assert load_weights(target, str(tmp_path)) == []
+    batch = torch.rand(2, 3, 32, 32)
+    assert torch.equal(target.project(batch), source.project(batch))
+
+
+def test_another_head_stays_random_and_this_is_said(tmp_path):
+    source, target = encoder_of(), encoder_of(seed=1, depth=3)
+    source.save(tmp_path)
+    before = [p.clone() for p in target.head.parameters()]
+    assert load_weights(target, str(tmp_path)) == ["head stays random: the weights have another one"]
+    assert all(torch.equal(a, b) for a, b in zip(before, target.head.parameters(), strict=True))
+    batch = torch.rand(2, 3, 32, 32)
+    assert torch.equal(target(batch), source(batch))
+
+
+def test_weights_of_a_folder_of_other_bands_see_a_grey_image_alike(tmp_path):
+    source, target = encoder_of(), encoder_of(seed=1, bands=7)
+    source.save(tmp_path)
+    assert load_weights(target, str(tmp_path)) == ["net.conv1.0.weight adapted from 3 to 7 bands"]
+    grey = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(target(grey.repeat(1, 7, 1, 1)), source(grey.repeat(1, 3, 1, 1)))
+
+
+def test_weights_of_a_vision_transformer_fit_other_sizes(tmp_path):
+    encoder_of(model="test_vit", patch_size=8).save(tmp_path)
+    assert load_weights(encoder_of(model="test_vit", patch_size=16, size=64), str(tmp_path)) == []
+
+
+def test_timms_weights_are_taken_over_and_the_head_stays_random(monkeypatch):
+    donor = encoder_of(seed=5).backbone.net.state_dict()
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(donor))
+    encoder, before = encoder_of(), encoder_of().head.state_dict()
+    assert load_weights(encoder, "pretrained") == []
+    assert all(torch.equal(v, donor[k]) for k, v in encoder.backbone.net.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in encoder.head.state_dict().items())
+
+
+@pytest.mark.parametrize(("key", "theirs"), [("model", "resnet10t"), ("stem", "small")])
+def test_weights_of_another_architecture_are_refused_by_key(tmp_path, key, theirs):
+    encoder_of(**{key: theirs}).save(tmp_path)
+    with pytest.raises(
+        InputError, match=rf"pretrain\.encoder\.{key} = .*: must be '{theirs}' with pretrain\.weights = "
+    ):
+        load_weights(encoder_of(), str(tmp_path))
+
+
+def test_weights_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"pretrain\.weights = 'pretraned': must be random, pretrained, "):
+        load_weights(encoder_of(), "pretraned")
+    with pytest.raises(InputError, match=r"config\.json: no such file"):
+        load_weights(encoder_of(), str(tmp_path))
 
 
 def test_files_folders_and_arrays_embed_alike_whatever_the_batch_size(tmp_path):
     photographs(tmp_path / "images", classes=2, each=3)
-    torch.manual_seed(0)
-    encoder = Encoder(config()).eval()
+    encoder = encoder_of()
     table = encoder.embed(tmp_path / "images")
     assert table.shape == (6, encoder.width)
     assert table.index.name == "path"
@@ -101,6 +199,6 @@ def test_a_damaged_encoder_is_refused_by_name(tmp_path, damage):
     elif damage == "not json":
         card.write_text("{")
     else:
-        card.write_text(json.dumps({**json.loads(card.read_text()), "model": "resnet18"}))
+        card.write_text(config(model="resnet18").model_dump_json())
     with pytest.raises(InputError, match=str(tmp_path)):
         load_encoder(tmp_path)

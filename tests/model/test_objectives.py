@@ -4,58 +4,146 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from simtrail.model.objectives import contrastive_top1, nt_xent
+from simtrail.model.objectives import OBJECTIVES, contrastive_top1, dcl, nt_xent
+
+BOTH = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+NORMALISE = pytest.mark.parametrize("normalise", [True, False])
 
 
-def oracle(z: torch.Tensor, temperature: float) -> float:
-    """Equation 1 of arXiv 2002.05709 with nested loops."""
+def views(images: int, dimensions: int = 5) -> torch.Tensor:
+    return torch.randn(2 * images, dimensions, dtype=torch.float64, generator=torch.Generator().manual_seed(images))
+
+
+def oracle(objective, z: torch.Tensor, temperature: float, normalise: bool) -> float:
+    """The equations of arXiv 2002.05709 (1) and 2110.06848 with nested loops."""
     rows = [[float(x) for x in row] for row in z]
-    views, images = len(rows), len(rows) // 2
+    count, images = len(rows), len(rows) // 2
 
     def similarity(a: list[float], b: list[float]) -> float:
-        return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+        return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b) if normalise else 1)
 
     total = 0.0
-    for i in range(views):
-        j = (i + images) % views
-        denominator = sum(math.exp(similarity(rows[i], rows[k]) / temperature) for k in range(views) if k != i)
+    for i in range(count):
+        j = (i + images) % count
+        others = [k for k in range(count) if k != i and not (k == j and objective is dcl)]
+        denominator = sum(math.exp(similarity(rows[i], rows[k]) / temperature) for k in others)
         total -= math.log(math.exp(similarity(rows[i], rows[j]) / temperature) / denominator)
-    return total / views
+    return total / count
 
 
+def dense(objective, z: torch.Tensor, temperature: float, normalise: bool) -> torch.Tensor:
+    """The same over the whole matrix at once, its gradient left to autograd."""
+    z = F.normalize(z, dim=1) if normalise else z
+    logits, partner = z @ z.T / temperature, torch.eye(len(z)).roll(len(z) // 2, 0).bool()
+    left_out = torch.eye(len(z)).bool() | (partner if objective is dcl else False)
+    return (logits.masked_fill(left_out, -torch.inf).logsumexp(1) - logits[partner]).mean()
+
+
+@BOTH
+@NORMALISE
 @pytest.mark.parametrize("images", [2, 3, 8])
 @pytest.mark.parametrize("temperature", [0.07, 0.5, 1.0])
-def test_nt_xent_equals_the_equation(images, temperature):
-    z = torch.randn(2 * images, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(images))
-    assert nt_xent(z, temperature).item() == pytest.approx(oracle(z, temperature), rel=1e-12)
+def test_the_loss_equals_its_equation(objective, normalise, images, temperature):
+    expected = oracle(objective, views(images), temperature, normalise)
+    assert objective(views(images), temperature, normalise=normalise).item() == pytest.approx(expected, rel=1e-12)
+
+
+@BOTH
+@NORMALISE
+@pytest.mark.parametrize("rows", [1, 3, 7, 10, 13, 20, 64])
+def test_loss_and_gradient_do_not_depend_on_how_many_rows_are_held(objective, normalise, rows):
+    here, there = views(10).requires_grad_(), views(10).requires_grad_()
+    loss, expected = objective(here, 0.3, normalise=normalise, rows=rows), dense(objective, there, 0.3, normalise)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(here.grad, there.grad)
+
+
+@BOTH
+@NORMALISE
+def test_the_gradient_is_that_of_finite_differences(objective, normalise):
+    z = views(3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: objective(z, 0.3, normalise=normalise, rows=4), z)
+
+
+@BOTH
+def test_the_gradient_is_scaled_with_the_loss_and_flows_through_what_comes_before(objective):
+    z, w = views(4), torch.ones(5, dtype=torch.float64, requires_grad=True)
+    (once,) = torch.autograd.grad(objective(z * w, 0.3), w)
+    (scaled,) = torch.autograd.grad(1024 * objective(z * w, 0.3), w)
+    (expected,) = torch.autograd.grad(dense(objective, z * w, 0.3, normalise=True), w)
+    torch.testing.assert_close(once, expected)
+    torch.testing.assert_close(scaled, 1024 * once)
+
+
+@BOTH
+def test_a_second_derivative_is_refused_rather_than_wrong(objective):
+    z = views(3).requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(objective(z, 0.3), z, create_graph=True)
 
 
 @pytest.mark.parametrize("images", [2, 7, 64])
 def test_equal_vectors_give_the_log_of_the_other_views(images):
-    loss = nt_xent(torch.ones(2 * images, 3, dtype=torch.float64), 0.1)
-    assert loss.item() == pytest.approx(math.log(2 * images - 1), rel=1e-12)
+    equal = torch.ones(2 * images, 3, dtype=torch.float64)
+    assert nt_xent(equal, 0.1).item() == pytest.approx(math.log(2 * images - 1), rel=1e-12)
+    assert dcl(equal, 0.1).item() == pytest.approx(math.log(2 * images - 2), rel=1e-12)
 
 
-def test_gradient():
-    z = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: nt_xent(z, 0.3), z)
+@BOTH
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+def test_float32_is_exact_enough_at_extreme_temperatures(objective, temperature):
+    z = views(32, 16)
+    torch.testing.assert_close(objective(z.float(), temperature).double(), objective(z, temperature), rtol=1e-5, atol=0)
 
 
-def test_length_does_not_matter_and_half_precision_is_computed_in_float32():
-    z = torch.randn(8, 16)
-    scaled = z * torch.rand(8, 1).add(0.1)
-    torch.testing.assert_close(nt_xent(z, 0.2), nt_xent(scaled, 0.2))
-    assert nt_xent(z.bfloat16(), 0.05).dtype == torch.float32
+@BOTH
+def test_length_does_not_matter_unless_normalise_is_off(objective):
+    z = views(4)
+    scaled = z * torch.arange(1, 9)[:, None]
+    torch.testing.assert_close(objective(z, 0.2), objective(scaled, 0.2))
+    assert objective(z, 0.2, normalise=False) != objective(scaled, 0.2, normalise=False)
 
 
+@BOTH
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_also_under_autocast(objective, half):
+    z = views(8, 16).to(half).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(z, 0.05)
+    loss.backward()
+    assert (loss.dtype, z.grad.dtype) == (torch.float32, half)
+    torch.testing.assert_close(loss.double(), objective(z.double(), 0.05), rtol=1e-5, atol=0)
+
+
+@BOTH
+def test_without_gradients_the_loss_is_the_same_and_has_none(objective):
+    z = views(4).requires_grad_()
+    with torch.no_grad():
+        loss = objective(z, 0.2)
+    assert not loss.requires_grad
+    assert not objective(z.detach(), 0.2).requires_grad
+    assert loss == objective(z, 0.2)
+
+
+@pytest.mark.parametrize("function", [lambda z: nt_xent(z, 0.1), lambda z: dcl(z, 0.1), contrastive_top1])
 @pytest.mark.parametrize("shape", [(2, 4), (5, 4), (4,)])
-def test_shapes_without_two_views_of_two_images_are_refused(shape):
+def test_shapes_without_two_views_of_two_images_are_refused(function, shape):
     with pytest.raises(ValueError, match="must be"):
-        nt_xent(torch.zeros(shape), 0.1)
+        function(torch.zeros(shape))
 
 
-def test_top1_counts_the_partners_found():
+@pytest.mark.parametrize("rows", [1, 4, 1024])
+def test_top1_counts_the_partners_found(rows):
     a, b, c = torch.eye(3)
-    assert contrastive_top1(torch.stack([a, b, c, a, b, c])) == 1
-    assert contrastive_top1(torch.stack([a, a + 0.1 * b, b, b + 0.1 * a])) == 0
+    assert contrastive_top1(torch.stack([a, b, c, a, b, c]), rows=rows) == 1
+    assert contrastive_top1(torch.stack([a, a + 0.1 * b, b, b + 0.1 * a]), rows=rows) == 0
+    assert contrastive_top1(torch.stack([a, b, c, a, b + 2 * c, c]), rows=rows) == pytest.approx(5 / 6)
+
+
+def test_top1_goes_by_the_angle_not_by_the_length():
+    a, b, _ = torch.eye(3)
+    assert contrastive_top1(torch.stack([a, 100 * b + 20 * a, a, b])) == 1

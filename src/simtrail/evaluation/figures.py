@@ -10,8 +10,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
+from simtrail.augment.views import TwoViews
+from simtrail.data.loader import to_unit
+from simtrail.data.pack import PackedImages
 from simtrail.evaluation.scores import Scores, confusion
 
 # Okabe and Ito's colours, told apart with every kind of colour vision
@@ -22,15 +26,65 @@ plt.rcParams.update(
 )
 
 
-def training_curve(history: list[dict[str, float]], path: Path) -> None:
-    """Loss and contrastive top-1 against the epoch."""
+def training_curve(history: list[dict[str, float]], kept: int, path: Path) -> None:
+    """The loss, and the validation measures with the epoch whose weights are kept."""
     epochs = [row["epoch"] for row in history]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    marker = "o" if len(epochs) < 15 else ""
-    left.plot(epochs, [row["loss"] for row in history], color=COLOURS[0], marker=marker)
-    left.set(xlabel="epoch", ylabel="NT-Xent loss")
-    right.plot(epochs, [row["contrastive_top1"] for row in history], color=COLOURS[2], marker=marker)
-    right.set(xlabel="epoch", ylabel="contrastive top-1", ylim=(0, 1))
+    looks = [row for row in history if "val_feature_std" in row]
+    shares = {"contrastive top-1, training": ([*epochs], [row["contrastive_top1"] for row in history])}
+    for name in ("knn", "probe", "contrastive_top1"):
+        if looks and f"val_{name}" in looks[0]:
+            title = {"knn": "kNN", "probe": "linear probe", "contrastive_top1": "contrastive top-1"}[
+                name
+            ] + ", validation"
+            shares[title] = ([row["epoch"] for row in looks], [row[f"val_{name}"] for row in looks])
+    columns = 3 if looks else 2
+    figure, axes = plt.subplots(1, columns, figsize=(4.2 * columns, 3.2))
+    few = "o" if len(epochs) < 15 else ""
+    axes[0].plot(epochs, [row["loss"] for row in history], color=COLOURS[0], marker=few)
+    axes[0].set(xlabel="epoch", ylabel="loss")
+    for (title, (x, y)), colour, marker in zip(shares.items(), COLOURS[1:], MARKERS, strict=False):
+        axes[1].plot(x, y, color=colour, label=title, marker=marker if len(x) < 15 else "", markersize=4)
+    axes[1].set(xlabel="epoch", ylabel="share", ylim=(0, 1))
+    axes[1].legend(fontsize=7, frameon=False)
+    if looks:
+        x = [row["epoch"] for row in looks]
+        axes[2].plot(
+            x, [row["val_effective_rank"] for row in looks], color=COLOURS[5], marker="o" if len(x) < 15 else ""
+        )
+        axes[2].set(xlabel="epoch", ylabel="effective rank, validation", ylim=(0, None))
+        for axis in axes:
+            axis.axvline(kept, color="#808080", linewidth=0.8, linestyle=":")
+        axes[0].set_title(f"dotted: epoch {kept}, whose weights are kept", fontsize=9, loc="left")
+    _write(figure, path)
+
+
+def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed: int, path: Path) -> None:
+    """Images and two pairs of their views, a row each; further bands, three at a time, in false colour below."""
+    recipe = images.recipe
+    batch = to_unit(images.rows(rows), recipe.full_scale, torch.device("cpu"))
+    drawn = [two_views(batch, seed, pair).chunk(2) for pair in (0, 1)]
+    rgb = recipe.rgb or list(range(min(3, batch.shape[1])))
+    others = [i for i in range(batch.shape[1]) if i not in rgb][:3]
+    shown = [("", rgb)] + ([(", ".join(recipe.bands[i] for i in others), others)] if others else [])
+    columns = [
+        ("image", batch),
+        *((f"pair {i + 1}, view {j + 1}", v) for i, p in enumerate(drawn) for j, v in enumerate(p)),
+    ]
+    height = len(rows) * len(shown)
+    figure, axes = plt.subplots(height, 5, figsize=(7, 1.4 * height + 0.3), squeeze=False)
+    for i in range(len(rows)):
+        for j, (name, bands) in enumerate(shown):
+            for axis, (title, stack) in zip(axes[i * len(shown) + j], columns, strict=True):
+                picture = stack[i, bands].numpy().transpose(1, 2, 0)
+                if len(bands) == 2:
+                    picture = np.dstack([picture, picture[..., :1]])
+                axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
+                if i == j == 0:
+                    axis.set_title(title, fontsize=8)
+            if name:
+                axes[i * len(shown) + j, 0].set_ylabel(name, fontsize=7)
     _write(figure, path)
 
 

@@ -1,37 +1,51 @@
-"""Label-free measures of an embedding."""
+"""Label-free measures of embeddings: (N, D) arrays, or tensors on any device; computed in float64."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+
+Vectors = np.ndarray | torch.Tensor
 
 
-def effective_rank(features: np.ndarray) -> float:
+def effective_rank(vectors: Vectors) -> float:
     """exp of the entropy of the normalised singular values, 1 to min(N, D) (RankMe, arXiv 2210.02885, eq. 1)."""
-    values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
-    p = values / max(values.sum(), 1e-300)
-    p = p[p > 0]
-    return float(np.exp(-(p * np.log(p)).sum()))
+    values = torch.linalg.svdvals(tensor(vectors))
+    p = values / values.sum().clamp_min(1e-300)
+    return float(torch.special.entr(p).sum().exp())
 
 
-def uniformity(features: np.ndarray, seed: int = 0, pairs: int = 1_000_000) -> float:
+def uniformity(vectors: Vectors, seed: int = 0, largest: int = 8192) -> float:
     """log of the mean of exp(−2 d²) over pairs of distinct images, d their distance on the unit sphere; ≤ 0, lower is
-    more uniform (arXiv 2005.10242, eq. 2). Beyond `pairs` pairs, over a seeded sample of that many."""
-    z = features.astype(np.float64)
-    z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-    n = len(z)
-    if n * (n - 1) // 2 <= pairs:
-        i, j = np.triu_indices(n, 1)
-    else:
-        rng = np.random.default_rng(seed)
-        i = rng.integers(0, n, pairs)
-        j = (i + rng.integers(1, n, pairs)) % n
-    cosine = np.concatenate(
-        [(z[a] * z[b]).sum(1) for a, b in zip(np.array_split(i, 64), np.array_split(j, 64), strict=True)]
-    )
-    return float(np.log(np.exp(-2 * (2 - 2 * cosine)).mean()))
+    more uniform (arXiv 2005.10242, eq. 2). Over all pairs; beyond `largest` images, all pairs of a seeded sample."""
+    z_ND = unit(vectors)
+    if len(z_ND) > largest:
+        z_ND = z_ND[np.random.default_rng(seed).choice(len(z_ND), largest, replace=False)]
+    n = len(z_ND)
+    total = torch.zeros((), dtype=z_ND.dtype, device=z_ND.device)
+    for start in range(0, n, 512):
+        cosine = z_ND[start : start + 512] @ z_ND[start:].T  # above its diagonal: each pair once
+        total += cosine.mul_(4).sub_(4).exp_().triu_(1).sum()  # −2 d² = 4 cos − 4
+    return float((total / (n * (n - 1) / 2)).log())
 
 
-def feature_std(features: np.ndarray) -> float:
+def alignment(first: Vectors, second: Vectors) -> float:
+    """The mean squared distance between an image's two views on the unit sphere, 0 to 4; rows i are the views of image
+    i, lower is closer (arXiv 2005.10242, eq. 1, α = 2)."""
+    return float((unit(first) - unit(second)).square().sum(1).mean())
+
+
+def feature_std(vectors: Vectors) -> float:
     """The mean over dimensions of the standard deviation of unit-length features; 0 is collapse, 1/√D isotropic."""
-    z = features.astype(np.float64)
-    return float((z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)).std(0).mean())
+    return float(unit(vectors).std(0, correction=0).mean())
+
+
+def unit(vectors: Vectors, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """The vectors at unit length, on their device; a zero vector stays zero."""
+    return F.normalize(tensor(vectors, dtype), dim=1, eps=1e-12)
+
+
+def tensor(vectors: Vectors, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """The vectors as a tensor, on their device (arrays: on the CPU)."""
+    return torch.tensor(vectors, dtype=dtype) if isinstance(vectors, np.ndarray) else vectors.to(dtype)

@@ -1,4 +1,4 @@
-"""The encoder f(x): a timm ResNet for any number of bands that carries its recipe and its normalisation with it."""
+"""The encoder f(x) and its projection head, which carry their recipe and their normalisation with them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -22,6 +20,9 @@ from simtrail.data.loader import to_unit
 from simtrail.data.readers import SUFFIXES, read_image
 from simtrail.data.recipe import Recipe, conform
 from simtrail.errors import InputError
+from simtrail.model.backbone import Backbone, pretrained_weights
+from simtrail.model.projector import projection_head
+from simtrail.params import Architecture, Head
 
 WEIGHTS, CONFIG = "encoder.safetensors", "config.json"
 
@@ -31,30 +32,44 @@ class EncoderConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str
-    stem: str
+    architecture: Architecture
+    head: Head
     recipe: Recipe
     mean: list[float]  # per band, on the 0 to 1 scale, of the training split
     std: list[float]
 
 
 class Encoder(nn.Module):
-    """Maps images to features, (B, bands, size, size) float32 in [0, 1] → (B, width)."""
+    """Maps images to features, (B, bands, size, size) float32 in [0, 1] → (B, width).
+
+    With `head_layers` = k the features are those after the first k layers of the projection head, from which
+    SimCLRv2 fine-tunes (arXiv 2006.10029, section 2.3). Raises InputError for what can't be built.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig, head_layers: int = 0):
         super().__init__()
-        self.config = config
-        self.backbone: Any = _resnet(config)
-        self.width = int(self.backbone.num_features)
+        if not 0 <= head_layers <= config.head.depth:
+            raise InputError(
+                f"head_layers = {head_layers}: must be from 0 to {config.head.depth}, the layers of the projection head"
+            )
+        self.config, self.head_layers = config, head_layers
+        self.backbone = Backbone(config.architecture, len(config.recipe.bands), config.recipe.size)
+        self.head = projection_head(self.backbone.width, config.head)
+        widths = [self.backbone.width, *(m.out_features for m in self.head.modules() if isinstance(m, nn.Linear))]
+        self.width = widths[head_layers]
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         normalised = (batch - self.mean) / self.std
-        return self.backbone(normalised.contiguous(memory_format=torch.channels_last))
+        return self.head[: self.head_layers](self.backbone(normalised.contiguous(memory_format=torch.channels_last)))
+
+    def project(self, batch: torch.Tensor) -> torch.Tensor:
+        """The projections, (B, head.output), of images (B, bands, size, size) in [0, 1]; the features at depth 0."""
+        return self.head[self.head_layers :](self(batch))
 
     @property
     def device(self) -> torch.device:
@@ -108,11 +123,11 @@ class Encoder(nn.Module):
         (folder / CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Encoder:
+    def load(cls, folder: Path, head_layers: int = 0) -> Encoder:
         """The encoder saved in a folder, in evaluation mode, on the GPU if there is one. InputError if damaged."""
         try:
             config = EncoderConfig.model_validate(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-            encoder = cls(config)
+            encoder = cls(config, head_layers)
             encoder.load_state_dict(load_file(folder / WEIGHTS))
         except FileNotFoundError as fault:
             raise InputError(
@@ -128,28 +143,36 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _resnet(config: EncoderConfig) -> Any:
-    if config.model not in timm.list_models("*resnet*"):
-        near = ", ".join(timm.list_models("resnet*")[:5])
-        raise InputError(f"pretrain.model = {config.model!r}: must be a ResNet of timm, such as {near}")
-    backbone: Any = timm.create_model(config.model, pretrained=False, num_classes=0, in_chans=len(config.recipe.bands))
-    if config.stem == "standard" and config.recipe.size < 32:
-        # the last stage would stride over single pixels, where oneDNN's bf16 weight gradients hold uninitialised memory
+def load_weights(encoder: Encoder, weights: str) -> list[str]:
+    """One line for each part of the encoder that the weights did not fit as they were; the encoder has taken them.
+
+    `weights` is pretrain.weights, a registry URI fetched before: `random` (nothing is done), `pretrained` (timm's) or
+    the folder of an encoder, whose backbone must be of the same model, width and stem; other bands, image and patch
+    sizes are adapted to (see Backbone.adopt). The projection head is taken over where it has the same layers.
+    Raises InputError for weights that are not there or are for another model.
+    """
+    if weights == "random":
+        return []
+    if weights == "pretrained":
+        return encoder.backbone.adopt(pretrained_weights(encoder.config.architecture, encoder.config.recipe.size))
+    if not Path(weights).is_dir():
         raise InputError(
-            f"prepare.size = {config.recipe.size}: must be ≥ 32 with pretrain.stem: standard, which reduces images "
-            "32 times; use pretrain.stem: small"
+            f"pretrain.weights = {weights!r}: must be random, pretrained, an encoder's folder, or models:/NAME@ALIAS"
         )
-    if config.stem == "small":
-        if not isinstance(getattr(backbone, "conv1", None), nn.Conv2d):
+    source = Encoder.load(Path(weights))
+    for key in ("model", "width", "stem"):
+        theirs, ours = getattr(source.config.architecture, key), getattr(encoder.config.architecture, key)
+        if theirs != ours:
             raise InputError(
-                f"pretrain.stem = 'small': not possible with pretrain.model = {config.model!r}, "
-                "whose first layer is no single convolution"
+                f"pretrain.encoder.{key} = {ours!r}: must be {theirs!r} with pretrain.weights = {weights!r}"
             )
-        # Appendix B.9 of the paper: a 3×3 convolution of stride 1 and no max-pooling, for CIFAR-sized images
-        backbone.conv1 = nn.Conv2d(len(config.recipe.bands), backbone.conv1.out_channels, 3, 1, 1, bias=False)
-        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-        backbone.maxpool = nn.Identity()
-    return backbone.to(memory_format=torch.channels_last)
+    lines = encoder.backbone.adopt(source.backbone.state_dict())
+    theirs, ours = source.head.state_dict(), encoder.head.state_dict()
+    if {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}:
+        encoder.head.load_state_dict(theirs)
+    else:
+        lines.append("head stays random: the weights have another one")
+    return lines
 
 
 def _listed(images: str | Path | Sequence[str | Path] | np.ndarray) -> tuple[list[Path] | list[np.ndarray], pd.Index]:

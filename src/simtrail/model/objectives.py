@@ -1,36 +1,108 @@
-"""Contrastive objectives: pure functions of the projections, in float32."""
+"""Contrastive objectives: pure functions of the projections, in memory that grows with B·D, not with B².
+
+Shapes: V = 2B views, D dimensions, R rows of the similarity matrix at a time. Row i of a (2B, D) tensor and row i + B
+(mod 2B) are the two views of an image: partners.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 
-def nt_xent(projections: torch.Tensor, temperature: float) -> torch.Tensor:
+def nt_xent(projections: torch.Tensor, temperature: float, *, normalise: bool = True, rows: int = 1024) -> torch.Tensor:
     """The NT-Xent loss, a scalar (Chen et al. 2020, arXiv 2002.05709, equation 1).
 
-    `projections` is (2B, D); rows i and i + B are the two views of image i. With s(a, b) the cosine similarity, each of
-    the 2B views i with its partner j contributes
+    `projections` is (2B, D), B ≥ 2, else ValueError. With s(a, b) the cosine similarity, or the dot product without
+    `normalise` (Table 5), each of the 2B views i with its partner j contributes
 
         −log( exp(s(i, j)/τ) / Σ_{k ≠ i} exp(s(i, k)/τ) ).
 
-    The diagonal is masked because a view is no negative of itself. 2B equal vectors give log(2B − 1).
+    A view is no negative of itself, so 2B equal vectors give log(2B − 1). Computed in float32, of float64 in float64,
+    also under autocast. `rows` of the similarity matrix are held at a time; it changes the result by rounding only.
     """
+    return _mean_over_views(projections, temperature, normalise, rows, decoupled=False)
+
+
+def dcl(projections: torch.Tensor, temperature: float, *, normalise: bool = True, rows: int = 1024) -> torch.Tensor:
+    """The decoupled contrastive loss, a scalar (Yeh et al. 2022, arXiv 2110.06848, section 3).
+
+    As `nt_xent`, but the sum runs over k ≠ i, j: the positive pair is no term of its own denominator, which in small
+    batches would weaken every gradient. 2B equal vectors give log(2B − 2).
+    """
+    return _mean_over_views(projections, temperature, normalise, rows, decoupled=True)
+
+
+OBJECTIVES = {"nt_xent": nt_xent, "dcl": dcl}
+
+
+@torch.no_grad()
+def contrastive_top1(projections: torch.Tensor, *, rows: int = 1024) -> torch.Tensor:
+    """The share of views whose most similar other view, by cosine, is their partner, a scalar in [0, 1].
+
+    `projections` is (2B, D), B ≥ 2; `rows` is as in `nt_xent`.
+    """
+    z_VD = _prepared(projections, normalise=True)
+    partner_V = torch.arange(len(z_VD), device=z_VD.device).roll(len(z_VD) // 2)
+    found = [s_RV.argmax(1) == partner_V[here] for here, s_RV in _similarities(z_VD, (0,), rows)]
+    return torch.cat(found).float().mean()
+
+
+def _prepared(projections: torch.Tensor, normalise: bool) -> torch.Tensor:
     if projections.ndim != 2 or len(projections) % 2 or len(projections) < 4:
         raise ValueError(f"projections of shape {tuple(projections.shape)}: must be (2B, D) with B ≥ 2")
-    dtype = torch.promote_types(projections.dtype, torch.float32)  # float64 stays, so that the tests can use it
-    z_VD = F.normalize(projections.to(dtype), dim=1)  # V = 2B views
-    logits_VV = (z_VD @ z_VD.T / temperature).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits_VV, partners(len(z_VD), z_VD.device))
+    z_VD = projections.to(torch.promote_types(projections.dtype, torch.float32))
+    return F.normalize(z_VD, dim=1) if normalise else z_VD
 
 
-def contrastive_top1(projections: torch.Tensor) -> torch.Tensor:
-    """The share of views whose most similar other view is their partner, a scalar in [0, 1]."""
-    z_VD = F.normalize(projections.float(), dim=1)
-    nearest = (z_VD @ z_VD.T).fill_diagonal_(-torch.inf).argmax(1)
-    return (nearest == partners(len(z_VD), z_VD.device)).float().mean()
+def _mean_over_views(
+    projections: torch.Tensor, temperature: float, normalise: bool, rows: int, decoupled: bool
+) -> torch.Tensor:
+    with torch.autocast(projections.device.type, enabled=False):
+        z_VD = _prepared(projections, normalise) * temperature**-0.5  # of these, dot products are s/τ
+        images = len(z_VD) // 2
+        return _Contrast.apply(z_VD, (0, images, -images) if decoupled else (0,), rows)
 
 
-def partners(views: int, device: torch.device) -> torch.Tensor:
-    """For each of 2B rows, the row of the same image's other view."""
-    return torch.arange(views, device=device).roll(views // 2)
+def _similarities(z_VD: torch.Tensor, left_out: tuple[int, ...], rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The matrix z zᵀ as (R, V) pieces from top to bottom, each with the slice of its rows; −∞ on some diagonals."""
+    for start in range(0, len(z_VD), rows):
+        here = slice(start, start + rows)
+        s_RV = z_VD[here] @ z_VD.T
+        for offset in left_out:
+            s_RV.diagonal(start + offset).fill_(-torch.inf)
+        yield here, s_RV
+
+
+class _Contrast(torch.autograd.Function):
+    """mean_i( log Σ_k exp(z_i·z_k) − z_i·z_j ), j the partner of i, k outside the diagonals `left_out`.
+
+    With P the softmax over k, the gradient is ( (P + Pᵀ) z − 2 z_j ) / V: every view is a query in its own row and a
+    key in all others. As the loss is a scalar, it is known up to a factor before backward: no piece is needed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z_VD: torch.Tensor, left_out: tuple[int, ...], rows: int) -> torch.Tensor:
+        partner_VD = z_VD.roll(len(z_VD) // 2, 0)
+        loss_V = -(z_VD * partner_VD).sum(1)
+        grad_VD = partner_VD.mul_(-2)
+        for here, s_RV in _similarities(z_VD, left_out, rows):
+            largest_R1 = s_RV.amax(1, keepdim=True)
+            e_RV = s_RV.sub_(largest_R1).exp_()
+            sum_R1 = e_RV.sum(1, keepdim=True)
+            loss_V[here] += (largest_R1 + sum_R1.log()).squeeze(1)
+            if ctx.needs_input_grad[0]:
+                grad_VD[here] += e_RV @ z_VD / sum_R1
+                grad_VD.addmm_(e_RV.T, z_VD[here] / sum_R1)
+        ctx.save_for_backward(grad_VD.div_(len(z_VD)))
+        return loss_V.mean()
+
+    @staticmethod
+    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        if torch.is_grad_enabled():  # create_graph=True would take the gradient for a constant
+            raise RuntimeError("contrastive objectives have no second derivative")
+        (grad_VD,) = ctx.saved_tensors
+        return grad_VD * factor, None, None

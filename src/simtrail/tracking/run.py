@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -61,36 +62,40 @@ class Trail:
 
 @contextmanager
 def run(
-    trail: Trail, *, key: str | None = None, encoder: str | None = None, system_metrics: bool = False
+    trail: Trail,
+    *,
+    key: str | None = None,
+    resumed: bool = False,
+    encoder: str | None = None,
+    system_metrics: bool = False,
 ) -> Iterator[str]:
     """The id of the active MLflow run for one piece of work; it ends FINISHED, FAILED, or KILLED (Ctrl-C, SIGTERM).
 
     Work with the same `key` (a training run) or about the same `encoder` under the same parameters goes on in the run
-    it already has; a `key` whose run is FINISHED gets a new one. The run carries all parameters, params.yaml, the
+    it already has; a `key` whose run is FINISHED gets a new one, unless the work is `resumed` from what that run left
+    (it was killed after its end, before its results were used). The run carries all parameters, params.yaml, the
     dataset, and the git commit with the diff where the tree is dirty.
     """
     client = open_store()
     experiment = mlflow.set_experiment(trail.params.data.name).experiment_id
     client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(_VIEW))
     _end_orphans(client, experiment)
-    found = find_run(client, experiment, key=key, encoder=encoder, params=trail.params.hash())
+    found = find_run(client, experiment, key=key, finished=resumed, encoder=encoder, params=trail.params.hash())
+    # with the run itself, in one transaction: a kill leaves no run that nobody owns or finds again
+    tags = {OWNER: _this_process()} | ({KEY: key} if key else {}) | ({ENCODER: encoder} if encoder else {})
     with _terminable():
         if system_metrics:
             mlflow.set_system_metrics_sampling_interval(5)
         active = mlflow.start_run(
             run_id=found.info.run_id if found else None,
-            run_name=None if found else f"{trail.params.pretrain.model} {time.strftime('%m-%d %H:%M')}",
+            run_name=None if found else f"{trail.params.pretrain.encoder.model} {time.strftime('%m-%d %H:%M')}",
+            tags=tags,
             log_system_metrics=system_metrics,
         )
         status = "FAILED"
         try:
-            mlflow.set_tag(OWNER, _this_process())
-            if not found:
+            if not found or PARAMS not in found.data.tags:
                 _describe(trail)
-            if key:
-                mlflow.set_tag(KEY, key)
-            if encoder:
-                mlflow.set_tag(ENCODER, encoder)
             yield active.info.run_id
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -101,11 +106,18 @@ def run(
 
 
 def find_run(
-    client: MlflowClient, experiment: str, *, key: str | None, encoder: str | None, params: str | None
+    client: MlflowClient,
+    experiment: str,
+    *,
+    key: str | None,
+    encoder: str | None,
+    params: str | None,
+    finished: bool = False,
 ) -> Run | None:
-    """The latest run with the key that did not finish, or about the encoder (under the parameters), or None."""
+    """The latest run with the key (that did not finish, unless `finished`), or about the encoder under the parameters,
+    or None."""
     if key:
-        query = f"tags.`{KEY}` = '{key}' AND attributes.status != 'FINISHED'"
+        query = f"tags.`{KEY}` = '{key}'" + ("" if finished else " AND attributes.status != 'FINISHED'")
     elif encoder:
         query = f"tags.`{ENCODER}` = '{encoder}'" + (f" AND tags.`{PARAMS}` = '{params}'" if params else "")
     else:
@@ -122,7 +134,10 @@ def log_history(run_id: str, history: list[dict[str, float]]) -> None:
     for row in history:
         if (epoch := int(row["epoch"])) > logged:
             rows = {f"curves/{k}": v for k, v in row.items() if k not in ("epoch", "step")}
-            client.log_batch(run_id, [Metric(k, v, now, epoch) for k, v in rows.items()])
+            points = [
+                Metric(k, float(v), now, epoch) for k, v in rows.items() if not math.isnan(v)
+            ]  # no look, no value
+            client.log_batch(run_id, points)  # one transaction: an epoch is logged whole or not at all
 
 
 def log_result(metrics: dict[str, float], files: list[Path]) -> None:
@@ -159,9 +174,9 @@ def _describe(trail: Trail) -> None:
     tags: dict[str, Any] = {PARAMS: trail.params.hash(), "simtrail.data_md5": trail.data_md5}
     if commit:
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": bool(diff)}
-    mlflow.set_tags(tags)
     if diff:
         mlflow.log_text(diff, "git.diff")
+    mlflow.set_tags(tags)  # last: says that the description is whole
 
 
 def _this_process() -> str:

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,110 +15,184 @@ from tqdm import tqdm
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import epoch_batches
 from simtrail.data.pack import PackedImages
-from simtrail.errors import InputError
-from simtrail.model.encoder import Encoder, EncoderConfig, best_device
-from simtrail.model.objectives import contrastive_top1, nt_xent
-from simtrail.model.projector import projection_head
+from simtrail.errors import InputError, TrainingError
+from simtrail.model.encoder import Encoder, EncoderConfig, best_device, load_weights
 from simtrail.params import Pretrain
-from simtrail.training.schedule import adamw, learning_rate
-from simtrail.training.state import ResumeState
+from simtrail.training.distributed import from_first, rank, world
+from simtrail.training.learner import Learner
+from simtrail.training.monitors import Monitor, collapsed
+from simtrail.training.optimisers import learning_rate, peak_rate
+from simtrail.training.state import Checkpoints
 
 Row = dict[str, float]
-SAVE_SECONDS = 30  # at the end of an epoch, no more often than this
+
+
+class Trained(NamedTuple):
+    """What a training run leaves."""
+
+    encoder: Encoder  # in evaluation mode
+    history: list[Row]  # one row per epoch
+    epoch: int  # the epoch that the encoder's weights are from
 
 
 def fit(
     images: PackedImages,
     train_rows: np.ndarray,
+    val_rows: np.ndarray,
     config: EncoderConfig,
     params: Pretrain,
-    state: ResumeState | None = None,
+    *,
+    labels: np.ndarray | None = None,
+    checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[list[Row]], None] = lambda history: None,
-) -> tuple[Encoder, list[Row]]:
-    """The trained encoder, in evaluation mode, and one history row per epoch.
+    say: Callable[[str], None] = lambda line: None,
+) -> Trained:
+    """The trained encoder, one history row per epoch, and the epoch that the encoder is from.
 
-    Reads `train_rows` of the packed images and nothing else. `on_epoch` is given the history so far after each epoch,
-    and after an interruption the same call goes on from the last saved state, makes the same rows again where need be,
-    and ends with the same weights. Raises InputError for settings the images don't allow, FloatingPointError when the
-    loss is not finite.
+    Trains on `train_rows` of the packed images and on nothing else; looks at `val_rows` every few epochs, with `labels`
+    (class number of every packed row, −1 for none) where there are any, and keeps the weights that did best there.
+    After an interruption the same call goes on from the last checkpoint and ends with the same weights. `on_epoch` is
+    given the history so far after each epoch, `say` each remark. In several processes, the first alone writes.
+
+    Raises InputError for settings that the images or the memory don't allow, TrainingError when the loss is not finite.
     """
-    per_epoch = len(train_rows) // params.batch_size
-    if per_epoch == 0:
-        raise InputError(
-            f"pretrain.batch_size = {params.batch_size}: must be ≤ {len(train_rows)}, the number of training images"
-        )
-    steps = min(per_epoch * params.epochs, params.max_steps or sys.maxsize)
-    epochs = math.ceil(steps / per_epoch)
-    peak = params.learning_rate * params.batch_size / 256
-
-    device = best_device()
-    with torch.random.fork_rng([]):
+    per_epoch, steps = _plan(len(train_rows), params)
+    epochs, device, peak = math.ceil(steps / per_epoch), best_device(), peak_rate(params)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(params.seed)  # on the CPU, so that a GPU starts from the same weights
         encoder = Encoder(config)
-        head = projection_head(encoder.width, params.hidden, params.projection)
-    encoder.to(device).train()
-    head.to(device).train()
-    optimiser = adamw([encoder, head], params.weight_decay)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bf16")
-    two_views = TwoViews(params.augment, config.recipe)
+        for line in load_weights(encoder, params.weights):
+            say(line)
+        views = TwoViews(params.augment, config.recipe)
+        learner = Learner(encoder.to(device).train(), views, params)
+        monitor = Monitor(images, train_rows, val_rows, labels, views, params.seed)
+        metric = monitor.choose(params.monitor.metric)
 
-    history: list[Row] = []
-    if state and (saved := state.load()):
-        encoder.load_state_dict(saved["encoder"])
-        head.load_state_dict(saved["head"])
-        optimiser.load_state_dict(saved["optimiser"])
-        history = saved["history"]
-    step = int(history[-1]["step"]) if history else 0
-
-    saved_at = time.monotonic()
-    bar = tqdm(total=steps, initial=step, desc="pretrain", unit="step", disable=None, leave=False)
-    for epoch in range(len(history), epochs):
-        start, first = time.perf_counter(), step
-        loss_sum = top1_sum = torch.zeros((), device=device)
-        for batch in epoch_batches(images, train_rows, params.batch_size, params.seed, epoch, device):
-            if step == steps:
+        # what a checkpoint holds beside the learner; loss and top-1 are sums over the epoch so far
+        at: dict[str, Any] = {"step": 0, "loss": 0.0, "top1": 0.0, "history": [], "best": None, "looks_since_best": 0}
+        saver = _Saver(checkpoints, learner, at)
+        saver.restore()
+        watch = _Watch(steps, saver)
+        bar = tqdm(total=steps, initial=at["step"], desc="pretrain", unit="step", disable=True if rank() else None)
+        for epoch in range(len(at["history"]), epochs):
+            if metric and params.monitor.patience and at["looks_since_best"] >= params.monitor.patience:
+                say(f"stopped after epoch {epoch}: {metric} did not rise in {at['looks_since_best']} looks")
                 break
-            rate = learning_rate(step, steps, peak, params.warmup)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            views = two_views(batch, params.seed, epoch, step)
-            with autocast:
-                projections = head(encoder(views))
-            loss = nt_xent(projections.float(), params.temperature)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            step += 1
-            loss_sum = loss_sum + loss.detach()
-            top1_sum = top1_sum + contrastive_top1(projections.detach())
-            bar.update()
+            begun, first = time.perf_counter(), at["step"]
+            batches = epoch_batches(
+                images, train_rows, params.batch_size, params.seed, epoch, device,
+                skip=first - epoch * per_epoch, shard=(rank(), world()),
+            )  # fmt: skip
+            for batch in batches:
+                rate = learning_rate(at["step"], steps, peak, params.warmup)
+                loss, top1 = learner.step(batch, rate, params.seed, epoch, at["step"])
+                at |= {"step": at["step"] + 1, "loss": at["loss"] + loss, "top1": at["top1"] + top1}
+                watch.follow(loss, at["step"], rate)
+                bar.update()
+                if at["step"] == steps:
+                    break
+                if at["step"] % per_epoch and saver.due(params.checkpoint):
+                    watch.catch_up()
+                    saver.save()
 
-        n, seconds = step - first, time.perf_counter() - start
-        row = {
-            "epoch": epoch + 1,
-            "step": step,
-            "loss": loss_sum.item() / n,
-            "contrastive_top1": top1_sum.item() / n,
-            "learning_rate": rate,
-            "images_per_second": n * params.batch_size / seconds,
-        }
-        if not math.isfinite(row["loss"]):
-            raise FloatingPointError(
-                f"loss is {row['loss']} in epoch {epoch + 1} (steps {first + 1} to {step}, learning rate {rate:.3g}); "
-                f"nothing was saved since the loss was last finite; lower pretrain.learning_rate"
+            watch.catch_up()
+            row = {
+                "epoch": epoch + 1,
+                "step": at["step"],
+                "loss": float(at["loss"]) / (at["step"] - epoch * per_epoch),
+                "contrastive_top1": float(at["top1"]) / (at["step"] - epoch * per_epoch),
+                "learning_rate": learning_rate(at["step"] - 1, steps, peak, params.warmup),
+                "images_per_second": (at["step"] - first) * params.batch_size / (time.perf_counter() - begun),
+            }
+            if (epoch + 1) % params.monitor.every == 0 or at["step"] == steps:
+                row |= from_first(monitor.look(learner.kept) if rank() == 0 else {})
+                if "val_feature_std" in row and collapsed(row, encoder.width):
+                    say(f"epoch {epoch + 1}: the features collapse: standard deviation {row['val_feature_std']:.2g}")
+                at["looks_since_best"] += 1
+                if metric and (at["best"] is None or row[metric] > at["best"]["value"]):
+                    weights = {k: v.detach().cpu().clone() for k, v in learner.kept.state_dict().items()}
+                    at["best"] = {"value": row[metric], "epoch": epoch + 1, "weights": weights}
+                    at["looks_since_best"] = 0
+            at |= {"loss": 0.0, "top1": 0.0, "history": [*at["history"], row]}
+            bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{row['loss']:.3f}")
+            if at["step"] == steps or saver.due(params.checkpoint):
+                saver.save()
+            if rank() == 0:
+                on_epoch(at["history"])
+        bar.close()
+        if at["best"]:
+            learner.kept.load_state_dict(at["best"]["weights"])
+        return Trained(learner.kept.eval(), at["history"], at["best"]["epoch"] if at["best"] else len(at["history"]))
+
+
+def _plan(images: int, params: Pretrain) -> tuple[int, int]:
+    """Steps per epoch, and in all."""
+    if params.batch_size > images:
+        raise InputError(
+            f"pretrain.batch_size = {params.batch_size}: must be ≤ {images}, the number of training images"
+        )
+    if params.batch_size % world():
+        raise InputError(
+            f"pretrain.batch_size = {params.batch_size}: must be a multiple of {world()}, the number of processes"
+        )
+    per_epoch = images // params.batch_size
+    return per_epoch, min(per_epoch * params.epochs, params.max_steps or sys.maxsize)
+
+
+class _Saver:
+    """Writes and reads checkpoints; in several processes the first does, for all."""
+
+    def __init__(self, checkpoints: Checkpoints | None, learner: Learner, at: dict[str, Any]):
+        self.checkpoints, self.learner, self.at = checkpoints, learner, at
+        self.step, self.time = 0, time.monotonic()
+
+    def due(self, params: Any) -> bool:
+        """Whether enough steps or minutes have passed."""
+        steps, seconds = self.at["step"] - self.step, time.monotonic() - self.time
+        return bool(params.every_steps and steps >= params.every_steps) or seconds > 60 * params.every_minutes
+
+    def save(self) -> None:
+        self.step, self.time = self.at["step"], time.monotonic()
+        if self.checkpoints is not None and rank() == 0:
+            state = {"learner": self.learner.state_dict(), "at": self.at, "rng": torch.get_rng_state()}
+            self.checkpoints.save(self.step, state)
+
+    def restore(self) -> None:
+        state = from_first(self.checkpoints.load() if self.checkpoints is not None and rank() == 0 else None)
+        if state:
+            self.learner.load_state_dict(state["learner"])
+            self.at |= state["at"]
+            self.at |= {sums: torch.as_tensor(self.at[sums]).to(self.learner.device) for sums in ("loss", "top1")}
+            torch.set_rng_state(state["rng"])
+            self.step = self.at["step"]
+
+
+class _Watch:
+    """Stops at the first loss that is not finite. On a GPU, one step late: reading at once would make it wait."""
+
+    def __init__(self, steps: int, saver: _Saver):
+        self.steps, self.saver = steps, saver
+        self.last: tuple[torch.Tensor, int, float] | None = None
+        self.copied: torch.cuda.Event | None = None
+
+    def follow(self, loss: torch.Tensor, step: int, rate: float) -> None:
+        self.catch_up()
+        self.last = loss.to("cpu", non_blocking=True), step, rate
+        if loss.is_cuda:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def catch_up(self) -> None:
+        if self.last is None:
+            return
+        if self.copied:
+            self.copied.synchronize()
+        loss, step, rate = self.last
+        if not math.isfinite(loss):
+            left = (
+                f"the checkpoint of step {self.saver.step} is kept" if self.saver.step else "no checkpoint was made yet"
             )
-        history.append(row)
-        bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{row['loss']:.3f}")
-        if state and (step == steps or time.monotonic() - saved_at > SAVE_SECONDS):
-            state.save(
-                {
-                    "encoder": encoder.state_dict(),
-                    "head": head.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "history": history,
-                }
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {step} of {self.steps}, learning rate {rate:.3g}; {left}; "
+                "lower pretrain.learning_rate, set pretrain.clip, or choose pretrain.precision: fp32"
             )
-            saved_at = time.monotonic()
-        on_epoch(history)
-    bar.close()
-    return encoder.eval(), history

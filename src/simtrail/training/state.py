@@ -1,41 +1,67 @@
-"""The resume state: written whole or not at all, and found again only by the run that wrote it."""
+"""Checkpoints: written whole or not at all, and found again only by the run that wrote them."""
 
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-class ResumeState:
-    """The last state of one training run, in one file named by the run's key.
+class Checkpoints:
+    """The last `keep` states of one training run, in a folder named by the run's key.
 
     The key is a hash of all that decides the result (data, split, parameters, code), so that a changed setting never
     resumes a stale run.
     """
 
-    def __init__(self, folder: Path, key: str):
-        self.path = folder / f"{key}.pt"
+    def __init__(self, folder: Path, key: str, keep: int = 2):
+        self.folder, self.keep = folder / key, keep
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Replaces the stored state; a kill at any moment leaves the old one or the new one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(f".{os.getpid()}.tmp")
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Adds the state of a step and drops the oldest; a kill at any moment leaves whole files alone.
+
+        A file that can't be written (a full disk) is warned of, and training goes on with the older ones.
+        """
+        fresh = self.folder / f"{os.getpid()}.tmp"
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with fresh.open("wb") as file:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
-            fresh.replace(self.path)
-        finally:
+            fresh.replace(self.folder / f"step-{step:09d}.pt")
+            for old in self._files()[self.keep :]:
+                old.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as fault:  # torch's writer turns the system's error into its own
             fresh.unlink(missing_ok=True)
+            warnings.warn(f"no checkpoint of step {step} in {self.folder}: {_line(fault)}", stacklevel=2)
 
     def load(self) -> dict[str, Any] | None:
-        """The stored state on the CPU, or None when there is none."""
-        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
+        """The newest state that can be read, on the CPU, or None; one that can't be read is warned of and removed."""
+        for file in self._files():
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as fault:
+                warnings.warn(f"{file} can't be read, an older checkpoint stands in: {_line(fault)}", stacklevel=2)
+                file.unlink(missing_ok=True)
+        return None
+
+    def __bool__(self) -> bool:
+        """Whether there is a state to go on from."""
+        return bool(self._files())
 
     def discard(self) -> None:
-        """Forgets the state, once the run has ended."""
-        self.path.unlink(missing_ok=True)
+        """Forgets the run, once its results are safe."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.pt"), reverse=True)
+
+
+def _line(fault: Exception) -> str:
+    return " ".join(str(fault).split())[:200] or type(fault).__name__

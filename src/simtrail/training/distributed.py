@@ -1,0 +1,146 @@
+"""One run in several processes, started by torchrun: DDP, all ranks' negatives, batch statistics of the whole batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
+from torch import nn
+
+from simtrail.errors import TrainingError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """The number of this process, 0 for the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """The number of processes of this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Joins the processes that torchrun started, one GPU each where there are any; alone, does nothing.
+
+    Raises TrainingError in the processes that are left when another has died.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield
+    except RuntimeError as fault:  # gloo knows no class of its own for a peer that is gone
+        if isinstance(fault, dist.DistError) or "onnection" in str(fault):
+            raise TrainingError(
+                f"process {rank()} of {world()} lost another one ({' '.join(str(fault).split())[:120]}); see the first "
+                "error above; the same command goes on from the last checkpoint"
+            ) from None
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def from_first(value: T) -> T:
+    """The first process's value, in every process."""
+    if world() == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gathered(projections: torch.Tensor) -> torch.Tensor:
+    """The projections of the whole batch, (2B, D), of every process's (2B/N, D), in the order of the whole batch.
+
+    Every process then computes the same, whole loss, and keeps N times the gradient of its own rows: after DDP's mean
+    over the processes, weights have the gradient that one process with the whole batch would give them.
+    """
+    return projections if world() == 1 else _Gathered.apply(projections)
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(local) for _ in range(world())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.stack([part.unflatten(0, (2, -1)) for part in parts], 1).flatten(0, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return world() * grads[0].unflatten(0, (2, world(), -1))[:, rank()].flatten(0, 1)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, of values and, on the way back, of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
+        total = local.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return _Sum.forward(ctx, grads[0].contiguous())
+
+
+def synchronised(module: nn.Module) -> nn.Module:
+    """The module with batch normalisation over all processes; its state dict has the same keys."""
+    if next(module.parameters()).is_cuda:
+        return convert_sync_batchnorm(module)
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.__class__ = _SyncBatchNormAct if isinstance(child, BatchNormAct2d) else _SyncBatchNorm
+    return module
+
+
+class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation with statistics over all processes where torch has none: on the CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        dims = [d for d in range(x.ndim) if d != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        count = x.numel() // x.shape[1] * world()
+        wide = x.float()
+        mean = _Sum.apply(wide.sum(dims)) / count
+        centred = wide - mean.view(shape)
+        variance = _Sum.apply(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1), momentum)
+        normal = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        return normal.to(x.dtype)
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        pass
+
+
+class _SyncBatchNormAct(_SyncBatchNorm):
+    """timm's batch normalisation with an activation behind it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[operator]

@@ -1,0 +1,74 @@
+"""The gradient of one step, over all processes and however little of the batch fits in memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from simtrail.training.distributed import gathered
+
+Objective = Callable[[torch.Tensor], torch.Tensor]
+Draw = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+def backward(
+    network: nn.Module,
+    batch: torch.Tensor,
+    draw: Draw,
+    objective: Objective,
+    scaler: torch.amp.GradScaler,
+    autocast: AbstractContextManager,
+    micro_batch: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and the projections (2B, D) of the whole batch; the gradient is left, scaled, in the weights.
+
+    `batch` is this process's share, `draw(images, start)` gives the two views of a part of it, `network` turns views
+    into projections. With a `micro_batch`, projections are computed without a graph first; the loss leaves its gradient
+    in them; then each part is computed again and led on from there (GradCache, arXiv 2101.06983). The result is that of
+    the whole batch, except that batch normalisation sees one part at a time.
+    """
+    if micro_batch is None or micro_batch >= len(batch):
+        views = draw(batch, 0)  # in float32: warps lose accuracy in less
+        with autocast:
+            local = network(views)
+        projections = gathered(local.float())
+        loss = objective(projections)
+        scaler.scale(loss).backward()
+        return loss.detach(), projections.detach()
+
+    starts = range(0, len(batch), micro_batch)
+
+    def part(start: int) -> torch.Tensor:
+        views = draw(batch[start : start + micro_batch], start)
+        with autocast:
+            return network(views).float().unflatten(0, (2, -1))
+
+    with torch.no_grad(), _unchanged_statistics(network):
+        cached = torch.cat([part(start) for start in starts], 1)
+    cached.requires_grad_()
+    projections = gathered(cached.flatten(0, 1))
+    loss = objective(projections)
+    scaler.scale(loss).backward()
+    assert cached.grad is not None
+    for start in starts:
+        last = start == starts[-1]
+        # processes exchange their gradients once, with the last part
+        with network.no_sync() if not last and isinstance(network, DistributedDataParallel) else nullcontext():
+            part(start).backward(cached.grad[:, start : start + micro_batch])
+    return loss.detach(), projections.detach()
+
+
+@contextmanager
+def _unchanged_statistics(network: nn.Module) -> Iterator[None]:
+    """Keeps the running statistics of batch normalisation from counting a batch twice."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,110 @@
+"""What learns: encoder, optimiser and all else that a step changes, and the step itself."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from simtrail.augment.views import TwoViews
+from simtrail.model.encoder import Encoder
+from simtrail.model.objectives import OBJECTIVES, contrastive_top1
+from simtrail.params import Pretrain
+from simtrail.training.distributed import rank, synchronised, world
+from simtrail.training.gradient import backward
+from simtrail.training.memory import ran_out, too_large
+from simtrail.training.optimisers import make_optimiser
+
+LOW = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Learner:
+    """Trains an encoder (on its device, with its projection head) one batch at a time."""
+
+    def __init__(self, encoder: Encoder, views: TwoViews, params: Pretrain):
+        self.encoder, self.views, self.params = encoder, views, params
+        self.device = encoder.device
+        if params.gradient_checkpointing:
+            encoder.backbone.net.set_grad_checkpointing(True)
+        if world() > 1 and params.sync_batch_norm:
+            synchronised(encoder)
+        self.network: nn.Module = _Projections(encoder)
+        if params.compile:
+            self.network.compile()
+        if world() > 1:
+            self.network = DistributedDataParallel(self.network)
+        self.optimiser = make_optimiser([encoder], params)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=params.precision == "fp16")
+        self.average = (
+            AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(params.ema), use_buffers=True)
+            if params.ema
+            else None
+        )
+        self.autocast = torch.autocast(self.device.type, LOW[params.precision], enabled=params.precision != "fp32")
+        self.objective = partial(
+            OBJECTIVES[params.objective], temperature=params.temperature, normalise=params.normalise
+        )
+
+    @property
+    def kept(self) -> Encoder:
+        """The encoder that is looked at and kept: the moving average, where there is one."""
+        return self.average.module if self.average else self.encoder  # type: ignore[return-value]
+
+    def step(self, batch: torch.Tensor, rate: float, *seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and contrastive top-1 of the whole batch, of which `batch` is this process's share; weights follow."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        loss, projections = self._gradient(batch, seed)
+        if self.params.clip:
+            self.scaler.unscale_(self.optimiser)
+            clip_grad_norm_(self.encoder.parameters(), self.params.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update_parameters(self.encoder)
+        return loss, contrastive_top1(projections)
+
+    def _gradient(self, batch: torch.Tensor, seed: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        whole = self.params.batch_size
+
+        def draw(images: torch.Tensor, start: int) -> torch.Tensor:
+            return self.views(images, *seed, start=rank() * len(batch) + start, total=whole)
+
+        def attempt(images: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return backward(self.network, batch[:images], draw, self.objective, self.scaler, self.autocast, at_once)
+
+        at_once = min(self.params.micro_batch_size or len(batch), len(batch))
+        try:
+            return attempt(len(batch))
+        except RuntimeError as fault:
+            if world() > 1 or not ran_out(fault):
+                raise
+        raise too_large(whole, at_once, attempt)  # outside the handler, which holds on to the step's memory
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"encoder": self.encoder, "optimiser": self.optimiser, "scaler": self.scaler}
+        return parts | ({"average": self.average} if self.average else {})
+
+
+class _Projections(nn.Module):
+    """Views to projections, as one module that can be compiled and distributed."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        return self.encoder.project(views)

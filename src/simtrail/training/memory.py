@@ -1,0 +1,44 @@
+"""What to say when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from simtrail.errors import InputError
+
+
+def ran_out(fault: RuntimeError) -> bool:
+    """Whether an error means that the GPU's memory, or the machine's, is used up."""
+    return isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in str(fault)
+
+
+def too_large(batch_size: int, images: int, attempt: Callable[[int], Any]) -> InputError:
+    """The error that names the batch size, and the number of images at once that fits, found by trying.
+
+    `images` went through the encoder at once and were too many; `attempt(n)` is the work of n.
+    """
+    size = images
+    while smaller := [n for n in range(2, size // 2 + 1) if images % n == 0]:
+        size = smaller[-1]
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(size)
+        except RuntimeError as fault:
+            if not ran_out(fault):
+                raise
+        else:
+            return InputError(
+                f"pretrain.batch_size = {batch_size}: out of memory with the views of {images} images at once; "
+                f"{size} fit: set pretrain.micro_batch_size: {size} to keep the batch and its negatives, "
+                f"or pretrain.batch_size: {size}"
+            )
+    return InputError(
+        f"pretrain.batch_size = {batch_size}: out of memory with the views of {size} images at once; "
+        "lower prepare.size, or choose a smaller pretrain.encoder.model"
+    )

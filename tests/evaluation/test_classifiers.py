@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from simtrail.evaluation import classifiers
+from simtrail.evaluation.classifiers import knn, linear_probe, ridge_probe
+
+RNG = np.random.default_rng(0)
+
+
+def overlapping(n: int, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    labels = RNG.integers(0, classes, n)
+    return (RNG.normal(size=(n, 12)) + np.eye(12)[labels]).astype(np.float32), labels
+
+
+def test_knn_with_one_neighbour_equals_scikit_learn():
+    (bank, labels), (queries, _) = overlapping(80), overlapping(40)
+    expected = KNeighborsClassifier(1, metric="cosine").fit(bank, labels).predict(queries)
+    np.testing.assert_array_equal(knn(bank, labels, queries, 1), expected)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(5, 0.07), (20, 1.0), (20, 0.002), (999, 0.07)])
+def test_knn_weighs_the_votes_of_k_neighbours_by_similarity(k, temperature, monkeypatch):
+    monkeypatch.setattr(classifiers, "SIMILARITIES", 700)  # 7 queries at a time, of 60
+    (bank, labels), (queries, _) = overlapping(100), overlapping(60)
+    expected = []
+    for query in queries.astype(np.float64):
+        similarity = bank @ query / np.linalg.norm(bank.astype(np.float64), axis=1) / np.linalg.norm(query)
+        nearest = np.argsort(-similarity)[:k]
+        votes = [np.exp((similarity[nearest] - 1) / temperature)[labels[nearest] == c].sum() for c in range(4)]
+        expected.append(np.argmax(votes))
+    np.testing.assert_array_equal(knn(bank, labels, queries, k, temperature), expected)
+
+
+def test_far_neighbours_do_not_outvote_a_near_one():
+    bank = np.array([[1.0, 0.0], [0.0, 1.0], [0.05, 1.0]])
+    assert knn(bank, np.array([0, 1, 1]), np.array([[1.0, 0.1]]), 3).tolist() == [0]
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("images", [9, 300])
+def test_the_ridge_probe_equals_scikit_learn(classes, images):
+    (bank, labels), (queries, _) = overlapping(images, classes), overlapping(200, classes)
+    bank, queries = bank * 100 + 1000, queries * 100 + 1000
+    bank[:, 3] = queries[:, 3] = 7  # constant
+    oracle = make_pipeline(StandardScaler(), RidgeClassifier(alpha=0.1 * images)).fit(bank, labels)
+    np.testing.assert_array_equal(ridge_probe(bank, labels, queries, penalty=0.1), oracle.predict(queries))
+
+
+@pytest.mark.parametrize("classify", [lambda *a: knn(*a, k=5), ridge_probe])
+def test_tensors_give_what_arrays_give_and_absent_classes_are_never_predicted(classify):
+    (bank, labels), (queries, _) = overlapping(80), overlapping(40)
+    labels = labels * 3  # classes 1, 2, 4, … have no image
+    predicted = classify(bank, labels, queries)
+    assert set(predicted) <= set(labels)
+    np.testing.assert_array_equal(classify(torch.from_numpy(bank), labels, torch.from_numpy(queries)), predicted)
+
+
+def blobs(n: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels = np.arange(n) % 3
+    split = np.array(["train", "train", "train", "val", "test"])[(np.arange(n) // 3) % 5]
+    return RNG.normal(size=(n, 10)) + 4 * np.eye(10)[labels], labels, split
+
+
+def test_the_linear_probe_separates_what_is_separable():
+    features, labels, split = blobs()
+    predicted, _ = linear_probe(features, labels, split)
+    assert (predicted == labels[split == "test"]).mean() > 0.95
+
+
+def test_the_linear_probe_never_sees_test_labels():
+    features, labels, split = blobs()
+    spoiled = np.where(split == "test", 0, labels)
+    np.testing.assert_array_equal(linear_probe(features, labels, split)[0], linear_probe(features, spoiled, split)[0])

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from simtrail.errors import InputError
+from simtrail.model.backbone import Backbone, adapt_bands, pretrained_weights
+from simtrail.params import Architecture, Vit
+
+
+def architecture(model: str = "test_resnet", width: int = 1, stem: str = "standard", **vit) -> Architecture:
+    return Architecture(model=model, width=width, stem=stem, vit=Vit(**vit) if vit else None)
+
+
+def backbone(model: str = "test_resnet", *, bands: int = 3, size: int = 32, **settings) -> Backbone:
+    torch.manual_seed(0)
+    return Backbone(architecture(model, **settings), bands, size).eval()
+
+
+@pytest.mark.parametrize("bands", [1, 3, 7, 408])
+@pytest.mark.parametrize("model", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"])
+def test_every_family_gives_one_vector_per_image_of_any_band_count(model, bands):
+    net = backbone(model, bands=bands)
+    assert net(torch.rand(2, bands, 32, 32)).shape == (2, net.width)
+
+
+def test_the_width_is_that_of_the_features_not_what_the_model_calls_its_own():
+    net = backbone("mobilenetv3_small_050")
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, net.width) == (2, 1024)
+    assert net.net.num_features != net.width
+
+
+def test_models_of_a_fixed_image_size_are_built_for_the_size_of_the_images():
+    assert backbone("swin_tiny_patch4_window7_224", size=64)(torch.rand(1, 3, 64, 64)).shape == (1, 768)
+
+
+@pytest.mark.parametrize(("width", "millions"), [(1, 24), (2, 94), (4, 375)])
+def test_resnet50_has_the_papers_parameter_counts(width, millions):
+    with torch.device("meta"):
+        net = Backbone(architecture("resnet50", width), 3, 224)
+    assert net.width == 2048 * width
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.6)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "resnet18", "resnetblur18", "resnest14d"])
+def test_a_wide_resnet_is_the_resnet_with_all_channels_doubled(model):
+    with torch.device("meta"):
+        one, two = (Backbone(architecture(model, width), 3, 32) for width in (1, 2))
+    shapes = [{k: v.shape for k, v in net.named_parameters() if v.ndim == 4} for net in (one, two)]
+    assert shapes[0].keys() == shapes[1].keys()
+    for name, narrow in shapes[0].items():
+        wide = shapes[1][name]
+        assert wide[2:] == narrow[2:]
+        assert wide[0] == 2 * narrow[0]
+        assert wide[1] == narrow[1] * (1 if narrow[1] == 3 else 2)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet10t"])
+def test_the_small_stem_keeps_the_resolution(model):
+    net = backbone(model, stem="small", bands=5, size=16)
+    assert net.net.conv1.kernel_size == (3, 3)
+    assert net.net.conv1.stride == (1, 1)
+    assert isinstance(net.net.maxpool, nn.Identity)
+    assert net.net.forward_features(torch.rand(1, 5, 32, 32)).shape[-1] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "message"),
+    [
+        ({"model": "resnt18"}, 32, r"pretrain\.encoder\.model = 'resnt18': no model of timm; did you mean resnet18"),
+        ({"model": "zzzz"}, 32, r"pretrain\.encoder\.model = 'zzzz': no model of timm; timm\.list_models"),
+        ({"model": "test_convnext", "width": 2}, 32, r"pretrain\.encoder\.width = 2: must be 1 with 'test_convnext'"),
+        ({"model": "test_convnext", "stem": "small"}, 32, r"pretrain\.encoder\.stem = 'small': must be standard with"),
+        ({"model": "test_resnet"}, 16, r"prepare\.size = 16: must be ≥ 32 .* or use pretrain\.encoder\.stem: small"),
+        ({"model": "test_convnext"}, 16, r"prepare\.size = 16: must be ≥ 32"),
+        ({"model": "test_resnet", "layers": 1}, 32, r"pretrain\.encoder\.vit: has no effect .* set it to null"),
+        (
+            {"model": "test_vit"},
+            40,
+            r"prepare\.size = 40: must be a multiple of 16, .*; or set pretrain\.encoder\.vit\.patch",
+        ),
+        ({"model": "test_vit", "layers": 9}, 32, r"pretrain\.encoder\.vit\.layers = 9: must be ≤ 6"),
+        ({"model": "test_vit3", "features": "both"}, 32, r"pretrain\.encoder\.vit\.features = 'both': must be mean"),
+        (
+            {"model": "mixer_s16_224"},
+            40,
+            r"prepare\.size = 40: must be a multiple of 16, the patch size of 'mixer_s16_224'",
+        ),
+        ({"model": "hrnet_w18_small"}, 40, r"'hrnet_w18_small': can't take images of 3 bands and 40×40 pixels \("),
+    ],
+)
+def test_what_is_not_possible_is_refused_by_key(settings, size, message):
+    with pytest.raises(InputError, match=message) as fault:
+        backbone(**settings, size=size)
+    assert "\n" not in str(fault.value)
+
+
+def tokens(net: Backbone, x: torch.Tensor) -> list[torch.Tensor]:
+    """The normalised tokens, class first, after every block of a vision transformer: a slow way, block by block."""
+    vit, layers = net.net, []
+    x = vit.norm_pre(vit._pos_embed(vit.patch_embed(x)))
+    for block in vit.blocks:
+        x = block(x)
+        layers.append(vit.fc_norm(vit.norm(x)))
+    return layers
+
+
+def test_features_of_a_vision_transformer_are_those_of_its_last_layers():
+    x = torch.rand(2, 3, 32, 32)
+    net = backbone("vit_tiny_patch16_224", patch_size=8, features="both", layers=3)
+    assert net.net.patch_embed.grid_size == (4, 4)
+    last = tokens(net, x)[-3:]
+    both = [torch.cat([layer[:, 0], layer[:, 1:].mean(1)], 1) for layer in last]
+    torch.testing.assert_close(net(x), torch.cat(both, 1))
+    for settings, expected in [
+        ({"features": "token"}, last[-1][:, 0]),
+        ({"features": "mean", "layers": 2}, torch.cat([layer[:, 1:].mean(1) for layer in last[1:]], 1)),
+        ({"features": "token", "layers": 3, "combine": "mean"}, sum(layer[:, 0] for layer in last) / 3),
+    ]:
+        other = backbone("vit_tiny_patch16_224", patch_size=8, **settings)
+        torch.testing.assert_close(other(x), expected)
+        assert other.width == expected.shape[1]
+
+
+def test_by_default_a_vision_transformer_gives_what_timm_gives():
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(backbone("test_vit")(x), backbone("test_vit").net(x))
+    torch.testing.assert_close(backbone("test_vit", features="token")(x), backbone("test_vit")(x))
+
+
+@pytest.mark.parametrize("settings", [{}, {"features": "mean", "layers": 2}])
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit", "test_vit3"])
+def test_every_parameter_gets_a_gradient_with_and_without_gradient_checkpointing(model, settings):
+    net = backbone(model, **(settings if "vit" in model else {})).train()
+    for checkpointing in (False, True):
+        net.net.set_grad_checkpointing(checkpointing)
+        net.zero_grad()
+        net(torch.rand(2, 3, 32, 32)).sum().backward()
+        assert [k for k, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("new", [1, 2, 3, 6, 7, 408])
+@pytest.mark.parametrize("old", [1, 3, 4])
+def test_adapted_filters_answer_a_grey_image_as_before(old, new):
+    filters = torch.randn(5, old, 3, 3, dtype=torch.float64)
+    grey = torch.rand(1, 1, 8, 8, dtype=torch.float64)
+    before = nn.functional.conv2d(grey.expand(-1, old, -1, -1), filters)
+    after = nn.functional.conv2d(grey.expand(-1, new, -1, -1), adapt_bands(filters, new))
+    torch.testing.assert_close(after, before)
+
+
+def test_bands_take_the_filters_in_turn():
+    filters = torch.randn(5, 3, 2, 2)
+    a, b, c = filters.unbind(1)
+    torch.testing.assert_close(adapt_bands(filters, 4), torch.stack([a / 2, b, c, a / 2], 1))
+    torch.testing.assert_close(adapt_bands(filters, 2), torch.stack([a + c, b], 1))
+    assert torch.equal(adapt_bands(filters, 3), filters)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"])
+def test_weights_of_other_bands_are_adopted_and_only_the_first_layer_is_adapted(model):
+    torch.manual_seed(1)
+    source, target = Backbone(architecture(model), 3, 32).eval(), backbone(model, bands=6)
+    (line,) = target.adopt(source.state_dict())
+    assert line.endswith("adapted from 3 to 6 bands")
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(target(x.repeat(1, 2, 1, 1)), source(x))
+    assert target.adopt(target.state_dict()) == []
+
+
+def test_a_vision_transformer_takes_weights_of_other_image_and_patch_sizes():
+    source = backbone("test_vit", size=32, patch_size=8)
+    assert backbone("test_vit", size=32, patch_size=16).adopt(source.state_dict()) == []
+    finer = backbone("test_vit", size=64, patch_size=8)
+    assert finer.adopt(source.state_dict()) == []
+    grids = [n.net.pos_embed[:, -n.net.patch_embed.num_patches :] for n in (source, finer)]
+    small, large = (g.detach().unflatten(1, (s, s)).permute(0, 3, 1, 2) for g, s in zip(grids, (4, 8), strict=True))
+    expected = nn.functional.interpolate(small, (8, 8), mode="bicubic", antialias=True)
+    torch.testing.assert_close(large, expected)
+
+
+@pytest.fixture
+def checkpoint(monkeypatch):
+    """What timm downloads, without a network: the weights, with classifier, of a ResNet-18 or a tiny ViT."""
+
+    def download(hub_id, *_, **__):
+        torch.manual_seed(3)
+        return timm.create_model("test_vit" if "vit" in str(hub_id) else "resnet18").state_dict()
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", download)
+
+
+def test_pretrained_weights_are_those_of_timm_for_any_band_count(checkpoint):
+    net = backbone("resnet18", bands=6)
+    assert net.adopt(pretrained_weights(architecture("resnet18"), 32)) == ["net.conv1.weight adapted from 3 to 6 bands"]
+    torch.manual_seed(3)
+    theirs = timm.create_model("resnet18").eval()
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(net(x.repeat(1, 2, 1, 1)), theirs.forward_head(theirs.forward_features(x), True))
+
+
+def test_a_small_stem_stays_random_under_pretrained_weights_and_this_is_said(checkpoint):
+    small = architecture("resnet18", stem="small")
+    net = Backbone(small, 3, 32)
+    before = net.net.conv1.weight.clone()
+    assert net.adopt(pretrained_weights(small, 32)) == [
+        "net.conv1.weight stays random: it is 64×3×3×3, in the weights 64×3×7×7"
+    ]
+    assert torch.equal(net.net.conv1.weight, before)
+
+
+def test_pretrained_weights_of_a_vision_transformer_fit_other_image_and_patch_sizes(checkpoint):
+    fine = architecture("test_vit", patch_size=8)
+    assert Backbone(fine, 3, 32).adopt(pretrained_weights(fine, 32)) == []
+
+
+def test_missing_pretrained_weights_are_an_error_that_names_the_model(monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", no_network)
+    with pytest.raises(InputError, match=r"pretrain\.weights = 'pretrained'.*'resnet18' \(no route to host\); check"):
+        pretrained_weights(architecture("resnet18"), 32)
+    with pytest.raises(InputError, match=r"pretrain\.weights = 'pretrained'.*'eca_vovnet39b'.*No pretrained"):
+        pretrained_weights(architecture("eca_vovnet39b"), 32)
+    with pytest.raises(InputError, match=r"pretrain\.weights = 'pretrained': needs pretrain\.encoder\.width: 1"):
+        pretrained_weights(architecture("resnet18", width=2), 32)

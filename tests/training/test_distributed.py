@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+SCRIPT = """
+import json, sys
+import torch
+from conftest import with_changes
+from simtrail.augment.views import TwoViews
+from simtrail.data.recipe import Recipe
+from simtrail.model.encoder import Encoder, EncoderConfig
+from simtrail.training.distributed import processes, rank, world
+from simtrail.training.learner import Learner
+
+changes = json.loads(sys.argv[1])
+p = with_changes({"pretrain.precision": "fp32", "pretrain.batch_size": 8, **changes}).pretrain
+recipe = Recipe(
+    size=32, fit="pad", background=0, composite=True, file_dtype="uint8", file_bands=3, mask_band=None,
+    bands=["red", "green", "blue"], dtype="uint8", low=[0] * 3, high=[255] * 3,
+)
+batch = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+torch.set_num_threads(1)
+
+
+def measured():
+    torch.manual_seed(0)
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=[0.5] * 3, std=[0.3] * 3)
+    encoder = Encoder(config).train()
+    learner = Learner(encoder, TwoViews(p.augment, recipe), p)
+    share = len(batch) // world()
+    mine = batch[rank() * share : (rank() + 1) * share]
+    loss, projections = learner._gradient(mine, (0, 0, 0))
+    grads = {k: w.grad.clone() for k, w in encoder.named_parameters()}
+    buffers = {k: b.clone() for k, b in encoder.named_buffers()}
+    later = [learner.step(mine, 0.01, 0, 0, step)[0].item() for step in (1, 2)]
+    return {"loss": loss.item(), "projections": projections, "grads": grads, "buffers": buffers, "later": later}
+
+
+alone = measured()
+with processes():
+    together = measured()
+    if rank() == 0:
+        torch.save([world(), alone, together], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pretrain.optimiser": "sgd"},
+        {"pretrain.encoder.model": "test_efficientnet", "pretrain.optimiser": "lars"},  # timm's own batch normalisation
+        {"pretrain.encoder.model": "test_convnext", "pretrain.head.batch_norm": False, "pretrain.micro_batch_size": 2},
+    ],
+    ids=["resnet", "efficientnet", "cached"],
+)
+def test_two_processes_of_half_a_batch_equal_one_of_the_whole(tmp_path, changes):
+    script, out = tmp_path / "script.py", tmp_path / "out.pt"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script, json.dumps(changes), out]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    world, one, two = torch.load(out, weights_only=True)
+    assert world == 2
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    torch.testing.assert_close(two["projections"], one["projections"], atol=1e-5, rtol=1e-5)
+    for kind in ("grads", "buffers"):
+        for name, expected in one[kind].items():
+            torch.testing.assert_close(two[kind][name], expected, atol=1e-5, rtol=1e-5, msg=name)
+    assert two["later"] == pytest.approx(one["later"], abs=1e-4)

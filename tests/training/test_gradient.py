@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from simtrail.model.objectives import dcl, nt_xent
+from simtrail.training.gradient import backward
+
+OFF = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def network(norm: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), norm, nn.ReLU(), nn.Linear(16, 8)).double()
+
+
+def two_views(images: torch.Tensor, start: int) -> torch.Tensor:
+    """Views that depend on an image's place in the batch, as drawn ones do."""
+    places = torch.arange(start, start + len(images))[:, None, None, None]
+    return torch.cat([images + 0.1 * places, images * 2 - 0.1 * places])
+
+
+def gradients(norm: nn.Module, micro: int | None, objective) -> tuple[float, list[torch.Tensor], nn.Module]:
+    net = network(norm)
+    batch = torch.rand(12, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    batch = batch.double()
+    loss, projections = backward(net, batch, two_views, lambda z: objective(z, 0.2), OFF, nullcontext(), micro)
+    assert projections.shape == (24, 8)
+    return loss.item(), [p.grad for p in net.parameters()], net
+
+
+@pytest.mark.parametrize("objective", [nt_xent, dcl])
+@pytest.mark.parametrize("micro", [1, 3, 4, 6])
+def test_cached_gradients_are_those_of_the_whole_batch(micro, objective):
+    loss, expected, _ = gradients(nn.LayerNorm(16), None, objective)
+    cached_loss, cached, _ = gradients(nn.LayerNorm(16), micro, objective)
+    assert cached_loss == pytest.approx(loss, rel=1e-6)  # the loss is made of float32 projections
+    for a, b in zip(cached, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_statistics_count_every_image_once():
+    _, _, net = gradients(nn.BatchNorm1d(16), 4, nt_xent)
+    norm = net[2]
+    assert norm.momentum == 0.1
+    mean = torch.zeros(16, dtype=torch.float64)
+    batch = torch.rand(12, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
+    for start in (0, 4, 8):
+        with torch.no_grad():
+            mean = 0.9 * mean + 0.1 * net[:2](two_views(batch[start : start + 4], start)).mean(0)
+    torch.testing.assert_close(norm.running_mean, mean)
