@@ -14,15 +14,16 @@ YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, 
 
 
 def recolour(views: torch.Tensor, params: Color, rgb: list[int] | None, draws: Draws) -> torch.Tensor:
-    """The views (V, C, S, S) jittered, in [0, 1]; `rgb` says which bands are red, green and blue, if any are."""
+    """The views (V, C, S, S), changed in place, in [0, 1]; `rgb`: which bands are red, green and blue, if any are."""
     jittered = torch.zeros(len(views), 1)
     jittered[draws.chosen(params.jitter.p)] = 1
-    recoloured = torch.empty_like(views)
-    if rgb:
-        recoloured[:, rgb] = _jitter_rgb(views[:, rgb], params, jittered, draws)
-    if others := [i for i in range(views.shape[1]) if i not in (rgb or [])]:
-        recoloured[:, others] = _jitter_bands(views[:, others], params, jittered, draws)
-    return _posterize(recoloured.clamp_(0, 1), params, draws)
+    others = [i for i in range(views.shape[1]) if i not in (rgb or [])]
+    for bands, jitter in ((rgb, _jitter_rgb), (others, _jitter_bands)):
+        if bands:
+            span = slice(bands[0], bands[-1] + 1)
+            picked = span if bands == list(range(span.start, span.stop)) else bands  # a slice is picked without a copy
+            views[:, picked] = jitter(views[:, picked], params, jittered, draws)
+    return _posterize(views.clamp_(0, 1), params, draws)
 
 
 def _jitter_rgb(views: torch.Tensor, params: Color, jittered: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -66,7 +67,7 @@ def _factors(params: Color, reach: float, columns: int, jittered: torch.Tensor, 
 def _posterize(views: torch.Tensor, params: Color, draws: Draws) -> torch.Tensor:
     """Some views cut to the upper bits of 8, as many as are drawn for each."""
     dropped = int(params.strength * (8 - params.posterize.bits) + 0.5)
-    rows, bits = draws.chosen(params.posterize.p), draws.between(1, dropped + 1)[:, 0].floor()
+    rows, bits = draws.chosen(params.posterize.p), 1 + draws.between(0, dropped)[:, 0].floor()
     if dropped and len(rows):
         step = (2 ** bits[rows] / 255).to(views.device)[:, None, None, None]
         rows = rows.to(views.device)

@@ -26,7 +26,7 @@ def move(views: torch.Tensor, params: Geometry, background: float, draws: Draws)
     spline = _thin_plate_spline(params, draws)
     centres = (torch.arange(size, device=views.device) * 2 + 1) / size - 1
     y, x = torch.meshgrid(centres, centres, indexing="ij")
-    pixels = torch.stack([x, y, torch.ones_like(x)]).reshape(3, -1)
+    pixels = torch.stack([x, y, torch.ones_like(x)]).reshape(3, -1).expand(n, 3, size**2)
     if spline:
         from kornia.geometry.transform import warp_points_tps  # slow to import, and few use it
 
@@ -36,11 +36,12 @@ def move(views: torch.Tensor, params: Geometry, background: float, draws: Draws)
         points = turn @ points
     else:
         points = (turn @ crop) @ pixels
-    grid = (points[:, :2] / points[:, 2:]).mT.reshape(n, size, size, 2)
+    places = points[:, :2] / points[:, 2:]
+    grid = places.mT.reshape(n, size, size, 2)
     moved = F.grid_sample(views, grid, mode="bilinear", padding_mode="border", align_corners=False)
     # a crop's edge may lie outside by rounding; behind the horizon of a perspective, coordinates come back mirrored
-    outside = (grid.abs() > 1 + 1e-5).any(-1) | (points[:, 2] <= 0).reshape(n, size, size)
-    return moved.masked_fill_(outside[:, None], background)
+    outside = (places.abs() > 1 + 1e-5).any(1) | (points[:, 2] <= 0)
+    return moved.masked_fill_(outside.reshape(n, 1, size, size), background)
 
 
 def _crop(n: int, params: Geometry, draws: Draws) -> torch.Tensor:

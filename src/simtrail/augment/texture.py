@@ -10,25 +10,19 @@ import torch.nn.functional as F
 from simtrail.augment.draws import Draws
 from simtrail.params import Texture
 
-# PIL's smoothing filter, which its sharpness goes away from
-SMOOTH = torch.tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]) / 13
-
 
 def retexture(views: torch.Tensor, params: Texture, background: float, draws: Draws) -> torch.Tensor:
     """The views (V, C, S, S), changed in place where drawn, in [0, 1]."""
-    strength, sharpness = params.strength, params.sharpness
-    widest = strength * params.blur.sigma
+    widest, most = params.strength * params.blur.sigma, params.strength * params.sharpness.factor
     rows, sigma = draws.chosen(params.blur.p), draws.between(0.1, widest)
     if len(rows) and widest > 0.1:
-        views[rows.to(views.device)] = _blurred(views[rows.to(views.device)], sigma[rows].to(views.device))
-    rows, share = draws.chosen(sharpness.p), draws.between(0, strength * sharpness.factor)[:, :, None, None]
-    if len(rows) and strength * sharpness.factor > 0:
-        soft = views[rows.to(views.device)]
-        bands = soft.shape[1]
-        kernel = SMOOTH.to(views.device).expand(bands, 1, 3, 3)
-        smooth = F.conv2d(F.pad(soft, (1, 1, 1, 1), mode="replicate"), kernel, groups=bands)
-        views[rows.to(views.device)] = soft.add_((soft - smooth).mul_(share[rows].to(views.device))).clamp_(0, 1)
-    return _erased(views, params, background, draws)
+        sigma, rows = sigma[rows].to(views.device), rows.to(views.device)
+        views[rows] = _blurred(views[rows], sigma)
+    rows, share = draws.chosen(params.sharpness.p), draws.between(0, most)
+    if len(rows) and most:
+        share, rows = share[rows].to(views.device), rows.to(views.device)
+        views[rows] = _sharpened(views[rows], share)
+    return _erased(views.clamp_(0, 1), params, background, draws)
 
 
 def _blurred(views: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -40,6 +34,15 @@ def _blurred(views: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     planes = F.pad(views.reshape(1, n * bands, size, size), (reach,) * 4, mode="reflect")
     planes = F.conv2d(F.conv2d(planes, kernel, groups=n * bands), kernel.mT, groups=n * bands)
     return planes.reshape(views.shape)
+
+
+def _sharpened(views: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Each view led away from its smoothed self by a share of the difference, as PIL's and torchvision's sharpness.
+
+    Their filter, 1 around a 5, over 13, is 9/13 of the mean of 3×3 pixels and 4/13 of the pixel itself.
+    """
+    mean = F.avg_pool2d(F.pad(views, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return torch.lerp(views, mean, -9 / 13 * share[:, :, None, None])
 
 
 def _erased(views: torch.Tensor, params: Texture, background: float, draws: Draws) -> torch.Tensor:

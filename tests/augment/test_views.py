@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from simtrail.augment import geometry
+from simtrail.augment.views import TwoViews
+from simtrail.data.recipe import Recipe
+
+SEVEN = ["uv", "red", "nir", "green", "violet", "blue", "swir"]
+KINDS = {
+    "geometry.crop": {"min_area": 0.2},
+    "geometry.horizontal_flip": {},
+    "geometry.vertical_flip": {},
+    "geometry.rotation": {"degrees": 90.0},
+    "geometry.perspective": {"distortion": 0.5},
+    "geometry.thin_plate_spline": {"displacement": 0.3},
+    "color.jitter": {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2},
+    "color.grayscale": {},
+    "color.posterize": {"bits": 2},
+    "texture.blur": {"sigma": 20.0},
+    "texture.sharpness": {"factor": 2.0},
+    "texture.erasing": {"max_area": 0.6},
+}
+EACH = pytest.mark.parametrize("kind", KINDS)
+
+
+def recipe(bands: list[str], background: float = 0.5, size: int = 16) -> Recipe:
+    scale = {"low": [0.0] * len(bands), "high": [255.0] * len(bands)}
+    packing = {"fit": "pad", "background": background, "composite": False, "dtype": "uint16", "mask_band": None}
+    return Recipe(size=size, file_dtype="uint16", file_bands=len(bands), bands=bands, **packing, **scale)
+
+
+def on(kinds: list[str], p: float) -> dict[str, float]:
+    return {f"{kind}.{key}": value for kind in kinds for key, value in ({"p": p} | KINDS[kind]).items()}
+
+
+def two_views(augment, kinds: list[str], p: float = 1.0, bands: list[str] = SEVEN, **more: float) -> TwoViews:
+    return TwoViews(augment(on(kinds, p) | more), recipe(bands))
+
+
+def pictures(images: int = 8, bands: int = 7, size: int = 16) -> torch.Tensor:
+    return torch.rand(images, bands, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@EACH
+def test_each_augmentation_changes_as_many_views_as_its_probability_says(augment, kind):
+    images = pictures(1000)
+    changed = two_views(augment, [kind], 0.3)(images, 0) - images.repeat(2, 1, 1, 1)
+    shares = (changed.abs().amax((1, 2, 3)) > 1e-5).float().reshape(2, 1000).mean(1)
+    assert ((shares - 0.3).abs() < 0.06).all()
+
+
+@EACH
+def test_with_probability_1_it_changes_all_and_with_0_none(augment, kind):
+    images = pictures(20)
+    changed, left = ((two_views(augment, [kind], p)(images, 0) - images.repeat(2, 1, 1, 1)).abs() for p in (1.0, 0.0))
+    assert (changed.amax((1, 2, 3)) > 1e-5).all()
+    assert left.max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "flip" not in kind and "grayscale" not in kind])
+def test_no_two_views_share_their_draws(augment, kind):
+    views = two_views(augment, [kind])(pictures(1, size=64).repeat(20, 1, 1, 1), 0)
+    assert len(views.flatten(1).unique(dim=0)) == (6 if kind == "color.posterize" else 40)
+
+
+def test_augmentations_are_drawn_independently(augment):
+    flips = [two_views(augment, [f"geometry.{kind}_flip"], 0.5) for kind in ("horizontal", "vertical")]
+    images = pictures(500)
+    flipped = [(views(images, 0) - images.repeat(2, 1, 1, 1)).abs().amax((1, 2, 3)) > 0.01 for views in flips]
+    both = two_views(augment, ["geometry.horizontal_flip", "geometry.vertical_flip"], 0.5)(images, 0)
+    turned = (both - images.flip(2, 3).repeat(2, 1, 1, 1)).abs().amax((1, 2, 3)) < 0.01
+    assert turned.equal(flipped[0] & flipped[1])
+    assert abs(turned.float().mean() - 0.25) < 0.06
+
+
+def test_the_seed_decides_the_views_whatever_was_drawn_before(augment):
+    views, images = two_views(augment, list(KINDS), 0.5), pictures()
+    first = views(images, 1, 2)
+    torch.rand(3)
+    other = views(images, 1, 3)
+    assert views(images, 1, 2).equal(first)
+    assert not other.equal(first)
+
+
+def test_a_share_of_a_batch_has_the_views_that_it_has_in_the_whole(augment):
+    views, images = two_views(augment, list(KINDS), 0.5), pictures(9)
+    whole = views(images, 5).reshape(2, 9, 7, 16, 16)
+    for start, stop in ((0, 4), (4, 5), (5, 9)):
+        share = views(images[start:stop], 5, start=start, total=9).reshape(2, -1, 7, 16, 16)
+        torch.testing.assert_close(share, whole[:, start:stop], rtol=0, atol=1e-5)
+
+
+def test_the_callers_batch_and_generator_are_left_alone(augment):
+    images = pictures()
+    kept = images.clone()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    two_views(augment, list(KINDS))(images, 0)
+    assert images.equal(kept)
+    assert torch.rand(2).equal(expected)
+
+
+def test_a_fault_in_an_augmentation_is_raised_not_hidden(augment, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(geometry.F, "grid_sample", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        two_views(augment, [])(pictures(), 0)
+
+
+@pytest.mark.parametrize(("bands", "size"), [(1, 8), (3, 15), (7, 32), (408, 16)])
+def test_any_number_of_bands_goes_through_everything_at_full_settings(augment, bands, size):
+    names = SEVEN if bands == 7 else [f"band{i}" for i in range(bands)]
+    images = pictures(4, bands, size)
+    views = two_views(augment, list(KINDS), bands=names)(images, 0)
+    assert views.shape == (8, bands, size, size)
+    assert views.dtype == torch.float32
+    assert views.isfinite().all()
+    assert views.min() >= 0
+    assert views.max() <= 1
+    assert (views.flatten(2).std(2) > 0).all()
+
+
+def test_16_bit_values_are_kept_where_nothing_is_drawn(augment):
+    values = (pictures() * 65535).round() / 65535
+    views = two_views(augment, [])(values, 0)
+    assert (views * 65535).round().equal((values * 65535).round().repeat(2, 1, 1, 1))
+
+
+def test_what_a_view_lacks_is_the_data_sets_background(augment):
+    views = two_views(augment, ["geometry.rotation"], **{"geometry.rotation.degrees": 45.0})
+    corners = views(torch.ones(50, 7, 16, 16), 0)[:, :, 0, 0]
+    assert set(corners.mul(1e6).round().unique().tolist()) == {0.5e6, 1e6}
+
+
+def test_settings_that_no_band_can_follow_are_named(augment):
+    settings = on(["color.jitter", "color.grayscale"], 0.5)
+    assert TwoViews(augment(settings), recipe(SEVEN)).ineffective() == []
+    lines = TwoViews(augment(settings), recipe(["uv", "nir"])).ineffective()
+    assert [line.split(":")[0].removeprefix("pretrain.augment.color.") for line in lines] == [
+        "jitter.saturation",
+        "jitter.hue",
+        "grayscale.p",
+    ]
+    assert TwoViews(augment({}), recipe(["uv", "nir"])).ineffective() == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_same_views(augment):
+    views, images = two_views(augment, [kind for kind in KINDS if kind != "color.posterize"]), pictures(16, 7, 32)
+    torch.testing.assert_close(views(images.cuda(), 0).cpu(), views(images, 0), rtol=0, atol=1e-3)
