@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from conftest import ROOT, changed
@@ -247,6 +250,8 @@ def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkey
     assert again.info.run_id == killed.info.run_id
     assert again.info.status == "FINISHED"
     assert [m.step for m in client().get_metric_history(again.info.run_id, "curves/loss")] == [1, 2, 3]
+    assert list(Path(".simtrail").iterdir())  # a kill before DVC has noted the encoder must not lose it
+    stages.embed()
     assert not list(Path(".simtrail").iterdir())
 
 
@@ -266,6 +271,80 @@ def test_a_run_whose_process_was_killed_does_not_stay_running(copied):
     assert "RUNNING" in {r.info.status for r in all_runs()}
     stages.register()
     assert {r.info.status for r in all_runs()} == {"FINISHED", "KILLED"}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_go_on_after_one_of_them_has_died(copied):
+    write_params(copied, pretrain__seed=4, pretrain__epochs=4, pretrain__precision="fp32",
+                 pretrain__checkpoint__every_steps=1)  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "simtrail", "pretrain"]
+    job = subprocess.Popen(launch, stderr=subprocess.PIPE, text=True)
+    while not list(Path(".simtrail").rglob("step-*.pt")):
+        assert job.poll() is None
+        time.sleep(0.05)
+    (second,) = [p for p in psutil.Process(job.pid).children() if p.environ().get("RANK") == "1"]
+    second.kill()
+    _, errors = job.communicate()
+    assert job.returncode != 0
+    assert "ended by SIGTERM; the same command goes on" in errors or "lost another one" in errors
+    first = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "4")
+    subprocess.run(launch, check=True)
+    again = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "4")
+    assert (again.info.run_id, again.info.status) == (first.info.run_id, "FINISHED")
+    curve = client().get_metric_history(again.info.run_id, "curves/loss")
+    assert [m.step for m in curve] == [1, 2, 3, 4]
+    shutil.rmtree(".simtrail")
+    write_params(copied, pretrain__seed=4, pretrain__epochs=4, pretrain__precision="fp32")
+    stages.pretrain()
+    alone = pd.read_csv(stages.HISTORY)["loss"]
+    np.testing.assert_allclose([m.value for m in curve], alone, rtol=0.02)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(copied, tmp_path):
+    """kill -9 of `simtrail pretrain`, three times in each of seven runs, from its first picture on."""
+    write_params(copied, pretrain__seed=3, pretrain__epochs=3, pretrain__checkpoint__every_steps=1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(folder: Path) -> subprocess.Popen:
+        shutil.rmtree(folder / "artifacts/pretrain", ignore_errors=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "simtrail", "pretrain"], cwd=folder, env=environment, stdout=subprocess.DEVNULL
+        )
+
+    def working(folder: Path, job: subprocess.Popen) -> float:
+        while not (folder / "artifacts/pretrain/views.png").exists() and job.poll() is None:
+            time.sleep(0.01)
+        return time.monotonic()
+
+    def outcome(folder: Path) -> tuple[str, list[tuple[str, list[int]]]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            runs = [r for r in all_runs() if r.data.params["pretrain.seed"] == "3"]
+            names = ("loss", "val_knn", "images_per_second")
+            points = [[m.step for m in client().get_metric_history(runs[0].info.run_id, f"curves/{n}")] for n in names]
+        weights = (folder / "artifacts/pretrain/encoder.safetensors").read_bytes()
+        return hashlib.sha256(weights).hexdigest(), [(r.info.status, *points) for r in runs]
+
+    shutil.copytree(copied, reference := tmp_path / "reference")
+    begun = working(reference, job := start(reference))
+    assert job.wait() == 0
+    seconds = time.monotonic() - begun
+    expected = outcome(reference)
+    assert expected[1] == [("FINISHED", [1, 2, 3], [2, 3], [1, 2, 3])]
+    rng = np.random.default_rng(0)
+    kills = 0
+    for trial in range(7):
+        shutil.copytree(copied, folder := tmp_path / str(trial))
+        for _ in range(3):
+            working(folder, job := start(folder))
+            time.sleep(rng.uniform(0, seconds))
+            job.kill()
+            kills += job.wait() == -9
+        assert start(folder).wait() == 0
+        assert outcome(folder) == expected, f"trial {trial}"
+        shutil.rmtree(folder)
+    assert kills >= 15  # some came after the run's end
 
 
 @pytest.mark.slow

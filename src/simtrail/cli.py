@@ -90,6 +90,20 @@ def summary() -> None:
 
 
 @app.command()
+def ablate(
+    name: Annotated[str, typer.Argument(help="the preset sweeps/ablations/NAME.yaml")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a key of params.yaml, in every run")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of every cell, from pretrain.seed on")] = 1,
+) -> None:
+    """Run a grid of settings, such as a study of the SimCLR paper, on the prepared images: a table and a figure."""
+    from simtrail.sweep.ablation import ablate
+
+    ablate(name, settings or [], seeds)
+
+
+@app.command()
 def pull(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/VERSION")],
     out: Annotated[Path, typer.Option(help="folder for the encoder's files")],

@@ -357,12 +357,18 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises InputError with one line per fault, each naming the key, the value and what is allowed.
     """
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        text = Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run simtrail in the project's folder") from None
+    return parse(Params, read_yaml(text, path), path)
+
+
+def read_yaml(text: str | bytes, source: str | Path) -> Any:
+    """The tree of a YAML text, in which `1e-3` is a number; InputError names the source where it is not valid."""
+    try:
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(fault).split())}") from None
-    return parse(Params, tree, path)
+        raise InputError(f"{source}: not valid YAML: {' '.join(str(fault).split())}") from None
 
 
 def parse(schema: type[T], tree: Any, source: str | Path) -> T:

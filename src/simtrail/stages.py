@@ -5,16 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from simtrail.data.dataset import Dataset
 from simtrail.errors import InputError
-from simtrail.params import load_params
+from simtrail.params import Pretrain, load_params
+
+if TYPE_CHECKING:
+    from simtrail.augment.views import TwoViews
+    from simtrail.data.pack import PackedImages
+    from simtrail.training.loop import Trained
+    from simtrail.training.state import Checkpoints
 
 ROOT = Path("artifacts")
 MANIFEST, VALIDATION, PAGE = (
@@ -118,64 +125,81 @@ def prepare() -> None:
     _say(f"prepare: {len(images)} images of {len(recipe.bands)} bands at {recipe.size} px: {parts}")
 
 
+class Training(NamedTuple):
+    """A training run on the prepared images, ready to start."""
+
+    key: str  # identifies all that decides the result: the data and their split, settings, first weights, code
+    data_md5: str
+    first_weights: str  # random, pretrained, or the sha256 of an encoder
+    images: PackedImages
+    rows: np.ndarray  # of the training split
+    views: TwoViews
+    warnings: list[str]  # settings without effect
+    checkpoints: Checkpoints
+    fit: Callable[..., Trained]  # takes on_epoch and say
+
+
+def training(p: Pretrain) -> Training:
+    """The training run that these settings make of the prepared images; InputError where there are none."""
+    from simtrail.augment.views import TwoViews
+    from simtrail.data.recipe import Recipe
+    from simtrail.model.encoder import EncoderConfig
+    from simtrail.training.loop import fit
+    from simtrail.training.state import Checkpoints
+
+    facts, table = _read_json(STATISTICS, "prepare"), _read(pd.read_parquet, SPLIT, "prepare")
+    recipe = Recipe.model_validate(facts["recipe"])
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=facts["mean"], std=facts["std"])
+    weights = _local(p.weights)
+    data, looks = (
+        ("data/loader.py", "data/pack.py", "data/recipe.py"),
+        ("evaluation/classifiers.py", "evaluation/geometry.py"),
+    )
+    code = _code_hash("augment", *data, *looks, "model", "training")
+    settings = p.model_dump(exclude={"checkpoint"})  # how often it is saved changes nothing
+    key = hashlib.sha256(json.dumps([facts, settings, weights.stamp, code]).encode()).hexdigest()[:16]
+    images, views = _packed(recipe), TwoViews(p.augment, recipe)
+    train, val = (np.flatnonzero(table["split"] == part) for part in ("train", "val"))
+    checkpoints = Checkpoints(_root() / ".simtrail", key, p.checkpoint.keep)
+    p, labels = p.model_copy(update={"weights": weights.place}), pd.factorize(table["label"])[0]
+    learn = partial(fit, images, train, val, config, p, labels=labels, checkpoints=checkpoints)
+    warnings = [*views.ineffective(), *_without_effect(p)]
+    return Training(key, facts["data_md5"], weights.stamp, images, train, views, warnings, checkpoints, learn)
+
+
 def pretrain() -> None:
     """The encoder, trained by SimCLR on the training split, and its history; one MLflow run, resumed after a kill.
 
     In several processes (torchrun) the first keeps the run and writes; the others only compute.
     """
     params = load_params()
-    from simtrail.augment.views import TwoViews
-    from simtrail.data.recipe import Recipe
     from simtrail.evaluation.figures import training_curve, view_grid
-    from simtrail.model.encoder import EncoderConfig
     from simtrail.training.distributed import processes, rank
-    from simtrail.training.loop import fit
-    from simtrail.training.state import Checkpoints
 
-    facts, table = _read_json(STATISTICS, "prepare"), _read(pd.read_parquet, SPLIT, "prepare")
-    recipe = Recipe.model_validate(facts["recipe"])
-    p = params.pretrain
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=facts["mean"], std=facts["std"])
-    weights = _local(p.weights)
-    code = _code_hash("augment", "data/loader.py", "data/pack.py", "data/recipe.py", "model", "training")
-    settings = p.model_dump(exclude={"checkpoint"})  # how often it is saved changes nothing
-    key = hashlib.sha256(json.dumps([facts, settings, weights.stamp, code]).encode()).hexdigest()[:16]
+    ready = training(params.pretrain)
     with processes():
-        images = _packed(recipe)
-        rows = {part: np.flatnonzero(table["split"] == part) for part in ("train", "val")}
-        checkpoints = Checkpoints(_root() / ".simtrail", key, p.checkpoint.keep)
-        learn = partial(
-            fit,
-            images,
-            rows["train"],
-            rows["val"],
-            config,
-            p.model_copy(update={"weights": weights.place}),
-            labels=pd.factorize(table["label"])[0],
-            checkpoints=checkpoints,
-        )
         if rank() > 0:
-            learn()
+            ready.fit()
             return
         from simtrail.tracking.registry import encoder_hash
         from simtrail.tracking.run import Trail, log_history, log_result, run, tag_encoder
 
         _fresh(ENCODER)
-        views = TwoViews(p.augment, recipe)
-        for line in [*views.ineffective(), *_without_effect(p)]:
+        for line in ready.warnings:
             _say(f"pretrain: warning: {line}")
-        with run(Trail(params, facts["data_md5"]), key=key, resumed=bool(checkpoints), system_metrics=True) as run_id:
-            view_grid(images, rows["train"][:6], views, p.seed, ENCODER / "views.png")
-            trained = learn(
+        trail, resumed = Trail(params, ready.data_md5), bool(ready.checkpoints)
+        with run(trail, key=ready.key, resumed=resumed, system_metrics=True) as run_id:
+            view_grid(ready.images, ready.rows[:6], ready.views, params.pretrain.seed, ENCODER / "views.png")
+            trained = ready.fit(
                 on_epoch=lambda history: log_history(run_id, history),
                 say=lambda line: _say(f"pretrain: {line}"),
             )
             trained.encoder.save(ENCODER)
             pd.DataFrame(trained.history).to_csv(HISTORY, index=False)
             training_curve(trained.history, trained.epoch, ENCODER / "training.png")
-            tag_encoder(encoder_hash(ENCODER))
+            tag_encoder(encoder_hash(ENCODER), ready.first_weights)
             log_result({"kept_epoch": trained.epoch}, [*sorted(ENCODER.glob("*.png")), ENCODER / "config.json"])
-        checkpoints.discard()
+        ready.checkpoints.finish()
     last = trained.history[-1]
     _say(
         f"pretrain: {last['epoch']} epochs, {last['step']} steps, last loss {last['loss']:.3f}; "
@@ -205,8 +229,10 @@ def embed() -> None:
     """The features of every usable image, with its split and labels, in the order of the split."""
     params = load_params()
     from simtrail.model.encoder import Encoder
+    from simtrail.training.state import Checkpoints
 
     encoder = Encoder.load(ENCODER)
+    Checkpoints.discard_finished(_root() / ".simtrail")  # the pipeline has gone on: the encoder is safe
     table = _read(pd.read_parquet, SPLIT, "prepare")
     images = _packed(encoder.config.recipe)
     step = params.embed.batch_size

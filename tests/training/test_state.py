@@ -15,9 +15,17 @@ def test_the_newest_is_loaded_and_the_last_few_are_kept(tmp_path):
     assert checkpoints
     assert checkpoints.load()["step"] == 100
     assert sorted(p.name for p in (tmp_path / "key").iterdir()) == ["step-000000020.pt", "step-000000100.pt"]
-    checkpoints.discard()
-    assert not checkpoints
-    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_ended_is_kept_until_its_results_are_used(tmp_path):
+    ended, going = Checkpoints(tmp_path, "ended"), Checkpoints(tmp_path, "going")
+    for checkpoints in (ended, going):
+        checkpoints.save(1, {})
+    ended.finish()
+    assert ended
+    Checkpoints.discard_finished(tmp_path)
+    assert going
+    assert not ended
 
 
 def test_another_key_finds_nothing(tmp_path):

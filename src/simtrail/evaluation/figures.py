@@ -65,7 +65,9 @@ def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed:
     drawn = [two_views(batch, seed, pair).chunk(2) for pair in (0, 1)]
     rgb = recipe.rgb or list(range(min(3, batch.shape[1])))
     others = [i for i in range(batch.shape[1]) if i not in rgb][:3]
-    shown = [("", rgb)] + ([(", ".join(recipe.bands[i] for i in others), others)] if others else [])
+    shown = [(", ".join(recipe.bands[i] for i in rgb) if others else "", rgb)] + (
+        [(", ".join(recipe.bands[i] for i in others), others)] if others else []
+    )
     columns = [
         ("image", batch),
         *((f"pair {i + 1}, view {j + 1}", v) for i, p in enumerate(drawn) for j, v in enumerate(p)),
@@ -178,6 +180,48 @@ def embedding_map(features: np.ndarray, labels: list[str] | None, seed: int, pat
     axis.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=f"Embeddings of {len(points)} test images")
     _write(figure, path)
     return points
+
+
+def ablation_panels(
+    axes: dict[str, list[str]], measures: dict[str, tuple[np.ndarray, np.ndarray]], title: str, path: Path
+) -> None:
+    """A panel per measure: a bar for every setting of one axis, or a heat map of two, rows × columns.
+
+    `measures` holds means and standard deviations, both of the shape of the axes; a mean that is NaN is drawn as
+    missing, a standard deviation that is NaN not at all.
+    """
+    (down, rows), *across = axes.items()
+    names, columns = across[0] if across else ("", [""])
+    width = 1.6 + 0.085 * max(map(len, rows)) + (max(0.62 * len(columns), 2.2) if across else 2.2)
+    height = 1.2 + 0.5 * len(rows) + (0.07 * max(map(len, columns)) if across else 0)
+    figure, panels = plt.subplots(1, len(measures), figsize=(width * len(measures), height), squeeze=False, sharey=True)
+    for panel, (measure, (means, deviations)) in zip(panels[0], measures.items(), strict=True):
+        digits = 3 if np.nanmax(means) <= 1 else 1
+        if across:
+            drawn = panel.imshow(means, cmap="Blues", aspect="auto")
+            panel.set_xticks(range(len(columns)), columns, rotation=0 if max(map(len, columns)) < 6 else 90)
+            panel.set_title(measure, fontsize=10)
+            panel.set_xlabel(names)
+            panel.spines[:].set_visible(False)
+        else:
+            panel.barh(range(len(rows)), means, color=COLOURS[0], height=0.65, xerr=deviations, capsize=3)
+            panel.set(xlabel=measure, xlim=(0, 1.3 * np.nanmax(means + np.nan_to_num(deviations))))
+        for at, mean in np.ndenumerate(means):
+            text = "failed" if np.isnan(mean) else f"{mean:.{digits}f}"
+            spread = "" if np.isnan(deviations[at]) else f"± {deviations[at]:.{digits}f}"
+            if across:
+                dark = not np.isnan(mean) and drawn.norm(mean) > 0.55
+                style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white" if dark else "black"}
+                panel.text(at[1], at[0], f"{text}\n{spread}".strip(), **style)
+            else:
+                end = np.nan_to_num(mean) + np.nan_to_num(deviations[at])
+                panel.text(end, at[0], f"  {text} {spread}", va="center", fontsize=8)
+    panels[0, 0].set_yticks(range(len(rows)), rows)
+    panels[0, 0].set_ylabel(down)
+    if not across:
+        panels[0, 0].invert_yaxis()
+    figure.suptitle(title, fontsize=12)
+    _write(figure, path)
 
 
 def _write(figure: Figure, path: Path) -> None:

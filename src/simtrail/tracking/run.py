@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,9 +150,9 @@ def log_result(metrics: dict[str, float], files: list[Path]) -> None:
         mlflow.log_artifact(str(file), "figures" if file.suffix == ".png" else None)
 
 
-def tag_encoder(encoder: str) -> None:
-    """Marks the active run as the one that made the encoder of this sha256."""
-    mlflow.set_tag(ENCODER, encoder)
+def tag_encoder(encoder: str, first_weights: str) -> None:
+    """Marks the active run as the one that made the encoder of this sha256, from these first weights."""
+    mlflow.set_tags({ENCODER: encoder, "simtrail.first_weights": first_weights})
 
 
 def git_state() -> tuple[str | None, str]:
@@ -201,6 +202,8 @@ def _terminable() -> Iterator[None]:
     """Turns SIGTERM into SystemExit, so that what is open gets closed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        print(f"ended by {name}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)

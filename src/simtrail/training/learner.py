@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from simtrail.augment.views import TwoViews
+from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
 from simtrail.model.objectives import OBJECTIVES, contrastive_top1
 from simtrail.params import Pretrain
@@ -30,7 +31,11 @@ class Learner:
         self.encoder, self.views, self.params = encoder, views, params
         self.device = encoder.device
         if params.gradient_checkpointing:
-            encoder.backbone.net.set_grad_checkpointing(True)
+            try:
+                encoder.backbone.net.set_grad_checkpointing(True)
+            except (AssertionError, AttributeError):
+                model = params.encoder.model
+                raise InputError(f"pretrain.gradient_checkpointing: not offered by {model}; set it to false") from None
         if world() > 1 and params.sync_batch_norm:
             synchronised(encoder)
         self.network: nn.Module = _Projections(encoder)

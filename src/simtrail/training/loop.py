@@ -44,6 +44,7 @@ def fit(
     *,
     labels: np.ndarray | None = None,
     checkpoints: Checkpoints | None = None,
+    on_look: Callable[[Encoder], Row] = lambda encoder: {},
     on_epoch: Callable[[list[Row]], None] = lambda history: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Trained:
@@ -51,8 +52,9 @@ def fit(
 
     Trains on `train_rows` of the packed images and on nothing else; looks at `val_rows` every few epochs, with `labels`
     (class number of every packed row, −1 for none) where there are any, and keeps the weights that did best there.
-    After an interruption the same call goes on from the last checkpoint and ends with the same weights. `on_epoch` is
-    given the history so far after each epoch, `say` each remark. In several processes, the first alone writes.
+    After an interruption the same call goes on from the last checkpoint and ends with the same weights. `on_look` is
+    given the encoder at each look and returns further measures for the history, `on_epoch` is given the history so far
+    after each epoch, `say` each remark. In several processes, the first alone writes.
 
     Raises InputError for settings that the images or the memory don't allow, TrainingError when the loss is not finite.
     """
@@ -105,7 +107,8 @@ def fit(
                 "images_per_second": (at["step"] - first) * params.batch_size / (time.perf_counter() - begun),
             }
             if (epoch + 1) % params.monitor.every == 0 or at["step"] == steps:
-                row |= from_first(monitor.look(learner.kept) if rank() == 0 else {})
+                row |= from_first({**monitor.look(learner.kept), **on_look(learner.kept)} if rank() == 0 else {})
+                encoder.train()  # on_look may have left it otherwise
                 if "val_feature_std" in row and collapsed(row, encoder.width):
                     say(f"epoch {epoch + 1}: the features collapse: standard deviation {row['val_feature_std']:.2g}")
                 at["looks_since_best"] += 1

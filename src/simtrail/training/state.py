@@ -55,9 +55,15 @@ class Checkpoints:
         """Whether there is a state to go on from."""
         return bool(self._files())
 
-    def discard(self) -> None:
-        """Forgets the run, once its results are safe."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def finish(self) -> None:
+        """Marks the run as ended. Its last state stays until its results are used: a kill may still lose them."""
+        (self.folder / "finished").touch()
+
+    @staticmethod
+    def discard_finished(folder: Path) -> None:
+        """Forgets the runs that have ended."""
+        for mark in folder.glob("*/finished"):
+            shutil.rmtree(mark.parent, ignore_errors=True)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"), reverse=True)

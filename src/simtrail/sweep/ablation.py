@@ -1,0 +1,193 @@
+"""Ablations: a grid of settings through the same training, compared on the validation split in a table and a figure."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from simtrail import stages
+from simtrail.errors import InputError, TrainingError
+from simtrail.params import Params, Pretrain, load_params, parse, read_yaml
+
+PRESETS = Path("sweeps/ablations")
+# never the contrastive loss, which other temperatures, batches or views make another quantity
+MEASURES = {
+    "val_probe": "linear probe accuracy",
+    "val_knn": "kNN accuracy",
+    "val_effective_rank": "effective rank",
+}
+Settings = dict[str, Any]  # dotted key of params.yaml → value
+
+
+class Preset(BaseModel):
+    """A file of sweeps/ablations/."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    title: str
+    """What is compared."""
+    source: str
+    """Where it comes from, such as a figure of a paper."""
+    set: Settings
+    """Settings of all runs."""
+    vary: dict[str, dict[str, Settings]]
+    """One axis or two (rows, then columns): the names of its settings, and what each of them sets."""
+
+    @model_validator(mode="after")
+    def _drawable(self) -> Preset:
+        if len(self.vary) not in (1, 2) or not all(self.vary.values()):
+            sizes = ", ".join(f"{axis}: {len(settings)}" for axis, settings in self.vary.items())
+            raise ValueError(f"vary = {{{sizes}}} settings: must be one axis or two, of a setting at least")
+        return self
+
+
+def ablate(name: str, assignments: list[str], seeds: int) -> None:
+    """Runs every cell of a preset that has not been run yet, and writes table.csv, table.md and figure.png.
+
+    They go to sweeps/ablations/NAME/, with each run's settings and history in runs/KEY.json: a run whose key (data,
+    split, settings, code) is there is not run again. Measures are those of the validation split at the kept epoch. No
+    MLflow run is kept.
+
+    Raises InputError before the first run for settings that can't be; TrainingError at the end if runs have failed.
+    """
+    source, out = PRESETS / f"{name}.yaml", PRESETS / name
+    overrides = dict(_assignment(text) for text in assignments)
+    preset = load_preset(source)
+    cells = grid(preset, load_params(), overrides, " --set ".join([str(source), *assignments]))
+    plan = [(n, p.model_copy(update={"seed": p.seed + i})) for n, p in cells.items() for i in range(seeds)]
+    rows: list[dict[str, Any]] = []
+    warned: set[str] = set()
+    for i, (names, params) in enumerate(plan, 1):
+        label = f"{i}/{len(plan)} {' × '.join(names)}" + (f", seed {params.seed}" if seeds > 1 else "")
+        training = stages.training(params)
+        for line in sorted({*training.warnings} - warned):
+            print(f"{label}: warning: {line}", flush=True)
+        warned |= {*training.warnings}
+        file = out / "runs" / f"{training.key}.json"
+        known = file.exists()
+        measured: dict[str, Any] = {}
+        try:
+            measured = _run(training, params, file, label)
+        except (InputError, TrainingError) as fault:  # such as a batch larger than the data: the other cells are sound
+            print(f"{label}: failed: {fault}", flush=True)
+        else:
+            if "val_effective_rank" not in measured:
+                raise InputError("no validation images to compare by; raise prepare.val_fraction")
+            measure = "val_knn" if "val_knn" in measured else "val_effective_rank"
+            took = "run before" if known else f"{measured['seconds']:.0f} s"
+            print(f"{label}: {measure} {measured[measure]:.3g} ({took})", flush=True)
+        rows.append(dict(zip(preset.vary, names, strict=True)) | {"seed": params.seed, "key": training.key} | measured)
+    failed = sum("epoch" not in row for row in rows)
+    if failed < len(rows):
+        _report(preset, pd.DataFrame(rows), assignments, seeds, out)
+        print(f"ablate: {out}/table.md, table.csv and figure.png")
+    if failed:
+        raise TrainingError(f"{failed} of {len(rows)} runs failed; the same command tries them again")
+
+
+def load_preset(path: Path) -> Preset:
+    """The checked preset of a file; InputError names each key at fault, or the presets there are."""
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
+        raise InputError(f"{path}: no such preset; {path.parent} holds {known}")
+    return parse(Preset, read_yaml(path.read_bytes(), path), path)
+
+
+def grid(preset: Preset, params: Params, overrides: Settings, source: str) -> dict[tuple[str, ...], Pretrain]:
+    """The settings of every cell by its names on the axes: the product of the axes, the last one fastest.
+
+    Of params.yaml, the preset's `set`, `overrides` and the cell, the later wins; InputError, naming `source`, where a
+    cell's settings can't be, contradict each other, or would take an override back.
+    """
+    cells = {}
+    for names in itertools.product(*preset.vary.values()):
+        chosen = [settings[name] for settings, name in zip(preset.vary.values(), names, strict=True)]
+        tree = params.model_dump(by_alias=True)
+        for settings in (preset.set, overrides, *chosen):
+            _change(tree, settings)
+        cells[names] = parse(Params, tree, source).pretrain
+        for key, value in itertools.chain(*(settings.items() for settings in (overrides, *chosen))):
+            if (found := _at(tree, key)) != value:
+                raise InputError(f"{source}: {key} = {value!r}: the cell {' × '.join(names)} makes it {found!r}")
+        for key in [*preset.set, *overrides, *itertools.chain(*chosen)]:
+            if key.split(".")[0] != "pretrain":
+                raise InputError(f"{source}: {key}: only pretrain is varied; set it in params.yaml and run dvc repro")
+    return cells
+
+
+def _change(tree: dict[str, Any], settings: Settings) -> None:
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            if not isinstance(node.get(part), dict):
+                node[part] = {}  # what can't be there is found when the tree is checked
+            node = node[part]
+        node[last] = deepcopy(value)  # a later key may lie inside it
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--set {text}: must be KEY=VALUE, such as pretrain.epochs=10")
+    return key, read_yaml(value, f"--set {text}")
+
+
+def _run(training: stages.Training, params: Pretrain, file: Path, label: str) -> dict[str, Any]:
+    """The measures of a run at its kept epoch, that epoch, and the seconds it took; from its file, if it has one."""
+    if not file.exists():
+        begun = time.monotonic()
+        trained = training.fit(say=lambda line: print(f"{label}: {line}", flush=True))
+        result = {"pretrain": params.model_dump(), "history": trained.history, "epoch": trained.epoch}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(".tmp")
+        fresh.write_text(json.dumps({**result, "seconds": time.monotonic() - begun}, indent=2) + "\n")
+        fresh.replace(file)
+        shutil.rmtree(training.checkpoints.folder, ignore_errors=True)
+    result = json.loads(file.read_text())
+    kept = result["history"][result["epoch"] - 1]
+    return {m: kept[m] for m in MEASURES if m in kept} | {k: result[k] for k in ("epoch", "seconds")}
+
+
+def _report(preset: Preset, table: pd.DataFrame, assignments: list[str], seeds: int, out: Path) -> None:
+    from simtrail.evaluation.figures import ablation_panels
+
+    table.to_csv(out / "table.csv", index=False)
+    measures = [m for m in MEASURES if m in table]
+    axes = {axis: list(settings) for axis, settings in preset.vary.items()}
+    values = table[measures].to_numpy().reshape(*map(len, axes.values()), seeds, len(measures))
+    means = values.mean(-2)
+    deviations = values.std(-2, ddof=1) if seeds > 1 else np.full_like(means, np.nan)
+
+    def cell(at: tuple[int, ...], measure: int) -> str:
+        mean, deviation = means[(*at, measure)], deviations[(*at, measure)]
+        if np.isnan(mean):
+            return "failed"
+        digits = 1 if measures[measure] == "val_effective_rank" else 3
+        return f"{mean:.{digits}f}" + ("" if np.isnan(deviation) else f" ± {deviation:.{digits}f}")
+
+    note = "Validation split, weights of the kept epoch, " + ("one seed" if seeds == 1 else f"{seeds} seeds")
+    heads = [*axes, *(MEASURES[m] for m in measures)]
+    lines = [f"# {preset.title}", "", f"After {preset.source}. {note}" + ", ".join(["", *assignments]) + ".", ""]
+    lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(axes) + "---:|" * len(measures)]
+    for at in np.ndindex(means.shape[:-1]):
+        names = [settings[i] for i, settings in zip(at, axes.values(), strict=True)]
+        lines.append("| " + " | ".join([*names, *(cell(at, m) for m in range(len(measures)))]) + " |")
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    panels = {MEASURES[m]: (means[..., i], deviations[..., i]) for i, m in enumerate(measures)}
+    ablation_panels(axes, panels, preset.title, out / "figure.png")

@@ -1,0 +1,100 @@
+"""What must hold on a GPU: the numbers of the CPU, and resuming. Run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import with_changes
+
+from simtrail.augment.views import TwoViews
+from simtrail.data.recipe import Recipe
+from simtrail.model.encoder import Encoder, EncoderConfig
+from simtrail.model.objectives import OBJECTIVES
+from simtrail.training.learner import Learner
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+RECIPE = Recipe(
+    size=32, fit="pad", background=0.5, composite=True, file_dtype="uint8", file_bands=5, mask_band=None,
+    bands=["red", "green", "blue", "uv", "nir"], dtype="uint8", low=[0] * 5, high=[255] * 5,
+)  # fmt: skip
+EVERYTHING = {f"pretrain.augment.{a}.p": 1.0 for a in (
+    "geometry.rotation", "geometry.vertical_flip", "color.grayscale", "texture.blur", "texture.sharpness",
+    "texture.erasing",
+)}  # fmt: skip
+
+
+def learner(device: str, changes: dict) -> Learner:
+    p = with_changes({"pretrain.batch_size": 16, "pretrain.precision": "fp32", **changes}).pretrain
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=RECIPE, mean=[0.5] * 5, std=[0.3] * 5)
+        encoder = Encoder(config).to(device).train()
+    return Learner(encoder, TwoViews(p.augment, RECIPE), p)
+
+
+def batch(device: str) -> torch.Tensor:
+    return torch.rand(16, 5, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def test_views_are_those_of_the_cpu():
+    two_views = TwoViews(with_changes(EVERYTHING).pretrain.augment, RECIPE)
+    gpu = two_views(batch("cuda"), 0, 1).cpu()
+    different = ((gpu - two_views(batch("cpu"), 0, 1)).abs() > 1e-3).float().mean()
+    assert different < 1e-3  # at an edge, rounding may choose the other side
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values())
+def test_objectives_are_those_of_the_cpu(objective):
+    z = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
+    results = []
+    for device in ("cpu", "cuda"):
+        mine = z.to(device).requires_grad_()
+        loss = objective(mine, 0.1, rows=100)
+        loss.backward()
+        results.append((loss.cpu(), mine.grad.cpu()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_is_that_of_the_cpu():
+    cpu, gpu = (learner(d, {}).step(batch(d), 0.001, 0, 0, 0)[0].item() for d in ("cpu", "cuda"))
+    assert gpu == pytest.approx(cpu, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pretrain.precision": "bf16", "pretrain.compile": True},
+        {"pretrain.precision": "fp16", "pretrain.micro_batch_size": 8, "pretrain.gradient_checkpointing": True},
+        {"pretrain.optimiser": "lars", "pretrain.learning_rate": 1.0, "pretrain.ema": 0.9, "pretrain.clip": 1.0},
+    ],
+    ids=["bf16 compiled", "fp16 cached", "lars ema"],
+)
+def test_every_way_to_train_lowers_the_loss_and_its_state_can_be_restored(changes):
+    mine = learner("cuda", changes)
+    losses = [mine.step(batch("cuda"), 0.002, 0, 0, 0)[0].item() for _ in range(12)]
+    assert losses[-1] < losses[0]
+    other = learner("cuda", changes)
+    other.load_state_dict(mine.state_dict())
+    a, b = (x.step(batch("cuda"), 0.002, 0, 0, 1)[0].item() for x in (mine, other))
+    assert a == pytest.approx(b, rel=1e-3)
+
+
+def test_out_of_memory_suggests_a_size_that_fits():
+    from simtrail.errors import InputError
+
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 3 * 2**30 / torch.cuda.get_device_properties(0).total_memory))
+    try:
+        images = 4096
+        big = learner("cuda", {"pretrain.batch_size": images, "pretrain.encoder.stem": "small"})
+        with pytest.raises(
+            InputError, match=r"batch_size = 4096: out of memory .* fit: set pretrain\.micro_batch_size"
+        ):
+            big.step(torch.rand(images, 5, 32, 32, device="cuda"), 0.001, 0, 0, 0)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
