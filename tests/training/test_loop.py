@@ -191,6 +191,13 @@ def test_the_weights_kept_are_those_of_the_best_look(prepared, monkeypatch):
     assert [row["val_knn"] for row in history] == [0.2, 0.9, 0.9, 0.5]
 
 
+def test_further_measures_join_the_rows_of_looks_and_change_nothing(prepared):
+    plain = fit(prepared, {"pretrain.monitor.every": 2})
+    looked = fit(prepared, {"pretrain.monitor.every": 2}, on_look=lambda encoder: {"width": encoder.eval().width})
+    assert same(plain.encoder, looked.encoder)
+    assert ["width" in row for row in looked.history] == [False, True, True]
+
+
 def test_it_stops_early_when_the_metric_rises_no_more_also_after_an_interruption(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Monitor, "look", lambda self, encoder: {"val_knn": 0.5, "val_feature_std": 1.0})
     changes = {"pretrain.epochs": 9, "pretrain.monitor.patience": 2, "pretrain.checkpoint.every_steps": 1}
