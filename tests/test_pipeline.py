@@ -24,6 +24,7 @@ from simtrail import load_encoder, read_image, stages
 from simtrail.cli import app
 from simtrail.data.demo import generate
 from simtrail.errors import InputError
+from simtrail.params import load_params
 
 SMALL = {
     "prepare.size": 32,
@@ -126,6 +127,51 @@ def test_one_run_carries_parameters_data_curves_results_and_its_end(project):
     assert [m.step for m in client().get_metric_history(run.info.run_id, "curves/loss")] == [1, 2]
     files = {f.path for f in client().list_artifacts(run.info.run_id)}
     assert {"params.yaml", "validation.html", "metrics.json", "figures", "config.json"} <= files
+
+
+def test_the_run_shows_the_views_and_the_looks_at_validation(project):
+    (run,) = all_runs()
+    assert {f.path for f in client().list_artifacts(run.info.run_id, "figures")} >= {
+        "figures/views.png", "figures/training.png"
+    }  # fmt: skip
+    for name in ("val_knn", "val_probe", "val_alignment", "val_uniformity", "val_effective_rank", "val_feature_std"):
+        assert [m.step for m in client().get_metric_history(run.info.run_id, f"curves/{name}")] == [2]
+    assert run.data.metrics["kept_epoch"] == 2
+    assert run.data.tags["simtrail.first_weights"] == "random"
+
+
+def test_a_preview_needs_no_training(copied):
+    shutil.rmtree("artifacts/pretrain")
+    stages.preview(images=3, seed=1)
+    first = stages.PREVIEW.read_bytes()
+    write_params(copied, pretrain__augment__geometry__strength=0.0)
+    stages.preview(images=3, seed=1)
+    assert stages.PREVIEW.read_bytes() != first
+
+
+def test_all_that_decides_the_result_and_nothing_else_is_in_the_key_of_a_run(copied):
+    def key(**changes: object) -> str:
+        write_params(copied, **changes)
+        return stages.training(load_params().pretrain).key
+
+    usual = key()
+    assert key(pretrain__checkpoint__every_steps=7, evaluate__knn_k=3) == usual
+    changes = [{"pretrain__temperature": 0.3}, {"pretrain__augment__color__strength": 0.1}, {"pretrain__seed": 9}]
+    assert len({usual, *(key(**change) for change in changes)}) == 4
+    facts = json.loads(stages.STATISTICS.read_text())
+    stages.STATISTICS.write_text(json.dumps({**facts, "split_hash": "another"}))
+    assert key() != usual
+
+
+def test_training_goes_on_from_the_weights_of_a_registered_model(copied, capsys):
+    write_params(copied, pretrain__weights="elsewhere")
+    with pytest.raises(InputError, match=r"pretrain\.weights = 'elsewhere': must be random, pretrained, models:/"):
+        stages.pretrain()
+    write_params(copied, pretrain__weights="models:/small@champion", pretrain__head__output=64)
+    stages.pretrain()
+    assert "head stays random" in capsys.readouterr().out
+    run = next(r for r in all_runs() if r.data.params["pretrain.weights"] == "models:/small@champion")
+    assert len(run.data.tags["simtrail.first_weights"]) == 64
 
 
 def test_the_version_carries_metrics_and_lineage(project):
