@@ -348,7 +348,7 @@ def test_two_processes_train_as_one_and_go_on_after_one_of_them_has_died(copied)
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(copied, tmp_path):
-    """kill -9 of `simtrail pretrain`, three times in each of seven runs, from its first picture on."""
+    """kill -9 of `simtrail pretrain` from its first picture on, three times a run where it does not end before."""
     write_params(copied, pretrain__seed=3, pretrain__epochs=3, pretrain__checkpoint__every_steps=1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -379,8 +379,9 @@ def test_twenty_kills_at_random_moments_change_nothing(copied, tmp_path):
     expected = outcome(reference)
     assert expected[1] == [("FINISHED", [1, 2, 3], [2, 3], [1, 2, 3])]
     rng = np.random.default_rng(0)
-    kills = 0
-    for trial in range(7):
+    kills = trial = 0
+    while kills < 20:
+        trial += 1
         shutil.copytree(copied, folder := tmp_path / str(trial))
         for _ in range(3):
             working(folder, job := start(folder))
@@ -390,7 +391,6 @@ def test_twenty_kills_at_random_moments_change_nothing(copied, tmp_path):
         assert start(folder).wait() == 0
         assert outcome(folder) == expected, f"trial {trial}"
         shutil.rmtree(folder)
-    assert kills >= 15  # some came after the run's end
 
 
 @pytest.mark.slow
