@@ -231,7 +231,7 @@ class Monitor(_Section):
     """Epochs between looks at the validation split; the last epoch is always looked at."""
     metric: Literal["auto", "knn", "probe", "effective_rank", "last"]
     """Which validation measure chooses the weights that are kept: kNN or probe accuracy, effective rank, or none (the
-    last weights). auto: knn where images of the validation split are labelled, effective_rank elsewhere."""
+    last weights). auto: probe where images of the validation split are labelled, effective_rank elsewhere."""
     patience: int | None = Field(ge=1)
     """Stop after so many looks without a better value; null: train to the end."""
 

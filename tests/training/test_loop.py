@@ -182,13 +182,13 @@ def test_the_weights_kept_are_those_of_the_best_look(prepared, monkeypatch):
 
     def look(self, encoder):
         kept.append({k: v.clone() for k, v in encoder.state_dict().items()})
-        return {"val_knn": next(values), "val_feature_std": 1.0}
+        return {"val_probe": next(values), "val_feature_std": 1.0}
 
     monkeypatch.setattr(loop.Monitor, "look", look)
     encoder, history, epoch = fit(prepared, {"pretrain.epochs": 4})
     assert epoch == 2  # the first of equals
     assert all(torch.equal(v, kept[1][k]) for k, v in encoder.state_dict().items())
-    assert [row["val_knn"] for row in history] == [0.2, 0.9, 0.9, 0.5]
+    assert [row["val_probe"] for row in history] == [0.2, 0.9, 0.9, 0.5]
 
 
 def test_further_measures_join_the_rows_of_looks_and_change_nothing(prepared):
@@ -199,17 +199,17 @@ def test_further_measures_join_the_rows_of_looks_and_change_nothing(prepared):
 
 
 def test_it_stops_early_when_the_metric_rises_no_more_also_after_an_interruption(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Monitor, "look", lambda self, encoder: {"val_knn": 0.5, "val_feature_std": 1.0})
+    monkeypatch.setattr(loop.Monitor, "look", lambda self, encoder: {"val_probe": 0.5, "val_feature_std": 1.0})
     changes = {"pretrain.epochs": 9, "pretrain.monitor.patience": 2, "pretrain.checkpoint.every_steps": 1}
     checkpoints, said = Checkpoints(tmp_path, "key"), []
     for _ in range(2):
         trained = fit(prepared, changes, checkpoints=checkpoints, say=said.append)
         assert (len(trained.history), trained.epoch) == (3, 1)
-    assert said == ["stopped after epoch 3: val_knn did not rise in 2 looks"] * 2
+    assert said == ["stopped after epoch 3: val_probe did not rise in 2 looks"] * 2
 
 
 def test_a_collapse_is_said(prepared, monkeypatch):
-    monkeypatch.setattr(loop.Monitor, "look", lambda self, encoder: {"val_knn": 0.5, "val_feature_std": 1e-4})
+    monkeypatch.setattr(loop.Monitor, "look", lambda self, encoder: {"val_probe": 0.5, "val_feature_std": 1e-4})
     said = []
     fit(prepared, {"pretrain.epochs": 1}, say=said.append)
     assert said == ["epoch 1: the features collapse: standard deviation 0.0001"]

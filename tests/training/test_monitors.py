@@ -159,7 +159,7 @@ def test_fewer_than_two_validation_images_give_no_measures(images):
 
 def test_the_metric_that_chooses_is_one_that_is_measured(images):
     labelled = Monitor(images, TRAIN, VAL, CLASSES, twice, 0)
-    assert labelled.choose("auto") == labelled.choose("knn") == "val_knn"
+    assert labelled.choose("auto") == labelled.choose("probe") == "val_probe"
     assert labelled.choose("probe") == "val_probe"
     assert labelled.choose("effective_rank") == "val_effective_rank"
     assert labelled.choose("last") is None

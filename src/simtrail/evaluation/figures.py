@@ -44,14 +44,15 @@ def training_curve(history: list[dict[str, float]], kept: int, path: Path) -> No
     axes[0].set(xlabel="epoch", ylabel="loss")
     for (title, (x, y)), colour, marker in zip(shares.items(), COLOURS[1:], MARKERS, strict=False):
         axes[1].plot(x, y, color=colour, label=title, marker=marker if len(x) < 15 else "", markersize=4)
-    axes[1].set(xlabel="epoch", ylabel="share", ylim=(0, 1))
-    axes[1].legend(fontsize=7, frameon=False)
+    axes[1].set(xlabel="epoch", ylabel="share of the images", ylim=(0, 1))
+    axes[1].legend(fontsize=7, frameon=False, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     if looks:
         x = [row["epoch"] for row in looks]
         axes[2].plot(
             x, [row["val_effective_rank"] for row in looks], color=COLOURS[5], marker="o" if len(x) < 15 else ""
         )
-        axes[2].set(xlabel="epoch", ylabel="effective rank, validation", ylim=(0, None))
+        axes[2].set(xlabel="epoch", ylabel="effective rank, validation")
+        axes[2].set_ylim(0, 1.1 * axes[2].get_ylim()[1])
         for axis in axes:
             axis.axvline(kept, color="#808080", linewidth=0.8, linestyle=":")
         axes[0].set_title(f"dotted: epoch {kept}, whose weights are kept", fontsize=9, loc="left")

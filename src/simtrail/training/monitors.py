@@ -91,7 +91,7 @@ class Monitor:
             case "last":
                 return None
             case "auto":
-                return "val_knn" if self.labelled else "val_effective_rank" if len(self.val) >= 2 else None
+                return "val_probe" if self.labelled else "val_effective_rank" if len(self.val) >= 2 else None
             case "knn" | "probe" if not self.labelled:
                 needs = "two labelled classes in both the training and the validation split; label more images"
             case _ if len(self.val) < 2:
