@@ -19,8 +19,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -37,7 +35,7 @@ from simtrail.data.recipe import make_recipe
 from simtrail.evaluation.classifiers import knn, ridge_probe
 from simtrail.evaluation.report import small_pixels
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
-from simtrail.params import Params, Prepare, Pretrain, load_params, parse
+from simtrail.params import Params, Prepare, Pretrain, changed, load_params
 from simtrail.training.loop import Row, fit
 
 ROOT, DEVICE = Path(__file__).parent.parent, best_device()
@@ -105,11 +103,7 @@ class TimeUp(Exception):
 
 def settings(changes: dict[str, Any]) -> Params:
     """The parameters of the project's params.yaml, with PAPER, SETTINGS and further dotted keys changed."""
-    tree = load_params(ROOT / "params.yaml").model_dump(by_alias=True)
-    for key, value in (PAPER | SETTINGS | changes).items():
-        *path, last = key.split(".")
-        reduce(getitem, path, tree)[last] = value
-    return parse(Params, tree, "benchmarks/cifar10.py")
+    return changed(load_params(ROOT / "params.yaml"), PAPER | SETTINGS | changes, "benchmarks/cifar10.py")
 
 
 def read(data: Path, images: int, prepare: Prepare, folder: Path) -> Pictures:

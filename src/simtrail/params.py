@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from simtrail.errors import InputError
 
 T = TypeVar("T", bound=BaseModel)
+Settings = dict[str, Any]  # dotted key of params.yaml → value
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -377,6 +379,25 @@ def parse(schema: type[T], tree: Any, source: str | Path) -> T:
         return schema.model_validate(tree if tree is not None else {})
     except ValidationError as fault:
         raise InputError("\n".join(f"{source}: {_line(error, schema)}" for error in fault.errors())) from None
+
+
+def changed(params: Params, settings: Settings, source: str | Path) -> Params:
+    """The parameters with dotted keys changed; InputError names `source` and each key at fault."""
+    tree = params.model_dump(by_alias=True)
+    change(tree, settings)
+    return parse(Params, tree, source)
+
+
+def change(tree: dict[str, Any], settings: Settings) -> None:
+    """Sets dotted keys in the tree of a params.yaml, whatever stands there."""
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            if not isinstance(node.get(part), dict):
+                node[part] = {}  # what can't be there is found when the tree is checked
+            node = node[part]
+        node[last] = deepcopy(value)  # a later key may lie inside it
 
 
 def _line(error: Any, schema: type[BaseModel]) -> str:

@@ -6,7 +6,6 @@ import itertools
 import json
 import shutil
 import time
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from simtrail import stages
 from simtrail.errors import InputError, TrainingError
-from simtrail.params import Params, Pretrain, load_params, parse, read_yaml
+from simtrail.params import Params, Pretrain, Settings, change, load_params, parse, read_yaml
 
 PRESETS = Path("sweeps/ablations")
 # never the contrastive loss, which other temperatures, batches or views make another quantity
@@ -25,7 +24,6 @@ MEASURES = {
     "val_knn": "kNN accuracy",
     "val_effective_rank": "effective rank",
 }
-Settings = dict[str, Any]  # dotted key of params.yaml → value
 
 
 class Preset(BaseModel):
@@ -113,7 +111,7 @@ def grid(preset: Preset, params: Params, overrides: Settings, source: str) -> di
         chosen = [settings[name] for settings, name in zip(preset.vary.values(), names, strict=True)]
         tree = params.model_dump(by_alias=True)
         for settings in (preset.set, overrides, *chosen):
-            _change(tree, settings)
+            change(tree, settings)
         cells[names] = parse(Params, tree, source).pretrain
         for key, value in itertools.chain(*(settings.items() for settings in (overrides, *chosen))):
             if (found := _at(tree, key)) != value:
@@ -122,17 +120,6 @@ def grid(preset: Preset, params: Params, overrides: Settings, source: str) -> di
             if key.split(".")[0] != "pretrain":
                 raise InputError(f"{source}: {key}: only pretrain is varied; set it in params.yaml and run dvc repro")
     return cells
-
-
-def _change(tree: dict[str, Any], settings: Settings) -> None:
-    for key, value in settings.items():
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            if not isinstance(node.get(part), dict):
-                node[part] = {}  # what can't be there is found when the tree is checked
-            node = node[part]
-        node[last] = deepcopy(value)  # a later key may lie inside it
 
 
 def _at(tree: Any, key: str) -> Any:
