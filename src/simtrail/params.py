@@ -270,7 +270,7 @@ class Pretrain(_Section):
     optimiser: Literal["adamw", "sgd", "lars"]
     """AdamW, SGD with momentum 0.9, or the paper's LARS."""
     learning_rate: float = Field(gt=0)
-    """Peak learning rate per 256 images."""
+    """Peak learning rate per 256 images: AdamW 0.0005 to 0.005, SGD 0.03 to 0.5, LARS 0.3 (the paper's) to 5."""
     learning_rate_scaling: Literal["linear", "sqrt"]
     """How it grows with batch_size: × batch_size / 256, or × √(batch_size / 256) (appendix B.1)."""
     weight_decay: float = Field(ge=0)
@@ -411,11 +411,14 @@ def _line(error: Any, schema: type[BaseModel]) -> str:
                 "most negatives; set pretrain.micro_batch_size, which keeps them all"
             )
         case "extra_forbidden":
-            near = difflib.get_close_matches(key, _keys(schema), n=1, cutoff=0.6)
+            keys = _keys(schema)
+            near = [k for k in keys if k.endswith(f".{key}")] or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
             return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; remove it")
         case "value_error":
             return str(error["ctx"]["error"])
     wanted = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if error["type"] == "model_type":
+        wanted = "a mapping of keys to values"
     wanted = wanted.replace("greater than or equal to", "≥").replace("less than or equal to", "≤")
     wanted = wanted.replace("greater than", ">").replace("less than", "<")
     return f"{key} = {error['input']!r}: must be {wanted}" if key else f"must be {wanted}"

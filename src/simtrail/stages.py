@@ -15,11 +15,12 @@ import pandas as pd
 
 from simtrail.data.dataset import Dataset
 from simtrail.errors import InputError
-from simtrail.params import Pretrain, load_params
+from simtrail.params import Params, Pretrain, load_params
 
 if TYPE_CHECKING:
     from simtrail.augment.views import TwoViews
     from simtrail.data.pack import PackedImages
+    from simtrail.model.encoder import Encoder
     from simtrail.training.loop import Trained
     from simtrail.training.state import Checkpoints
 
@@ -129,6 +130,7 @@ class Training(NamedTuple):
     """A training run on the prepared images, ready to start."""
 
     key: str  # identifies all that decides the result: the data and their split, settings, first weights, code
+    origin: str  # the same without the settings
     data_md5: str
     first_weights: str  # random, pretrained, or the sha256 of an encoder
     images: PackedImages
@@ -139,11 +141,16 @@ class Training(NamedTuple):
     fit: Callable[..., Trained]  # takes on_epoch and say
 
 
-def training(p: Pretrain) -> Training:
-    """The training run that these settings make of the prepared images; InputError where there are none."""
+def training(p: Pretrain, group: str = "") -> Training:
+    """The training run that these settings make of the prepared images; InputError where there are none.
+
+    Runs of a `group` have checkpoints of their own, which no other runs with these settings find.
+    """
+    import torch
+
     from simtrail.augment.views import TwoViews
     from simtrail.data.recipe import Recipe
-    from simtrail.model.encoder import EncoderConfig
+    from simtrail.model.encoder import Encoder, EncoderConfig
     from simtrail.training.loop import fit
     from simtrail.training.state import Checkpoints
 
@@ -157,14 +164,19 @@ def training(p: Pretrain) -> Training:
     )
     code = _code_hash("augment", *data, *looks, "model", "training")
     settings = p.model_dump(exclude={"checkpoint"})  # how often it is saved changes nothing
-    key = hashlib.sha256(json.dumps([facts, settings, weights.stamp, code]).encode()).hexdigest()[:16]
+    key, origin = (
+        hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        for parts in ([facts, settings, weights.stamp, code], [facts, weights.stamp, code])
+    )
+    with torch.random.fork_rng([]):
+        Encoder(config)  # what can't be built is refused before anything is begun or replaced
     images, views = _packed(recipe), TwoViews(p.augment, recipe)
     train, val = (np.flatnonzero(table["split"] == part) for part in ("train", "val"))
-    checkpoints = Checkpoints(_root() / ".simtrail", key, p.checkpoint.keep)
+    checkpoints = Checkpoints(_root() / ".simtrail" / group, key, p.checkpoint.keep)
     p, labels = p.model_copy(update={"weights": weights.place}), pd.factorize(table["label"])[0]
     learn = partial(fit, images, train, val, config, p, labels=labels, checkpoints=checkpoints)
     warnings = [*views.ineffective(), *_without_effect(p)]
-    return Training(key, facts["data_md5"], weights.stamp, images, train, views, warnings, checkpoints, learn)
+    return Training(key, origin, facts["data_md5"], weights.stamp, images, train, views, warnings, checkpoints, learn)
 
 
 def pretrain() -> None:
@@ -234,44 +246,57 @@ def embed() -> None:
     encoder = Encoder.load(ENCODER)
     Checkpoints.discard_finished(_root() / ".simtrail")  # the pipeline has gone on: the encoder is safe
     table = _read(pd.read_parquet, SPLIT, "prepare")
-    images = _packed(encoder.config.recipe)
-    step = params.embed.batch_size
-    features = encoder.features(
-        images.rows(np.arange(i, min(i + step, len(images)))) for i in range(0, len(images), step)
-    )
+    features = features_of(encoder, params.embed.batch_size)
     _fresh(EMBEDDINGS.parent)
     table.assign(vector=list(features)).to_parquet(EMBEDDINGS)
     _say(f"embed: {len(features)} images × {features.shape[1]} features")
 
 
+def features_of(encoder: Encoder, batch_size: int) -> np.ndarray:
+    """The features of every prepared image, in the order of the split."""
+    images = _packed(encoder.config.recipe)
+    starts = range(0, len(images), batch_size)
+    return encoder.features(images.rows(np.arange(i, min(i + batch_size, len(images)))) for i in starts)
+
+
 def evaluate() -> None:
     """Scores with intervals and floors, label-free measures and figures, from frozen features; logged to the run."""
     params = load_params()
-    import torch
-
-    from simtrail.evaluation import figures, report
-    from simtrail.evaluation.scores import TITLES
     from simtrail.model.encoder import Encoder
     from simtrail.tracking.registry import encoder_hash
     from simtrail.tracking.run import Trail, log_result, run
 
     _fresh(METRICS.parent)
-    table = _read(pd.read_parquet, EMBEDDINGS, "embed")
+    features = np.stack(_read(pd.read_parquet, EMBEDDINGS, "embed")["vector"].to_list())
     facts = _read_json(STATISTICS, "prepare")
-    features = np.stack(table["vector"].to_list())
+    metrics = assess(Encoder.load(ENCODER), features, params, FIGURES)
+    _write_json(METRICS, metrics)
+    with run(Trail(params, facts["data_md5"]), encoder=encoder_hash(ENCODER)):
+        log_result(_flat(metrics), [METRICS, VALIDATION, PAGE, *sorted(FIGURES.glob("*.png"))])
+    _say("\n".join(_table(metrics)))
+
+
+def assess(encoder: Encoder, features: np.ndarray, params: Params, folder: Path) -> dict[str, Any]:
+    """The metrics of the test split from an encoder's features of every image, their figures written to a folder."""
+    import torch
+
+    from simtrail.evaluation import figures, report
+    from simtrail.evaluation.scores import TITLES
+    from simtrail.model.encoder import Encoder
+
+    table = _read(pd.read_parquet, SPLIT, "prepare")
     test = (table["split"] == "test").to_numpy()
-    encoder = Encoder.load(ENCODER)
     images = _packed(encoder.config.recipe)
-    chunks = [np.arange(i, min(i + 256, len(images))) for i in range(0, len(images), 256)]
 
     def pixels() -> np.ndarray:
+        chunks = np.array_split(np.arange(len(images)), max(1, len(images) // 256))
         return np.concatenate([report.small_pixels(images.rows(rows), images.recipe.full_scale) for rows in chunks])
 
     def random_features() -> np.ndarray:
         with torch.random.fork_rng([]):
             torch.manual_seed(params.evaluate.seed)
             untrained = Encoder(encoder.config).to(encoder.device)
-        return untrained.features(images.rows(rows) for rows in chunks)
+        return features_of(untrained, params.embed.batch_size)
 
     metrics: dict[str, Any] = report.label_free(features[test], params.evaluate.seed)
     data = report.labelled(table, table["block"].to_numpy())
@@ -282,44 +307,47 @@ def evaluate() -> None:
         metrics |= scores
         in_test = data.split == "test"
         groups = len(np.unique(data.group[in_test]))
-        figures.score_bars(scores, TITLES, FIGURES / "scores.png", int(in_test.sum()), groups)
+        figures.score_bars(scores, TITLES, folder / "scores.png", int(in_test.sum()), groups)
         figures.confusion_matrix(
-            data.labels[in_test], predictions["linear_probe"], data.names, FIGURES / "confusion.png"
+            data.labels[in_test], predictions["linear_probe"], data.names, folder / "confusion.png"
         )
     labels = table["label"].fillna("(no label)").to_numpy(dtype=str)[test].tolist() if data else None
-    figures.embedding_map(features[test], labels, params.evaluate.seed, FIGURES / "map.png")
-    _write_json(METRICS, metrics)
-    with run(Trail(params, facts["data_md5"]), encoder=encoder_hash(ENCODER)):
-        log_result(_flat(metrics), [METRICS, VALIDATION, PAGE, *sorted(FIGURES.glob("*.png"))])
-    _say("\n".join(_table(metrics)))
+    figures.embedding_map(features[test], labels, params.evaluate.seed, folder / "map.png")
+    return metrics
 
 
 def register() -> None:
     """The encoder in the MLflow registry, with its numbers and lineage, and its alias through the gate."""
     params = load_params()
+    metrics = _read_json(METRICS, "evaluate")
+    result = enrol(params, ENCODER, pd.read_csv(HISTORY).to_dict("records"), metrics)
+    _fresh(REGISTRATION.parent)
+    _write_json(REGISTRATION, result)
+    _say(f"register: {result['name']} version {result['version']} is {result['alias']}: {result['reason']}")
+
+
+def enrol(params: Params, folder: Path, history: list[dict[str, float]], metrics: dict[str, Any]) -> dict[str, Any]:
+    """The registered version of the encoder in a folder, made of the prepared images with these parameters."""
     from simtrail.tracking.registry import register as register_version
     from simtrail.tracking.run import Trail
 
-    metrics = _flat(_read_json(METRICS, "evaluate"))
+    flat = _flat(metrics)
     facts = _read_json(STATISTICS, "prepare")
     checks = _read_json(VALIDATION, "check")
     warnings = sum(not f["success"] for f in checks["findings"] if f["severity"] == "warning")
     verdict = "passed" if checks["success"] else f"{len(checks['rejected'])} images quarantined"
     manifest = pd.read_parquet(MANIFEST, columns=["dtype", "bands", "alpha", "rejected"])
     usual = manifest[manifest["rejected"].isna()].mode().iloc[0]
-    result = register_version(
+    return register_version(
         Trail(params, facts["data_md5"]),
-        ENCODER,
-        pd.read_csv(HISTORY).to_dict("records"),
-        metrics,
+        folder,
+        history,
+        flat,
         comparable=f"{facts['split_hash']}-{params.hash('evaluate', 'prepare')}",
-        deciding="linear_probe/accuracy" if "linear_probe/accuracy" in metrics else "features/effective_rank",
+        deciding="linear_probe/accuracy" if "linear_probe/accuracy" in flat else "features/effective_rank",
         checks=f"{verdict}, {warnings} warnings",
         signature=(np.dtype(usual["dtype"]), int(usual["bands"]) + int(usual["alpha"])),
     )
-    _fresh(REGISTRATION.parent)
-    _write_json(REGISTRATION, result)
-    _say(f"register: {result['name']} version {result['version']} is {result['alias']}: {result['reason']}")
 
 
 def summary() -> None:
@@ -385,6 +413,8 @@ def _without_effect(p: Any) -> list[str]:
         lines.append(f"head.hidden, head.batch_norm: no effect: a head of depth {p.head.depth} has no hidden layer")
     if p.head.depth == 0:
         lines.append("head.output: no effect: without a head, the features are the projections")
+    if p.optimiser == "lars" and p.learning_rate < 0.05:
+        lines.append(f"learning_rate = {p.learning_rate}: next to no effect with LARS, which needs 0.3 to 5")
     if p.monitor.metric == "last" and p.monitor.patience:
         lines.append(f"monitor.patience = {p.monitor.patience}: no effect: monitor.metric is last")
     return [f"pretrain.{line}" for line in lines]

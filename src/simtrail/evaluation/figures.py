@@ -55,6 +55,7 @@ def training_curve(history: list[dict[str, float]], kept: int, path: Path) -> No
         axes[2].set_ylim(0, 1.1 * axes[2].get_ylim()[1])
         for axis in axes:
             axis.axvline(kept, color="#808080", linewidth=0.8, linestyle=":")
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axes[0].set_title(f"dotted: epoch {kept}, whose weights are kept", fontsize=9, loc="left")
     _write(figure, path)
 

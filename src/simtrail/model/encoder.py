@@ -112,7 +112,7 @@ class Encoder(nn.Module):
                         yield np.stack(loaded)
                     bar.update(len(loaded))
             if faults:
-                raise InputError("\n".join(faults))
+                raise InputError("\n".join(dict.fromkeys(faults)))
 
         return pd.DataFrame(self.features(batches()), index=index)
 

@@ -168,7 +168,8 @@ def _report(preset: Preset, table: pd.DataFrame, assignments: list[str], seeds: 
         digits = 1 if measures[measure] == "val_effective_rank" else 3
         return f"{mean:.{digits}f}" + ("" if np.isnan(deviation) else f" ± {deviation:.{digits}f}")
 
-    note = "Validation split, weights of the kept epoch, " + ("one seed" if seeds == 1 else f"{seeds} seeds")
+    repeats = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
+    note = f"Validation split, weights of the kept epoch, {repeats}"
     heads = [*axes, *(MEASURES[m] for m in measures)]
     lines = [f"# {preset.title}", "", f"After {preset.source}. {note}" + ", ".join(["", *assignments]) + ".", ""]
     lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(axes) + "---:|" * len(measures)]

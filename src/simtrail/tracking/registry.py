@@ -106,7 +106,9 @@ def fetch(uri: str, out: Path | None = None) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(f"{uri.rstrip('/')}/artifacts/encoder"))
     except (MlflowException, OSError, ValueError) as fault:
         known = ", ".join(sorted(f"models:/{model.name}" for model in client.search_registered_models())) or "no model"
-        raise InputError(f"{uri}: {' '.join(str(fault).split())[:200]}; the registry holds {known}") from None
+        raise InputError(
+            f"{uri}: {' '.join(str(fault).split())[:200].rstrip('.')}; the registry holds {known}"
+        ) from None
     if out is None:
         return folder
     out.mkdir(parents=True, exist_ok=True)

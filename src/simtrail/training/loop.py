@@ -74,6 +74,11 @@ def fit(
         at: dict[str, Any] = {"step": 0, "loss": 0.0, "top1": 0.0, "history": [], "best": None, "looks_since_best": 0}
         saver = _Saver(checkpoints, learner, at)
         saver.restore()
+        if rank() == 0:
+            millions = sum(w.numel() for w in encoder.parameters()) / 1e6
+            where = f"{world()} processes on {device.type}" if world() > 1 else device.type
+            begin = f"goes on from step {at['step']} of" if at["step"] else "trains for"
+            say(f"{config.architecture.model}, {millions:.1f} M weights, {where}; {begin} {steps} steps")
         watch = _Watch(steps, saver)
         bar = tqdm(total=steps, initial=at["step"], desc="pretrain", unit="step", disable=True if rank() else None)
         for epoch in range(len(at["history"]), epochs):
@@ -122,6 +127,9 @@ def fit(
                 saver.save()
             if rank() == 0:
                 on_epoch(at["history"])
+                if bar.disable and any(key.startswith("val_") for key in row):  # off a terminal, looks say how it goes
+                    seen = ", ".join(f"{key} {row[key]:.3f}" for key in ("val_probe", "val_knn") if key in row)
+                    say(f"epoch {epoch + 1} of {epochs}: loss {row['loss']:.3f}{seen and ', ' + seen}")
         bar.close()
         if at["best"]:
             learner.kept.load_state_dict(at["best"]["weights"])

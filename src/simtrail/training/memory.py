@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from simtrail.errors import InputError
+from simtrail.errors import MemoryNeeded
 
 
 def ran_out(fault: RuntimeError) -> bool:
@@ -16,7 +16,7 @@ def ran_out(fault: RuntimeError) -> bool:
     return isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in str(fault)
 
 
-def too_large(batch_size: int, images: int, attempt: Callable[[int], Any]) -> InputError:
+def too_large(batch_size: int, images: int, attempt: Callable[[int], Any]) -> MemoryNeeded:
     """The error that names the batch size, and the number of images at once that fits, found by trying.
 
     `images` went through the encoder at once and were too many; `attempt(n)` is the work of n.
@@ -33,12 +33,12 @@ def too_large(batch_size: int, images: int, attempt: Callable[[int], Any]) -> In
             if not ran_out(fault):
                 raise
         else:
-            return InputError(
+            return MemoryNeeded(
                 f"pretrain.batch_size = {batch_size}: out of memory with the views of {images} images at once; "
                 f"{size} fit: set pretrain.micro_batch_size: {size} to keep the batch and its negatives, "
                 f"or pretrain.batch_size: {size}"
             )
-    return InputError(
+    return MemoryNeeded(
         f"pretrain.batch_size = {batch_size}: out of memory with the views of {size} images at once; "
         "lower prepare.size, or choose a smaller pretrain.encoder.model"
     )
