@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-slow lint ui lock clean
+.PHONY: help repro sweep test test-slow lint ui lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +38,9 @@ test-slow: .venv/.installed ## the whole suite: slow, browser and GPU tests too,
 
 lint: .venv/.installed ## formatting, lint, types, import contracts
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+sweep: .venv/.installed ## search for better parameters: make sweep [NAME=default] [TRIALS=20] [WORKERS=2]
+	@$(BIN)/simtrail sweep $(or $(NAME),default) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WORKERS),--workers $(WORKERS))
 
 ui: .venv/.installed ## open the MLflow UI on 127.0.0.1
 	@$(BIN)/simtrail ui

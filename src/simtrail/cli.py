@@ -104,6 +104,29 @@ def ablate(
 
 
 @app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help="the search space sweeps/NAME.yaml")] = "default",
+    trials: Annotated[int | None, typer.Option(min=1, help="in place of its budget.trials")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; one per GPU, or one")] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="only add workers to a study that another machine runs (OPTUNA_STORAGE)")
+    ] = False,
+) -> None:
+    """Search for better parameters, report what was found, register the best encoder."""
+    from simtrail.sweep.sweep import sweep
+
+    sweep(name, trials, workers, join)
+
+
+@app.command()
+def apply(name: Annotated[str, typer.Argument(help="a study that has ended")] = "default") -> None:
+    """Write the best values of a study into params.yaml."""
+    from simtrail.sweep.result import apply
+
+    apply(name)
+
+
+@app.command()
 def pull(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/VERSION")],
     out: Annotated[Path, typer.Option(help="folder for the encoder's files")],

@@ -150,7 +150,9 @@ def test_a_run_of_every_cell_and_seed_is_in_the_table_and_their_means_in_the_sum
     assert table["val_probe"].between(0, 1).all()
     mean, deviation = table["val_effective_rank"][:2].mean(), table["val_effective_rank"][:2].std()
     summary = (OUT / "table.md").read_text()
-    assert "After nowhere. Validation split, weights of the kept epoch, mean ± standard deviation over 2 seeds." in summary
+    assert (
+        "After nowhere. Validation split, weights of the kept epoch, mean ± standard deviation over 2 seeds." in summary
+    )
     assert "| low | NT-Xent | " in summary
     assert f"| {mean:.1f} ± {deviation:.1f} |" in summary
     assert (OUT / "figure.png").read_bytes().startswith(b"\x89PNG")

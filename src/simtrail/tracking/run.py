@@ -23,8 +23,9 @@ from mlflow import MlflowClient
 from mlflow.data import sources
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from simtrail.params import Params
+from simtrail.params import Params, load_params
 from simtrail.tracking.store import VIEW, open_store
 
 KEY, ENCODER, PARAMS, OWNER = "simtrail.key", "simtrail.encoder_sha256", "simtrail.params_hash", "simtrail.process"
@@ -69,13 +70,17 @@ def run(
     resumed: bool = False,
     encoder: str | None = None,
     system_metrics: bool = False,
+    name: str | None = None,
+    parent: str | None = None,
+    cut_short: tuple[type[Exception], ...] = (),
 ) -> Iterator[str]:
     """The id of the active MLflow run for one piece of work; it ends FINISHED, FAILED, or KILLED (Ctrl-C, SIGTERM).
 
     Work with the same `key` (a training run) or about the same `encoder` under the same parameters goes on in the run
     it already has; a `key` whose run is FINISHED gets a new one, unless the work is `resumed` from what that run left
-    (it was killed after its end, before its results were used). The run carries all parameters, params.yaml, the
-    dataset, and the git commit with the diff where the tree is dirty.
+    (it was killed after its end, before its results were used). A `parent` shows it below another run; exceptions
+    that mean that the work is `cut_short` end it as KILLED too, tagged by their name. The run carries all parameters,
+    params.yaml, the dataset, and the git commit with the diff where the tree is dirty.
     """
     client = open_store()
     experiment = mlflow.set_experiment(trail.params.data.name).experiment_id
@@ -84,12 +89,13 @@ def run(
     found = find_run(client, experiment, key=key, finished=resumed, encoder=encoder, params=trail.params.hash())
     # with the run itself, in one transaction: a kill leaves no run that nobody owns or finds again
     tags = {OWNER: _this_process()} | ({KEY: key} if key else {}) | ({ENCODER: encoder} if encoder else {})
+    tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
     with _terminable():
         if system_metrics:
             mlflow.set_system_metrics_sampling_interval(5)
         active = mlflow.start_run(
             run_id=found.info.run_id if found else None,
-            run_name=None if found else f"{trail.params.pretrain.encoder.model} {time.strftime('%m-%d %H:%M')}",
+            run_name=None if found else name or f"{trail.params.pretrain.encoder.model} {time.strftime('%m-%d %H:%M')}",
             tags=tags,
             log_system_metrics=system_metrics,
         )
@@ -101,6 +107,10 @@ def run(
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
+            raise
+        except cut_short as end:
+            status = "KILLED"
+            mlflow.set_tag(type(end).__name__.removeprefix("Trial").lower(), True)
             raise
         finally:
             mlflow.end_run(status)
@@ -155,6 +165,11 @@ def tag_encoder(encoder: str, first_weights: str) -> None:
     mlflow.set_tags({ENCODER: encoder, "simtrail.first_weights": first_weights})
 
 
+def tag_run(run_id: str, key: str, value: str) -> None:
+    """Tags a run, active or not."""
+    open_store().set_tag(run_id, key, value)
+
+
 def git_state() -> tuple[str | None, str]:
     """The commit checked out, None where there is none, and the diff of tracked files against it."""
 
@@ -170,7 +185,10 @@ def git_state() -> tuple[str | None, str]:
 def _describe(trail: Trail) -> None:
     commit, diff = git_state()
     mlflow.log_params(trail.params.flat())
-    mlflow.log_artifact("params.yaml")
+    if trail.params == load_params():
+        mlflow.log_artifact("params.yaml")
+    else:  # a trial has values of its own
+        mlflow.log_dict(trail.params.model_dump(by_alias=True), "params.yaml")
     mlflow.log_input(trail.dataset(), context="training")
     tags: dict[str, Any] = {PARAMS: trail.params.hash(), "simtrail.data_md5": trail.data_md5}
     if commit:

@@ -1,0 +1,181 @@
+"""What a study found: tables, figures, a report; its winner in the registry; its values in params.yaml."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import TrialState
+from ruamel.yaml import YAML
+from scipy.stats import spearmanr
+
+from simtrail import stages
+from simtrail.errors import InputError
+from simtrail.evaluation.classifiers import knn, ridge_probe
+from simtrail.evaluation.report import labelled
+from simtrail.evaluation.scores import with_intervals
+from simtrail.params import Params, load_params
+from simtrail.sweep.space import FOLDER, Space, pretrain_of
+from simtrail.sweep.worker import MEASURES
+from simtrail.training.monitors import NEIGHBOURS
+
+FREE = ("val_effective_rank", "val_alignment", "val_uniformity", "val_feature_std")
+KINDS = {
+    "history": "optimization_history",
+    "importance": "param_importances",
+    "slice": "slice",
+    "contour": "contour",
+    "parallel": "parallel_coordinate",
+    "pruning": "intermediate_values",
+    "timeline": "timeline",
+}
+
+
+def report(study: optuna.Study, name: str, space: Space, params: Params) -> None:
+    """Writes best.yaml, trials.csv, figures and report.md to sweeps/NAME/, and logs them to the active run."""
+    from simtrail.tracking.run import log_result
+
+    folder = FOLDER / name
+    trials = study.get_trials(deepcopy=False)
+    ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    done = [t for t in trials if t.state == TrialState.COMPLETE]
+    rows = [
+        {"trial": t.number, "state": t.state.name.lower(), space.objective: t.value, **t.params}
+        | {k: t.user_attrs[k] for k in ("epoch", "ended", *MEASURES, "seconds_to_start", "run") if k in t.user_attrs}
+        | {"seconds": t.duration.total_seconds() if t.duration else None, "present": t.user_attrs.get("present", False)}
+        for t in ended
+    ]
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "trials.csv", index=False)
+    if not done:
+        raise InputError(f"study {space.study!r}: no trial has completed; see {folder}/worker-*.log")
+    best = study.best_trial
+    with (folder / "best.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(best.params, file)
+    figures = _figures(study, folder)
+    text = _text(study, table, space, params)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    files = [folder / "best.yaml", folder / "trials.csv", folder / "report.md", FOLDER / f"{name}.yaml", *figures]
+    log_result({"best_objective": float(best.value or 0), "trials": len(ended)}, files)
+    print(text)
+
+
+def promote(study: optuna.Study, name: str, space: Space, params: Params, parent: str) -> str:
+    """The best trial's encoder, tested once and registered through the gate; says as which version."""
+    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.run import ENCODER, tag_run
+
+    best, folder = study.best_trial, FOLDER / name / "encoder"
+    encoder, history, chosen = _winner(study, space, params)
+    encoder.save(folder)
+    metrics = stages.assess(
+        encoder, stages.features_of(encoder, params.embed.batch_size), chosen, FOLDER / name / "test"
+    )
+    tag_run(best.user_attrs["run"], ENCODER, encoder_hash(folder))
+    version = stages.enrol(chosen, folder, history, metrics)
+    tag_run(parent, "simtrail.winner", f"{version['name']} version {version['version']}")
+    table = "\n".join(stages._table(metrics))
+    return f"{table}\n{version['name']} version {version['version']} is {version['alias']}: {version['reason']}"
+
+
+def apply(name: str) -> None:
+    """Writes the best values of a study into params.yaml; comments, order and all else stay."""
+    best = FOLDER / name / "best.yaml"
+    if not best.exists():
+        raise InputError(f"{best}: no such file; run make sweep NAME={name} first")
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    path = Path("params.yaml")
+    tree, values = yaml.load(path), YAML(typ="safe").load(best)
+    for key, value in values.items():
+        *above, last = key.split(".")
+        node = tree
+        for part in above:
+            node = node[part]
+        if node[last] != value:
+            print(f"{key}: {node[last]} → {value}")
+            node[last] = value
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(tree, file)
+    load_params(path)
+    print("params.yaml has the best values; dvc repro trains with them in full")
+
+
+def _winner(study: optuna.Study, space: Space, params: Params) -> tuple[Any, list[dict[str, float]], Params]:
+    """The encoder of the best trial, its history and its parameters: read from its last checkpoint."""
+    best = study.best_trial
+    pretrain = pretrain_of(params, space, best.params)
+    group = f"sweeps/{space.study}-{best.user_attrs.get('first', best.number)}"
+    trained = stages.training(pretrain, group).fit()
+    return trained.encoder, trained.history, params.model_copy(update={"pretrain": pretrain})
+
+
+def _text(study: optuna.Study, table: pd.DataFrame, space: Space, params: Params) -> str:
+    best = study.best_trial
+    lines = [
+        f"# Study {space.study}",
+        "",
+        f"{len(table)} trials ended, {(table['state'] == 'pruned').sum()} of them early.",
+    ]
+    lines += [
+        "",
+        f"Best {space.objective}: **{best.value:.4g}** (trial {best.number}){_interval(study, space, params)}",
+    ]
+    present = table[table["present"] & (table["state"] == "complete")]
+    if len(present):
+        then = float(present[space.objective].iloc[0])
+        lines += [
+            f"params.yaml as it was: {then:.4g} (trial {present['trial'].iloc[0]}); gain {study.best_value - then:+.4g}"
+        ]
+    else:
+        lines += ["params.yaml as it was: its trial did not complete"]
+    lines += ["", "| parameter | best | params.yaml |", "|---|---|---|"]
+    flat = params.flat()
+    lines += [f"| {key} | {value} | {flat[key]} |" for key, value in best.params.items()]
+    judge = next((m for m in ("val_probe", "val_knn") if m in table), None)
+    done = table[table["state"] == "complete"]
+    if judge and len(done) > 2:
+        lines += ["", f"Spearman's rank correlation with {judge}, over {len(done)} completed trials:", ""]
+        lines += [f"- {m}: {spearmanr(done[m], done[judge]).statistic:+.2f}" for m in FREE if done[m].nunique() > 1]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(study: optuna.Study, space: Space, params: Params) -> str:
+    """The 95 % interval of the best value, over groups of the validation split; empty where there are no labels."""
+    if space.objective not in ("val_probe", "val_knn"):
+        return ""
+    encoder = _winner(study, space, params)[0]
+    table = pd.read_parquet(stages.SPLIT)
+    data = labelled(table, table["block"].to_numpy())
+    if data is None:
+        return ""
+    features = stages.features_of(encoder, params.embed.batch_size)[data.rows]
+    train, val = data.split == "train", data.split == "val"
+    bank, known, queries = features[train], data.labels[train], features[val]
+    guess = knn(bank, known, queries, NEIGHBOURS) if space.objective == "val_knn" else ridge_probe(bank, known, queries)
+    p = params.evaluate
+    scores = with_intervals(data.labels[val], guess, data.group[val], len(data.names), p.bootstrap, p.seed)
+    return f", 95 % interval {scores['accuracy_low']:.3f} – {scores['accuracy_high']:.3f} over the validation groups"
+
+
+def _figures(study: optuna.Study, folder: Path) -> list[Path]:
+    import matplotlib.pyplot as plt
+    from optuna.visualization import matplotlib as draw
+
+    paths = []
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    for kind, function in KINDS.items():
+        if kind in ("importance", "contour", "parallel", "slice") and len(done) < 3:
+            continue  # nothing to see in fewer
+        with warnings.catch_warnings(), plt.style.context("default"):
+            warnings.simplefilter("ignore")
+            axes = getattr(draw, f"plot_{function}")(study)
+            figure = np.ravel(axes)[0].figure
+            figure.savefig(folder / f"{kind}.png", dpi=120, bbox_inches="tight")
+            plt.close(figure)
+        paths.append(folder / f"{kind}.png")
+    return paths

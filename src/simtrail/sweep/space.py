@@ -1,0 +1,183 @@
+"""Search spaces: what a sweep varies, by what it judges, and what it may cost; checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from simtrail.errors import InputError
+from simtrail.params import Params, Pretrain, Settings, changed, parse, read_yaml
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+FOLDER = Path("sweeps")
+# what the contrastive loss is compared against changes with these, and so does its scale
+LOSS_DEPENDS_ON = ("augment", "batch_size", "temperature", "objective", "normalise", "epochs")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Axis(_Strict):
+    """The values of one parameter: from `low` to `high`, one of `choices`, or `powers_of_two` from the first to the
+    second. With `when`, only where other parameters of the space have these values; elsewhere params.yaml's."""
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    choices: list[Any] | None = None
+    powers_of_two: tuple[int, int] | None = Field(default=None, strict=False)
+    when: Settings = {}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Axis:
+        low, high = self.low, self.high
+        kinds = [low is not None or high is not None, self.choices is not None, self.powers_of_two is not None]
+        if sum(kinds) != 1 or (low is None) != (high is None):
+            raise ValueError("must have low and high, or choices, or powers_of_two")
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"low = {low}, high = {high}: an empty range; low must be < high")
+        if self.log and (low is None or low <= 0):
+            raise ValueError(f"log: true needs low > 0, not {low}")
+        if low is None and not self.values:
+            raise ValueError("no value to choose; choices or powers_of_two must hold one at least")
+        return self
+
+    @property
+    def values(self) -> list[Any] | None:
+        """The values there are, or None for a range."""
+        if self.powers_of_two:
+            low, high = self.powers_of_two
+            return [2**n for n in range(31) if low <= 2**n <= high]
+        return self.choices
+
+    def __contains__(self, value: Any) -> bool:
+        if self.values is not None:
+            return value in self.values
+        return isinstance(value, int | float) and self.low <= value <= self.high  # type: ignore[operator]
+
+
+class Budget(_Strict):
+    trials: int = Field(ge=1)
+    """Trials that end, completed or pruned."""
+    minutes: float | None = Field(default=None, gt=0)
+    """No trial is begun later than this."""
+    epochs: int = Field(ge=1)
+    """Epochs of a trial that is not pruned."""
+
+
+class Space(_Strict):
+    """A file sweeps/NAME.yaml."""
+
+    study: str = Field(pattern=r"^[\w.-]+$")
+    objective: Literal["val_probe", "val_knn", "val_effective_rank", "loss"]
+    direction: Literal["maximize", "minimize"]
+    budget: Budget
+    sampler: Literal["tpe", "gp", "grid", "random", "qmc", "cmaes"]
+    pruner: Literal["median", "hyperband", "wilcoxon", "none"]
+    set: Settings = {}
+    """Settings of all trials."""
+    space: dict[str, Axis] = Field(min_length=1)
+    """What is searched: dotted keys of params.yaml."""
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Space:
+        moved = [key for key in self.space if key.removeprefix("pretrain.").split(".")[0] in LOSS_DEPENDS_ON]
+        if self.objective == "loss" and moved:
+            raise ValueError(
+                f"objective = 'loss': not comparable between trials that differ in {', '.join(moved)}; "
+                "choose val_probe or val_knn, or val_effective_rank where there are no labels"
+            )
+        if (self.objective == "loss") != (self.direction == "minimize"):
+            raise ValueError(f"direction = {self.direction!r}: {self.objective} is better the other way")
+        known: dict[str, Axis] = {}
+        for key, axis in self.space.items():
+            for other, value in axis.when.items():
+                if other not in known or value not in known[other]:
+                    raise ValueError(
+                        f"space.{key}.when.{other} = {value!r}: must be a parameter listed before, and a value of it"
+                    )
+            if self.sampler == "grid" and (axis.values is None or axis.when):
+                raise ValueError(f"space.{key}: sampler = 'grid' needs choices or powers_of_two, and no condition")
+            known[key] = axis
+        if self.sampler == "cmaes" and all(axis.values is not None for axis in self.space.values()):
+            raise ValueError("sampler = 'cmaes': needs a range; choices are drawn at random")
+        return self
+
+    @property
+    def decided(self) -> Settings:
+        """What budget and objective set in every trial."""
+        return {
+            "pretrain.epochs": self.budget.epochs,
+            "pretrain.max_steps": None,
+            "pretrain.monitor.metric": "last" if self.objective == "loss" else self.objective.removeprefix("val_"),
+            "pretrain.monitor.patience": None,  # stopping is the pruner's
+        }
+
+    def settings(self, values: Settings) -> Settings:
+        """What a trial sets, of these values of the space."""
+        return {**self.set, **self.decided, **values}
+
+    def active(self, values: Settings) -> Iterator[tuple[str, Axis]]:
+        """The parameters that a trial has; `values` is filled by the caller as they come."""
+        for key, axis in self.space.items():
+            if all(values.get(other) == value for other, value in axis.when.items()):
+                yield key, axis
+
+
+def load_space(name: str, params: Params) -> Space:
+    """The checked space of sweeps/NAME.yaml; InputError names every key at fault, or the spaces there are.
+
+    Every end of a range and every choice must be possible, and what params.yaml has must lie within: it is trial 0.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml"))) or "none"
+        raise InputError(f"{path}: no such search space; {FOLDER} holds {known}")
+    space = parse(Space, read_yaml(path.read_bytes(), path), path)
+    for key in (*space.set, *space.space):
+        if not key.startswith("pretrain."):
+            raise InputError(f"{path}: {key}: only pretrain is searched; the data are prepared once for all trials")
+        if key in space.decided:
+            raise InputError(f"{path}: {key}: is decided by budget and objective; remove it")
+    base = changed(params, space.settings({}), str(path))
+    flat = base.flat()
+    for key, axis in space.space.items():
+        for value in axis.values if axis.values is not None else (axis.low, axis.high):
+            changed(params, space.settings({**axis.when, key: value}), str(path))
+    for key, axis in space.active({**flat}):
+        if flat[key] not in axis:
+            raise InputError(
+                f"{path}: space.{key}: params.yaml has {flat[key]!r}, which is outside; trial 0 measures params.yaml: "
+                "widen the space"
+            )
+    return space
+
+
+def suggest(trial: Trial, space: Space) -> Settings:
+    """The values that a trial tries."""
+    values: Settings = {}
+    for key, axis in space.active(values):
+        if axis.values is not None:
+            values[key] = trial.suggest_categorical(key, axis.values)
+        elif isinstance(axis.low, int) and isinstance(axis.high, int):
+            values[key] = trial.suggest_int(key, axis.low, axis.high, log=axis.log)
+        else:
+            values[key] = trial.suggest_float(key, float(axis.low), float(axis.high), log=axis.log)  # type: ignore[arg-type]
+    return values
+
+
+def pretrain_of(params: Params, space: Space, values: Settings) -> Pretrain:
+    """The settings of a trial with these values."""
+    return changed(params, space.settings(values), f"study {space.study}").pretrain
+
+
+def present(params: Params, space: Space) -> Settings:
+    """The values that params.yaml has in the space."""
+    flat = changed(params, space.settings({}), "params.yaml").flat()
+    return {key: flat[key] for key, _ in space.active(flat)}

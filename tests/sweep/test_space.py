@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from conftest import ROOT, with_changes
+
+from simtrail.errors import InputError
+from simtrail.params import load_params
+from simtrail.sweep.space import Space, load_space, present, pretrain_of, suggest
+
+GOOD = {
+    "study": "s",
+    "objective": "val_probe",
+    "direction": "maximize",
+    "budget": {"trials": 4, "minutes": None, "epochs": 2},
+    "sampler": "random",
+    "pruner": "none",
+    "set": {"pretrain.monitor.every": 1},
+    "space": {
+        "pretrain.temperature": {"low": 0.05, "high": 1.0, "log": True},
+        "pretrain.batch_size": {"powers_of_two": [16, 128]},
+        "pretrain.optimiser": {"choices": ["adamw", "sgd"]},
+        "pretrain.clip": {"choices": [1.0, None], "when": {"pretrain.optimiser": "sgd"}},
+    },
+}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sweeps").mkdir()
+
+    def write(**changes: object) -> Space:
+        Path("sweeps/s.yaml").write_text(yaml.safe_dump({**GOOD, **changes}, sort_keys=False))
+        return load_space("s", with_changes({}))
+
+    return write
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_space_fits_params_yaml(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert load_space(path.stem, load_params()).study == path.stem
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"space": {"pretrain.temprature": {"low": 0.1, "high": 1.0}}},
+            "pretrain.temprature: unknown key; did you mean",
+        ),
+        ({"space": {"pretrain.temperature": {"low": 0.0, "high": 1.0}}}, "pretrain.temperature = 0.0: must be > 0"),
+        ({"space": {"pretrain.temperature": {"low": 1.0, "high": 1.0}}}, "low = 1.0, high = 1.0: an empty range"),
+        ({"space": {"pretrain.temperature": {"low": 0.1}}}, "must have low and high, or choices, or powers_of_two"),
+        ({"space": {"pretrain.batch_size": {"powers_of_two": [65, 127]}}}, "no value to choose"),
+        ({"space": {"pretrain.batch_size": {"choices": [32, 128]}}}, "params.yaml has 64, which is outside"),
+        ({"space": {"prepare.size": {"choices": [32, 64]}}}, "prepare.size: only pretrain is searched"),
+        ({"space": {"pretrain.epochs": {"choices": [2, 40]}}}, "pretrain.epochs: is decided by budget and objective"),
+        (
+            {"objective": "loss", "direction": "minimize"},
+            "objective = 'loss': not comparable between trials that differ in",
+        ),
+        ({"direction": "minimize"}, "direction = 'minimize': val_probe is better the other way"),
+        ({"sampler": "grid"}, "space.pretrain.temperature: sampler = 'grid' needs choices or powers_of_two"),
+        ({"sampler": "annealing"}, "sampler = 'annealing': must be 'tpe'"),
+        ({"budget": {"trials": 0, "epochs": 2}}, "budget.trials = 0: must be ≥ 1"),
+        ({"speed": 1}, "speed: unknown key"),
+    ],
+)
+def test_a_fault_is_named_before_anything_runs(write, changes, words):
+    with pytest.raises(InputError) as fault:
+        write(**changes)
+    assert words in str(fault.value)
+    assert str(fault.value).startswith("sweeps/s.yaml: ")
+
+
+def test_a_condition_names_an_earlier_parameter_and_a_value_of_it(write):
+    space = {**GOOD["space"], "pretrain.clip": {"choices": [1.0, None], "when": {"pretrain.optimiser": "lars"}}}
+    with pytest.raises(InputError, match=r"space\.pretrain\.clip\.when\.pretrain\.optimiser = 'lars': must be"):
+        write(space=space)
+
+
+def test_an_unknown_space_lists_the_known(write):
+    write()
+    with pytest.raises(InputError, match=r"sweeps/t\.yaml: no such search space; sweeps holds s"):
+        load_space("t", with_changes({}))
+
+
+def test_trials_have_the_values_suggested_and_conditions_hold(write):
+    space, params = write(), with_changes({})
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = []
+    for _ in range(30):
+        values = suggest(study.ask(), space)
+        pretrain = pretrain_of(params, space, values)
+        assert pretrain.temperature == values["pretrain.temperature"]
+        assert pretrain.batch_size in (16, 32, 64, 128)
+        assert ("pretrain.clip" in values) == (pretrain.optimiser == "sgd")
+        assert (pretrain.epochs, pretrain.monitor.metric, pretrain.monitor.every) == (2, "probe", 1)
+        seen.append(values["pretrain.temperature"])
+    assert min(seen) < 0.15 < 0.5 < max(seen)
+
+
+def test_what_params_yaml_has_is_a_trial_of_the_space(write):
+    assert present(with_changes({}), write()) == {
+        "pretrain.temperature": 0.2,
+        "pretrain.batch_size": 64,
+        "pretrain.optimiser": "adamw",
+    }

