@@ -168,14 +168,35 @@ def _figures(study: optuna.Study, folder: Path) -> list[Path]:
 
     paths = []
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    short, parameters = _short_names(done), len(study.best_trial.params)
     for kind, function in KINDS.items():
-        if kind in ("importance", "contour", "parallel", "slice") and len(done) < 3:
+        crossed = kind in ("importance", "contour", "parallel", "slice")
+        if (crossed and len(done) < 3) or (kind == "contour" and parameters < 2):
             continue  # nothing to see in fewer
         with warnings.catch_warnings(), plt.style.context("default"):
             warnings.simplefilter("ignore")
-            axes = getattr(draw, f"plot_{function}")(study)
-            figure = np.ravel(axes)[0].figure
-            figure.savefig(folder / f"{kind}.png", dpi=120, bbox_inches="tight")
-            plt.close(figure)
+            figure = np.ravel(getattr(draw, f"plot_{function}")(short if crossed else study))[0].figure
+        side = 2.6 * parameters
+        if kind in ("contour", "slice"):
+            figure.set_size_inches(side + 1, side if kind == "contour" else 3.4)
+        if kind == "contour":  # drawn for a fixed size: every panel has labels of its own
+            for axis in figure.axes[: parameters**2]:
+                axis.label_outer()
+        figure.savefig(folder / f"{kind}.png", dpi=110, bbox_inches="tight")
+        plt.close(figure)
         paths.append(folder / f"{kind}.png")
     return paths
+
+
+def _short_names(trials: list[optuna.trial.FrozenTrial]) -> optuna.Study:
+    """The trials with parameters' names that fit on an axis."""
+    study = optuna.create_study(direction="maximize")
+
+    def short(tree: dict[str, Any]) -> dict[str, Any]:
+        return {".\n".join(key.split(".")[-2:]).removeprefix("pretrain.\n"): value for key, value in tree.items()}
+
+    for trial in trials:
+        study.add_trial(
+            optuna.create_trial(value=trial.value, params=short(trial.params), distributions=short(trial.distributions))
+        )
+    return study
