@@ -46,7 +46,10 @@ def report(study: optuna.Study, name: str, space: Space, params: Params) -> None
     rows = [
         {"trial": t.number, "state": t.state.name.lower(), space.objective: t.value, **t.params}
         | {k: t.user_attrs[k] for k in ("epoch", "ended", *MEASURES, "seconds_to_start", "run") if k in t.user_attrs}
-        | {"seconds": t.duration.total_seconds() if t.duration else None, "present": t.user_attrs.get("present", False)}
+        | {
+            "seconds": t.duration.total_seconds() if t.duration else None,
+            "present": t.params == study.user_attrs["present"],
+        }
         for t in ended
     ]
     table = pd.DataFrame(rows)
@@ -60,7 +63,7 @@ def report(study: optuna.Study, name: str, space: Space, params: Params) -> None
     text = _text(study, table, space, params)
     (folder / "report.md").write_text(text, encoding="utf-8")
     files = [folder / "best.yaml", folder / "trials.csv", folder / "report.md", FOLDER / f"{name}.yaml", *figures]
-    log_result({"best_objective": float(best.value or 0), "trials": len(ended)}, files)
+    log_result({"objective": float(best.value or 0), "trials": len(ended)}, files)
     print(text)
 
 

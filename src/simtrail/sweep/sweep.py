@@ -63,9 +63,11 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
 
 
 def _enqueue_present(study: optuna.Study, params: Params, space: Space) -> None:
-    """Trial 0 is what params.yaml has: what the best is compared with."""
-    if not study.get_trials(deepcopy=False):
-        study.enqueue_trial(present(params, space), user_attrs={"present": True})
+    """Trial 0 is what params.yaml has, with which the best is compared; in a grid it has its turn anyway."""
+    if "present" not in study.user_attrs:
+        study.set_user_attr("present", present(params, space))
+    if space.sampler != "grid" and not study.get_trials(deepcopy=False):
+        study.enqueue_trial(study.user_attrs["present"])
 
 
 def _supervise(study: optuna.Study, name: str, space: Space, count: int | None) -> None:

@@ -62,11 +62,16 @@ def _try(trial: optuna.Trial, params: Params, space: Space, name: str, wanted: i
     group = f"{space.study}-{trial.user_attrs.get('first', trial.number)}"  # the same when it is tried again
     ready = stages.training(pretrain, f"sweeps/{group}")
     trail = Trail(params.model_copy(update={"pretrain": pretrain}), ready.data_md5)
-    title = f"{space.study} trial {trial.number}" + (" (params.yaml)" if trial.user_attrs.get("present") else "")
+    title = f"{space.study} trial {trial.number}" + (
+        " (params.yaml)" if trial.params == trial.study.user_attrs["present"] else ""
+    )
     told = -1
 
     def look(history: list[dict[str, float]]) -> None:
         nonlocal told
+        if values := [row[space.objective] for row in history if space.objective in row]:
+            # first, as MLflow compares runs by their first metric; of pruned trials too, it draws none as the best
+            log_result({"objective": values[-1] if space.objective == "loss" else max(values)}, [])
         log_history(run_id, history)
         for row in history:  # all of them, where a killed trial goes on
             if space.objective in row and row["epoch"] > told:

@@ -43,7 +43,7 @@ _VIEW = {
     "selectedColumns": ["attributes.`Dataset`", "attributes.`Models`"]
     + [
         f"metrics.`{name}`"
-        for name in ("linear_probe/accuracy", "knn/accuracy", "features/effective_rank", "curves/loss")
+        for name in ("objective", "linear_probe/accuracy", "knn/accuracy", "features/effective_rank", "curves/loss")
     ],
 }
 
