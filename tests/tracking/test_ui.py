@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,11 +14,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+import yaml
 from test_pipeline import run_pipeline
 
-from simtrail.tracking.store import open_store
+from simtrail.tracking.store import VIEW, open_store
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,6 +29,21 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="chromium is missing from PATH: apt-get install chromium"),
 ]
 EPOCHS, METRICS = 3, ("linear_probe/accuracy", "curves/loss")
+SPACE = {
+    "study": "tiny",
+    "objective": "val_probe",
+    "direction": "maximize",
+    "budget": {"trials": 4, "minutes": None, "epochs": 2},
+    "sampler": "tpe",
+    "pruner": "hyperband",  # prunes from the second trial on
+    "set": {"pretrain.monitor.every": 1},
+    "space": {
+        "pretrain.temperature": {"low": 0.05, "high": 1.0, "log": True},
+        "pretrain.batch_size": {"powers_of_two": [16, 32]},
+        "pretrain.augment.color.strength": {"low": 0.0, "high": 1.0},
+    },
+}
+ENDS = {"FINISHED": "M11.53 6.53", "KILLED": "M6.94 8"}  # how a status is drawn, a tick or a cross: it has no name
 FLAGS = [  # beside playwright's own: headless, an empty profile
     "--no-sandbox",
     "--disable-gpu",
@@ -145,7 +164,7 @@ def test_the_runs_table_shows_the_run_and_the_metrics_asked_for(page, site, keep
 
 def test_the_run_page_shows_parameters_metrics_and_lineage(page, site, keep, version):
     page.goto(f"{site}/experiments/1/runs/{version.run_id}")
-    shows(page, "Finished", "pretrain.model", *METRICS, "data_md5", "small")
+    shows(page, "Finished", "pretrain.encoder.model", *METRICS, "data_md5", "small")
     keep("run")
 
 
@@ -169,3 +188,46 @@ def test_the_version_page_shows_numbers_alias_and_lineage(page, site, keep, vers
         playwright.expect(row).to_contain_text(version.tags[tag])
     page.get_by_text("git_commit", exact=True).scroll_into_view_if_needed()
     keep("version-tags")
+
+
+@pytest.fixture(scope="module")
+def study(project, site):
+    """The run of a sweep in that project, and its trials' runs as they began; the last module fixture to be made."""
+    (project / "sweeps").mkdir()
+    (project / "sweeps/tiny.yaml").write_text(yaml.safe_dump(SPACE))
+    subprocess.run([sys.executable, "-m", "simtrail", "sweep", "tiny"], cwd=project, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        runs = open_store().search_runs(["1"], order_by=["attributes.start_time ASC"])
+    parent = next(run for run in runs if run.info.run_name == "sweep tiny")
+    return parent, [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+
+
+def test_the_runs_table_shows_the_trials_below_their_sweep_with_their_states(page, site, keep, study):
+    parent, trials = study
+    assert {trial.info.status for trial in trials} == {"FINISHED", "KILLED"}
+    page.goto(f"{site}/experiments/1/runs?viewStateShareKey={VIEW}")
+    row = page.get_by_role("row")
+    table = {run.info.run_name: row.filter(has=page.get_by_text(run.info.run_name, exact=True)) for run in trials}
+    above = row.filter(has=page.get_by_text(parent.info.run_name, exact=True))
+    playwright.expect(above).to_be_visible()
+    for line in table.values():
+        playwright.expect(line).to_have_count(0)
+    above.get_by_role("button").first.click()
+    for trial in trials:
+        icon = table[trial.info.run_name].locator("[col-id=runDateAndNestInfo] svg path").first
+        playwright.expect(icon).to_have_attribute("d", re.compile(f"^{ENDS[trial.info.status]}"))
+    keep("sweep")
+
+
+def test_the_compare_view_draws_the_trials_over_what_was_searched_and_the_objective(page, site, keep, study):
+    trials = study[1]
+    ids = json.dumps([trial.info.run_id for trial in trials])
+    page.goto(f"{site}/compare-runs?runs={quote(ids)}&experiments={quote(json.dumps(['1']))}")
+    shows(page, "Comparing 4 Runs", "Parallel Coordinates Plot", *(trial.info.run_name for trial in trials))
+    playwright.expect(page.locator(".parcoords .axis-title")).to_have_text([*sorted(SPACE["space"]), "objective"])
+    keep("sweep-compare")
+    values = [trial.data.metrics["objective"] for trial in trials]
+    ends = page.locator(".parcoords .y-axis").last.locator(".axis-extent-text")
+    playwright.expect(ends).to_have_text([f"{max(values):.5f}", f"{min(values):.5f}"])  # a missing one is drawn above

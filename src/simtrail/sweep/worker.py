@@ -62,9 +62,7 @@ def _try(trial: optuna.Trial, params: Params, space: Space, name: str, wanted: i
     group = f"{space.study}-{trial.user_attrs.get('first', trial.number)}"  # the same when it is tried again
     ready = stages.training(pretrain, f"sweeps/{group}")
     trail = Trail(params.model_copy(update={"pretrain": pretrain}), ready.data_md5)
-    title = f"{space.study} trial {trial.number}" + (
-        " (params.yaml)" if trial.params == trial.study.user_attrs["present"] else ""
-    )
+    title = f"trial {trial.number}" + (" (params.yaml)" if trial.params == trial.study.user_attrs["present"] else "")
     told = -1
 
     def look(history: list[dict[str, float]]) -> None:

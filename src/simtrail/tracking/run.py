@@ -40,7 +40,7 @@ _VIEW = {
     "lifecycleFilter": "Active",
     "datasetsFilter": [],
     "modelVersionFilter": "All Runs",
-    "selectedColumns": ["attributes.`Dataset`", "attributes.`Models`"]
+    "selectedColumns": ["attributes.`Models`"]
     + [
         f"metrics.`{name}`"
         for name in ("objective", "linear_probe/accuracy", "knn/accuracy", "features/effective_rank", "curves/loss")
