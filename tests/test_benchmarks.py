@@ -41,6 +41,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_it_trains_without_the_mlops_packages_and_kornia(folder, tmp_path):
     code = f"""
 import sys

@@ -54,11 +54,22 @@ with processes():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pretrain.optimiser": "sgd"},
-        {"pretrain.encoder.model": "test_efficientnet", "pretrain.optimiser": "lars"},  # timm's own batch normalisation
-        {"pretrain.encoder.model": "test_convnext", "pretrain.head.batch_norm": False, "pretrain.micro_batch_size": 2},
+        pytest.param({"pretrain.optimiser": "sgd"}, id="resnet"),
+        pytest.param(  # timm's own batch normalisation
+            {"pretrain.encoder.model": "test_efficientnet", "pretrain.optimiser": "lars"},
+            id="efficientnet",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {
+                "pretrain.encoder.model": "test_convnext",
+                "pretrain.head.batch_norm": False,
+                "pretrain.micro_batch_size": 2,
+            },
+            id="cached",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["resnet", "efficientnet", "cached"],
 )
 def test_two_processes_of_half_a_batch_equal_one_of_the_whole(tmp_path, changes):
     script, out = tmp_path / "script.py", tmp_path / "out.pt"

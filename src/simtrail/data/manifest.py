@@ -47,7 +47,9 @@ def scan(dataset: Dataset) -> tuple[pd.DataFrame, str]:
 def in_processes(function: Callable[[Any], Any], items: Iterable[Any], title: str) -> list[Any]:
     """function(item) for every item, in order, spread over the processor's cores, with a progress bar on a terminal."""
     items = list(items)
-    workers = min(len(os.sched_getaffinity(0)), max(1, len(items) // 16))
+    workers = min(len(os.sched_getaffinity(0)), max(1, len(items) // 32))
+    if workers == 1:  # few: processes would take longer to start
+        return [function(item) for item in items]
     chunk = max(1, min(64, len(items) // (workers * 8)))
     # A server of clean forks: a plain fork would copy locks that threads of this process may hold.
     with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
