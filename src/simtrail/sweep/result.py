@@ -171,7 +171,7 @@ def _figures(study: optuna.Study, folder: Path) -> list[Path]:
 
     paths = []
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    short, parameters = _short_names(done), len(study.best_trial.params)
+    short, parameters = _short_names(done, study.direction), len(study.best_trial.params)
     for kind, function in KINDS.items():
         crossed = kind in ("importance", "contour", "parallel", "slice")
         if (crossed and len(done) < 3) or (kind == "contour" and parameters < 2):
@@ -191,9 +191,9 @@ def _figures(study: optuna.Study, folder: Path) -> list[Path]:
     return paths
 
 
-def _short_names(trials: list[optuna.trial.FrozenTrial]) -> optuna.Study:
+def _short_names(trials: list[optuna.trial.FrozenTrial], direction: optuna.study.StudyDirection) -> optuna.Study:
     """The trials with parameters' names that fit on an axis."""
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(direction=direction)
 
     def short(tree: dict[str, Any]) -> dict[str, Any]:
         return {".\n".join(key.split(".")[-2:]).removeprefix("pretrain.\n"): value for key, value in tree.items()}

@@ -150,6 +150,8 @@ def load_space(name: str, params: Params) -> Space:
     for key, axis in space.space.items():
         for value in axis.values if axis.values is not None else (axis.low, axis.high):
             changed(params, space.settings({**axis.when, key: value}), str(path))
+        if key not in flat:
+            raise InputError(f"{path}: space.{key}: params.yaml has no single value there; give it one, for trial 0")
     for key, axis in space.active({**flat}):
         if flat[key] not in axis:
             raise InputError(

@@ -39,6 +39,7 @@ def open_study(name: str, space: Space, base: str, worker: int = 0, *, create: b
     """
     (FOLDER / name).mkdir(exist_ok=True)
     url = os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{(FOLDER / name / 'study.db').resolve()}"
+    url = url.replace("postgresql://", "postgresql+psycopg2://", 1)  # SQLAlchemy's own choice is a newer driver
     storage = _PatientStorage(
         url,
         engine_kwargs={"pool_pre_ping": True} | ({"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}),

@@ -50,7 +50,10 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
     from simtrail import stages
     from simtrail.tracking.run import Trail, run
 
-    trail = Trail(params, stages.training(params.pretrain).data_md5)
+    ready = stages.training(params.pretrain)
+    for line in ready.warnings:
+        print(f"sweep: warning: {line}", flush=True)
+    trail = Trail(params, ready.data_md5)
     with run(trail, key=f"sweep {space.study} {base}", resumed=True, name=f"sweep {space.study}") as parent:
         study = open_study(name, space, base, create=True)
         study.set_user_attr("parent", parent)
