@@ -194,7 +194,7 @@ def pretrain() -> None:
             ready.fit()
             return
         from simtrail.tracking.registry import encoder_hash
-        from simtrail.tracking.run import Trail, log_history, log_result, run, tag_encoder
+        from simtrail.tracking.run import Trail, curves, log_result, run, tag_encoder
 
         _fresh(ENCODER)
         for line in ready.warnings:
@@ -202,10 +202,7 @@ def pretrain() -> None:
         trail, resumed = Trail(params, ready.data_md5), bool(ready.checkpoints)
         with run(trail, key=ready.key, resumed=resumed, system_metrics=True) as run_id:
             view_grid(ready.images, ready.rows[:6], ready.views, params.pretrain.seed, ENCODER / "views.png")
-            trained = ready.fit(
-                on_epoch=lambda history: log_history(run_id, history),
-                say=lambda line: _say(f"pretrain: {line}"),
-            )
+            trained = ready.fit(on_epoch=curves(run_id), say=lambda line: _say(f"pretrain: {line}"))
             trained.encoder.save(ENCODER)
             pd.DataFrame(trained.history).to_csv(HISTORY, index=False)
             training_curve(trained.history, trained.epoch, ENCODER / "training.png")

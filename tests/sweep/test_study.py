@@ -97,7 +97,7 @@ def test_a_study_goes_on_with_other_suggestions_than_it_began_with():
     first = open_study("s", space(), "base", create=True)
     begun = begin(first, this_process()).params
     second = begin(open_study("s", space(), "base"), this_process()).params
-    other = begin(open_study("s", space(), "base", worker=1), this_process()).params
+    other = begin(open_study("s", space(), "base", seed=1000), this_process()).params
     assert len({v["pretrain.temperature"] for v in (begun, second, other)}) == 3
 
 

@@ -23,6 +23,7 @@ from simtrail.sweep.space import FOLDER, Space, pretrain_of
 from simtrail.sweep.worker import MEASURES
 from simtrail.training.monitors import NEIGHBOURS
 
+SECONDS = ("seconds_to_start", "seconds_logging")
 FREE = ("val_effective_rank", "val_alignment", "val_uniformity", "val_feature_std")
 KINDS = {
     "history": "optimization_history",
@@ -45,7 +46,7 @@ def report(study: optuna.Study, name: str, space: Space, params: Params) -> None
     done = [t for t in trials if t.state == TrialState.COMPLETE]
     rows = [
         {"trial": t.number, "state": t.state.name.lower(), space.objective: t.value, **t.params}
-        | {k: t.user_attrs[k] for k in ("epoch", "ended", *MEASURES, "seconds_to_start", "run") if k in t.user_attrs}
+        | {k: t.user_attrs[k] for k in ("epoch", "ended", *MEASURES, *SECONDS, "run") if k in t.user_attrs}
         | {
             "seconds": t.duration.total_seconds() if t.duration else None,
             "present": t.params == study.user_attrs["present"],

@@ -31,11 +31,11 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def open_study(name: str, space: Space, base: str, worker: int = 0, *, create: bool = False) -> optuna.Study:
+def open_study(name: str, space: Space, base: str, seed: int = 0, *, create: bool = False) -> optuna.Study:
     """The study of sweeps/NAME.yaml, in sweeps/NAME/study.db or where OPTUNA_STORAGE says.
 
-    `base` identifies what all trials share: data, split, the parameters not searched, code. `worker` gives samplers of
-    several processes seeds of their own. Raises InputError where the study was begun with another space or base.
+    `base` identifies what all trials share: data, split, the parameters not searched, code. `seed` is the sampler's:
+    each of several processes needs its own. Raises InputError where the study was begun with another space or base.
     """
     (FOLDER / name).mkdir(exist_ok=True)
     url = os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{(FOLDER / name / 'study.db').resolve()}"
@@ -57,7 +57,7 @@ def open_study(name: str, space: Space, base: str, worker: int = 0, *, create: b
         except KeyError:
             raise InputError(f"study {space.study!r}: not in {url}; start it with make sweep NAME={name}") from None
     _agree(study, name, space, base)
-    study.sampler = _sampler(space, seed=1000 * worker + len(study.get_trials(deepcopy=False)))
+    study.sampler = _sampler(space, seed + len(study.get_trials(deepcopy=False)))
     study.pruner = _pruner(space)
     return study
 

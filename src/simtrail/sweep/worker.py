@@ -31,7 +31,8 @@ def work(name: str, trials: int, number: int, parent: int, deadline: float | Non
     """Tries trials until so many have ended, the deadline has passed, or the parent process is gone."""
     params = load_params()
     space = load_space(name, params)
-    study = open_study(name, space, base_of(params, space), number)
+    seed = 10**6 * pretrain_of(params, space, {}).seed + 1000 * number
+    study = open_study(name, space, base_of(params, space), seed)
     while os.getppid() == parent and (deadline is None or time.time() < deadline):
         ended, begun = counts(study)
         if ended >= trials:
@@ -42,6 +43,7 @@ def work(name: str, trials: int, number: int, parent: int, deadline: float | Non
             time.sleep(0.5)
             continue
         study.optimize(lambda trial: _try(trial, params, space, name, trials, parent), n_trials=1, catch=(_Surplus,))
+        _keep_best(study)
 
 
 def base_of(params: Params, space: Space) -> str:
@@ -52,7 +54,7 @@ def base_of(params: Params, space: Space) -> str:
 
 
 def _try(trial: optuna.Trial, params: Params, space: Space, name: str, wanted: int, parent: int) -> float:
-    from simtrail.tracking.run import Trail, log_history, log_result, run
+    from simtrail.tracking.run import Trail, curves, log_result, run
 
     begun = time.monotonic()
     trial.set_user_attr(OWNER, this_process())
@@ -63,22 +65,22 @@ def _try(trial: optuna.Trial, params: Params, space: Space, name: str, wanted: i
     ready = stages.training(pretrain, f"sweeps/{group}")
     trail = Trail(params.model_copy(update={"pretrain": pretrain}), ready.data_md5)
     title = f"trial {trial.number}" + (" (params.yaml)" if trial.params == trial.study.user_attrs["present"] else "")
-    told = -1
+    told, logging = -1, 0.0
 
     def look(history: list[dict[str, float]]) -> None:
-        nonlocal told
-        if values := [row[space.objective] for row in history if space.objective in row]:
-            # first, as MLflow compares runs by their first metric; of pruned trials too, it draws none as the best
-            log_result({"objective": values[-1] if space.objective == "loss" else max(values)}, [])
-        log_history(run_id, history)
+        nonlocal told, logging
+        looked = time.monotonic()
+        log(history)
         for row in history:  # all of them, where a killed trial goes on
             if space.objective in row and row["epoch"] > told:
                 told = int(row["epoch"])
                 trial.report(row[space.objective], told)
         trial.set_user_attr("epoch", int(history[-1]["epoch"]))
+        prune = int(history[-1]["epoch"]) == told < space.budget.epochs and trial.should_prune()
+        logging += time.monotonic() - looked
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)  # nobody would read the result
-        if int(history[-1]["epoch"]) == told < space.budget.epochs and trial.should_prune():
+        if prune:
             raise optuna.TrialPruned
 
     with run(
@@ -89,6 +91,7 @@ def _try(trial: optuna.Trial, params: Params, space: Space, name: str, wanted: i
         parent=trial.study.user_attrs.get("parent"),
         cut_short=(optuna.TrialPruned,),
     ) as run_id:
+        log = curves(run_id, space.objective)
         trial.set_user_attr("run", run_id)
         trial.set_user_attr("seconds_to_start", time.monotonic() - begun)
         try:
@@ -102,9 +105,11 @@ def _try(trial: optuna.Trial, params: Params, space: Space, name: str, wanted: i
         except optuna.TrialPruned:
             _forget(ready)
             raise
+        finally:
+            trial.set_user_attr("seconds_logging", logging)
         kept = trained.history[trained.epoch - 1]
         value = kept[space.objective]
-        log_result({"objective": value, "kept_epoch": trained.epoch}, [])
+        log_result({"kept_epoch": trained.epoch}, [])
         for measure in MEASURES:
             if measure in kept:
                 trial.set_user_attr(measure, kept[measure])

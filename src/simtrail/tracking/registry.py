@@ -23,7 +23,7 @@ import simtrail
 from simtrail.errors import InputError
 from simtrail.evaluation.scores import TITLES
 from simtrail.model.encoder import CONFIG, WEIGHTS
-from simtrail.tracking.run import Trail, git_state, log_history, log_result, run
+from simtrail.tracking.run import Trail, curves, git_state, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
 REQUIREMENTS = ["torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "tifffile", "imagecodecs"]
@@ -58,7 +58,7 @@ def register(
         _create_model(client, name)
         found = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("encoder_sha256") == sha]
         with run(trail, encoder=sha) as run_id:
-            log_history(run_id, history)  # nothing new, unless the encoder came from DVC's cache without its run
+            curves(run_id)(history)  # nothing new, unless the encoder came from DVC's cache without its run
             log_result(metrics, [])
             if found:
                 version = found[0]

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,18 +137,30 @@ def find_run(
     return runs[0] if runs else None
 
 
-def log_history(run_id: str, history: list[dict[str, float]]) -> None:
-    """Logs the rows of a training history that the run does not have yet, at their epoch."""
-    client = MlflowClient()
-    logged = max((m.step for m in client.get_metric_history(run_id, "curves/loss")), default=0)
-    now = int(time.time() * 1000)
-    for row in history:
-        if (epoch := int(row["epoch"])) > logged:
-            rows = {f"curves/{k}": v for k, v in row.items() if k not in ("epoch", "step")}
-            points = [
-                Metric(k, float(v), now, epoch) for k, v in rows.items() if not math.isnan(v)
-            ]  # no look, no value
-            client.log_batch(run_id, points)  # one transaction: an epoch is logged whole or not at all
+def curves(run_id: str, objective: str | None = None) -> Callable[[list[dict[str, float]]], None]:
+    """A function that logs the rows of a training history that the run does not have yet, at their epoch.
+
+    With an `objective`, the column of that name is logged as the metric `objective` too, as the best so far (of a loss,
+    the last).
+    """
+    client, logged = MlflowClient(), -1
+
+    def log(history: list[dict[str, float]]) -> None:
+        nonlocal logged
+        if logged < 0:
+            logged = max((m.step for m in client.get_metric_history(run_id, "curves/loss")), default=0)
+        now, best = int(time.time() * 1000), -math.inf
+        for row in history:
+            points = [(f"curves/{k}", v) for k, v in row.items() if k not in ("epoch", "step")]
+            if objective in row and not math.isnan(row[objective]):
+                best = row[objective] if objective == "loss" else max(best, row[objective])
+                points.insert(0, ("objective", best))  # first: MLflow compares runs by their first metric
+            if (epoch := int(row["epoch"])) > logged:
+                # one transaction: an epoch is logged whole or not at all; no look, no value
+                client.log_batch(run_id, [Metric(k, float(v), now, epoch) for k, v in points if not math.isnan(v)])
+                logged = epoch
+
+    return log
 
 
 def log_result(metrics: dict[str, float], files: list[Path]) -> None:
