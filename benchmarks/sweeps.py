@@ -57,11 +57,15 @@ def cost(trials: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def pruning() -> pd.DataFrame:
-    """A row for each seed and pruner."""
-    subprocess.run([*SIMTRAIL, "data", "fetch"], check=True)
+def prepare() -> None:
+    """Checks and packs the images of params.yaml's dataset."""
     subprocess.run([*SIMTRAIL, "check"], check=True)
     subprocess.run([*SIMTRAIL, "prepare"], check=True)
+
+
+def pruning() -> pd.DataFrame:
+    """A row for each seed and pruner."""
+    prepare()
     rows = []
     for seed in SEEDS:
         for pruner in PRUNERS:
@@ -85,8 +89,7 @@ def butterflies(archive: Path) -> pd.DataFrame:
     subprocess.run([*SIMTRAIL, "data", "add", *words], check=True)
     params = Path("params.yaml")
     params.write_text(params.read_text().replace("name: demo ", "name: wings "))
-    subprocess.run([*SIMTRAIL, "check"], check=True)
-    subprocess.run([*SIMTRAIL, "prepare"], check=True)
+    prepare()
     trials = study("wings", "val_knn", 20, 15, "median", {"pretrain.monitor.every": 3})
     print(Path("sweeps/wings/report.md").read_text())
     print(pd.Series(cost(trials)).round(2).to_string())
@@ -103,6 +106,7 @@ def main() -> None:
         subprocess.run(["git", "clone", "--quiet", HERE.parent, folder], check=True)
         os.chdir(folder)
         os.environ["PYTHONPATH"] = str(Path(folder) / "src")
+        subprocess.run([*SIMTRAIL, "data", "fetch"], check=True)
         table = globals()[what](*rest).round(4)
         table.to_csv(HERE / f"results/sweep_{what}-cpu.csv", index=False)
     print(table.to_string(index=False))
