@@ -33,7 +33,7 @@ from simtrail.data.pack import PackedImages, statistics
 from simtrail.data.readers import SUFFIXES, read_image
 from simtrail.data.recipe import make_recipe
 from simtrail.evaluation.classifiers import knn, ridge_probe
-from simtrail.evaluation.report import small_pixels
+from simtrail.evaluation.tasks import small_pixels
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
 from simtrail.params import Params, Prepare, Pretrain, changed, load_params
 from simtrail.training.loop import Row, fit

@@ -65,13 +65,15 @@ def prepare() -> None:
 
 def pruning() -> pd.DataFrame:
     """A row for each seed and pruner."""
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("size: 64", "size: 32"))
     prepare()
     rows = []
     for seed in SEEDS:
         for pruner in PRUNERS:
             name = f"{pruner}-{seed}"
-            fixed = {"pretrain.seed": seed, "pretrain.monitor.every": 1}
-            trials = study(name, "val_probe", 16, 12, pruner, fixed)
+            fixed = {"pretrain.seeds": [seed], "pretrain.monitor.every": 1}
+            trials = study(name, "val_probe", 16, 9, pruner, fixed)
             low, high = interval(name)
             row = {"seed": seed, "pruner": pruner, "epochs": trials["epoch"].sum(), "best": trials["val_probe"].max()}
             row |= {"low": low, "high": high}

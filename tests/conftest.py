@@ -13,12 +13,12 @@ from simtrail.params import Params, load_params, parse
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 DATASETS = ROOT.parent / "shared" / "datasets"
 
 
 @pytest.fixture(autouse=True)
 def _no_outer_settings(monkeypatch):
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other; UMAP's library sets its own number
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
 

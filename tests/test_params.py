@@ -46,13 +46,13 @@ def test_a_fault_names_key_value_and_what_is_allowed(key, value, words):
 
 
 def test_every_fault_has_its_line():
-    assert len(message({"pretrain.epochs": 0, "pretrain.head.hidden": 0, "evaluate.knn_k": "x"}).splitlines()) == 3
+    assert len(message({"pretrain.epochs": 0, "pretrain.head.hidden": 0, "evaluate.knn.k": "x"}).splitlines()) == 3
 
 
 def test_a_missing_key_is_named():
     tree = changed({})
-    del tree["evaluate"]["knn_k"]
-    with pytest.raises(InputError, match=r"evaluate\.knn_k: missing"):
+    del tree["evaluate"]["knn"]["k"]
+    with pytest.raises(InputError, match=r"evaluate\.knn\.k: missing"):
         parse(Params, tree, "params.yaml")
 
 
@@ -81,6 +81,6 @@ def test_flat_names_every_leaf_of_the_file(params):
 
 
 def test_the_hash_follows_the_chosen_sections(params):
-    other = with_changes({"evaluate.knn_k": 3})
+    other = with_changes({"evaluate.knn.k": 3})
     assert other.hash() != params.hash()
     assert other.hash("pretrain") == params.hash("pretrain")

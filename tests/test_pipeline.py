@@ -34,9 +34,13 @@ SMALL = {
     "pretrain.max_steps": None,
     "pretrain.batch_size": 16,
     "evaluate.bootstrap": 100,
+    "evaluate.label_efficiency_seeds": 2,
+    "evaluate.probe_views": 1,
+    "evaluate.fine_tune.fractions": [0.5],
+    "evaluate.fine_tune.epochs": 1,
     "register.name": "small",
 }
-VERBS = (stages.check, stages.prepare, stages.pretrain, stages.embed, stages.evaluate, stages.register)
+VERBS = (stages.check, stages.prepare, stages.pretrain, stages.embed, stages.evaluate, stages.report, stages.register)
 
 
 def write_params(folder: Path, **changes: object) -> None:
@@ -64,6 +68,7 @@ def run_pipeline(folder: Path, **changes: object) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr("simtrail.fine_tune.LEAST_STEPS", 4)
         for verb in VERBS:
             verb()
     return folder
@@ -106,21 +111,81 @@ def test_embeddings_have_a_vector_and_the_labels_of_every_image(project):
 
 def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
     metrics = json.loads(stages.METRICS.read_text())
-    for name in ("linear_probe", "knn", "raw_pixels", "random_encoder", "majority"):
-        scores = metrics[name]
+    task = metrics["tasks"]["species"]
+    floors = ("raw_pixels", "random_encoder", "majority")
+    for name in ("linear_probe", "probe_augmented", "knn", "svc", *floors):
+        scores = task["scores"][name]
         assert {"accuracy", "balanced_accuracy", "precision", "recall", "f1"} <= set(scores)
         assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
-    assert metrics["effective_rank"] > 1
-    assert {p.name for p in stages.FIGURES.glob("*.png")} == {"scores.png", "confusion.png", "map.png"}
+    assert task["geometry"]["angle_within"] < task["geometry"]["angle_between"]
+    assert metrics["features"]["effective_rank"] > 1
+    drawn = {p.stem for p in stages.FIGURES.glob("*.png")}
+    assert drawn == {p.stem for p in stages.FIGURES.glob("*.svg")} == {
+        "scores-species", "confusion-species", "per_class-species", "reliability", "angles", "explained_variance",
+        "dimensions", "label_efficiency", "fine_tune", "map", "map_thumbnails", "class_examples-1", "neighbours",
+        "saliency",
+    }  # fmt: skip
+
+
+def test_the_report_tells_all_of_it_and_is_kept_with_the_run_and_the_model(project):
+    page = stages.REPORT.read_text()
+    assert page.count("<img") == page.count('src="data:image/')
+    for word in ("species", "linear probe", "floor: random weights", "Fine-tuning", "map"):
+        assert word in page
+    (run,) = all_runs()
+    files = {f.path for f in client().list_artifacts(run.info.run_id)}
+    assert {"report.html", "model_card.md", "predictions.parquet", "map.html"} <= files
+    assert "| linear probe |" in stages.CARD.read_text()
+
+
+def test_nothing_that_is_learnt_or_chosen_depends_on_the_test_split(copied):
+    """The test images change places, so that pixels and labels are wrong: encoder, looks and probe stay the same."""
+
+    def learnt() -> tuple[object, ...]:
+        task = json.loads(stages.METRICS.read_text())["tasks"]["species"]
+        history = pd.read_csv(stages.HISTORY).drop(columns=["images_per_second"], errors="ignore")
+        weights = (stages.ENCODER / "encoder.safetensors").read_bytes()
+        return hashlib.sha256(weights).hexdigest(), history.to_csv(), task["C"], task["svc_C"]
+
+    before, scores = learnt(), json.loads(stages.METRICS.read_text())
+    table = pd.read_parquet(stages.SPLIT)
+    test = [copied / "data/demo" / path for path in table["path"][table["split"] == "test"]]
+    for path, content in zip(test, [path.read_bytes() for path in [*test[9:], *test[:9]]], strict=True):
+        path.write_bytes(content)
+    write_params(copied, evaluate__fine_tune__fractions=[], evaluate__label_efficiency_seeds=0)
+    for verb in VERBS[:5]:
+        verb()
+    assert pd.read_parquet(stages.SPLIT)["split"].equals(table["split"])
+    assert learnt() == before
+    assert json.loads(stages.METRICS.read_text())["tasks"] != scores["tasks"]
+
+
+def test_held_out_classes_and_further_seeds_and_columns_are_evaluated(copied):
+    held_out = sorted(pd.read_parquet(stages.SPLIT)["label"].unique())[:2]
+    changes = {"evaluate__held_out_classes": held_out, "evaluate__labels": ["view"], "pretrain__seeds": [0, 5]}
+    write_params(copied, **changes, evaluate__fine_tune__fractions=[], evaluate__label_efficiency_seeds=0)
+    for verb in VERBS[1:]:
+        verb()
+    table = pd.read_parquet(stages.SPLIT)
+    assert set(table["label"][table["held_out"]]) == set(held_out)
+    ready = stages.training(load_params().pretrain)
+    assert not set(table["label"].iloc[ready.rows]) & set(held_out)
+    metrics = json.loads(stages.METRICS.read_text())
+    assert list(metrics["tasks"]) == ["species", "species (unseen)", "view"]
+    assert metrics["seeds"]["linear_probe"]["seeds"] == 2
+    assert "species (unseen)" in stages.REPORT.read_text()
+    assert (stages.ENCODER / "seeds/5/encoder.safetensors").exists()
+    write_params(copied, evaluate__held_out_classes=["moth"])
+    with pytest.raises(InputError, match=r"evaluate\.held_out_classes: 'moth': no such class; did you mean"):
+        stages.prepare()
 
 
 def test_one_run_carries_parameters_data_curves_results_and_its_end(project):
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert run.data.params["pretrain.temperature"] == "0.2"
-    assert (
-        run.data.metrics["linear_probe/accuracy"] == json.loads(stages.METRICS.read_text())["linear_probe"]["accuracy"]
-    )
+    scores = json.loads(stages.METRICS.read_text())["tasks"]["species"]["scores"]
+    assert run.data.metrics["linear_probe/accuracy"] == scores["linear_probe"]["accuracy"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "demo"
     assert dataset.dataset.digest == json.loads(stages.VALIDATION.read_text())["data_md5"]
@@ -155,8 +220,8 @@ def test_all_that_decides_the_result_and_nothing_else_is_in_the_key_of_a_run(cop
         return stages.training(load_params().pretrain).key
 
     usual = key()
-    assert key(pretrain__checkpoint__every_steps=7, evaluate__knn_k=3) == usual
-    changes = [{"pretrain__temperature": 0.3}, {"pretrain__augment__color__strength": 0.1}, {"pretrain__seed": 9}]
+    assert key(pretrain__checkpoint__every_steps=7, evaluate__knn__k=3) == usual
+    changes = [{"pretrain__temperature": 0.3}, {"pretrain__augment__color__strength": 0.1}, {"pretrain__seeds": [9]}]
     assert len({usual, *(key(**change) for change in changes)}) == 4
     facts = json.loads(stages.STATISTICS.read_text())
     stages.STATISTICS.write_text(json.dumps({**facts, "split_hash": "another"}))
@@ -176,7 +241,7 @@ def test_training_goes_on_from_the_weights_of_a_registered_model(copied, capsys)
 
 def test_the_version_carries_metrics_and_lineage(project):
     version = client().get_model_version_by_alias("small", "champion")
-    metrics = json.loads(stages.METRICS.read_text())
+    metrics = json.loads(stages.METRICS.read_text())["tasks"]["species"]["scores"]
     assert float(version.tags["metric.linear_probe/accuracy"]) == pytest.approx(
         metrics["linear_probe"]["accuracy"], rel=1e-5
     )
@@ -203,7 +268,7 @@ def test_the_gate_lets_only_the_better_pass(copied, accuracy, alias):
     config = stages.ENCODER / "config.json"
     config.write_text(config.read_text() + "\n")  # another encoder, by its hash
     metrics = json.loads(stages.METRICS.read_text())
-    metrics["linear_probe"]["accuracy"] = accuracy
+    metrics["tasks"]["species"]["scores"]["linear_probe"]["accuracy"] = accuracy
     stages.METRICS.write_text(json.dumps(metrics))
     stages.register()
     assert json.loads(stages.REGISTRATION.read_text())["version"] == 2
@@ -212,7 +277,7 @@ def test_the_gate_lets_only_the_better_pass(copied, accuracy, alias):
 
 
 def test_other_data_or_settings_are_not_compared(copied):
-    write_params(copied, evaluate__knn_k=3)
+    write_params(copied, evaluate__knn__k=3)
     config = stages.ENCODER / "config.json"
     config.write_text(config.read_text() + "\n")
     stages.register()
@@ -225,7 +290,7 @@ def test_a_registered_model_is_pulled_and_embeds_like_the_pipeline(project, tmp_
     result = CliRunner().invoke(app, ["pull", "models:/small@champion", "--out", str(tmp_path / "out")])
     folder = Path(result.output.strip())
     assert folder == tmp_path / "out"
-    assert {p.name for p in folder.iterdir()} == {"encoder.safetensors", "config.json"}
+    assert {p.name for p in folder.iterdir()} == {"encoder.safetensors", "config.json", "model_card.md"}
     table = pd.read_parquet(stages.EMBEDDINGS)
     paths = [f"data/demo/{p}" for p in table["path"][:5]]
     expected = np.stack(table["vector"][:5].to_list())
@@ -256,8 +321,8 @@ def test_after_a_move_old_runs_are_read_and_new_ones_stay_inside(copied, trained
     assert run.info.artifact_uri.startswith(str(copied))
     load_encoder("models:/small@champion").embed(next((copied / "data/demo").rglob("*.tif")))
     before = sorted(trained.rglob("*"))
-    write_params(copied, pretrain__seed=1)
-    for verb in (stages.pretrain, stages.embed, stages.evaluate, stages.register):
+    write_params(copied, pretrain__seeds=[1])
+    for verb in (stages.pretrain, stages.embed, stages.evaluate, stages.report, stages.register):
         verb()
     assert len(all_runs()) == 2
     assert sorted(trained.rglob("*")) == before
@@ -277,7 +342,7 @@ def test_the_tracking_uri_overrides_and_is_relative_to_the_project(project, monk
 def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkeypatch):
     from simtrail.training.state import Checkpoints
 
-    write_params(copied, pretrain__seed=2, pretrain__epochs=3, pretrain__checkpoint__every_steps=1)
+    write_params(copied, pretrain__seeds=[2], pretrain__epochs=3, pretrain__checkpoint__every_steps=1)
     saved = Checkpoints.save
 
     def save_then_die(self, step, state):
@@ -288,11 +353,11 @@ def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkey
     monkeypatch.setattr(Checkpoints, "save", save_then_die)
     with pytest.raises(SystemExit):
         stages.pretrain()
-    killed = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "2")
+    killed = next(r for r in all_runs() if r.data.params["pretrain.seeds"] == "[2]")
     assert killed.info.status == "KILLED"
     monkeypatch.setattr(Checkpoints, "save", saved)
     stages.pretrain()
-    again = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "2")
+    again = next(r for r in all_runs() if r.data.params["pretrain.seeds"] == "[2]")
     assert again.info.run_id == killed.info.run_id
     assert again.info.status == "FINISHED"
     assert [m.step for m in client().get_metric_history(again.info.run_id, "curves/loss")] == [1, 2, 3]
@@ -321,7 +386,7 @@ def test_a_run_whose_process_was_killed_does_not_stay_running(copied):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_go_on_after_one_of_them_has_died(copied):
-    write_params(copied, pretrain__seed=4, pretrain__epochs=4, pretrain__precision="fp32",
+    write_params(copied, pretrain__seeds=[4], pretrain__epochs=4, pretrain__precision="fp32",
                  pretrain__checkpoint__every_steps=1)  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "simtrail", "pretrain"]
     job = subprocess.Popen(launch, stderr=subprocess.PIPE, text=True)
@@ -333,14 +398,14 @@ def test_two_processes_train_as_one_and_go_on_after_one_of_them_has_died(copied)
     _, errors = job.communicate()
     assert job.returncode != 0
     assert "ended by SIGTERM; the same command goes on" in errors or "lost another one" in errors
-    first = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "4")
+    first = next(r for r in all_runs() if r.data.params["pretrain.seeds"] == "[4]")
     subprocess.run(launch, check=True)
-    again = next(r for r in all_runs() if r.data.params["pretrain.seed"] == "4")
+    again = next(r for r in all_runs() if r.data.params["pretrain.seeds"] == "[4]")
     assert (again.info.run_id, again.info.status) == (first.info.run_id, "FINISHED")
     curve = client().get_metric_history(again.info.run_id, "curves/loss")
     assert [m.step for m in curve] == [1, 2, 3, 4]
     shutil.rmtree(".simtrail")
-    write_params(copied, pretrain__seed=4, pretrain__epochs=4, pretrain__precision="fp32")
+    write_params(copied, pretrain__seeds=[4], pretrain__epochs=4, pretrain__precision="fp32")
     stages.pretrain()
     alone = pd.read_csv(stages.HISTORY)["loss"]
     np.testing.assert_allclose([m.value for m in curve], alone, rtol=0.02)
@@ -349,7 +414,7 @@ def test_two_processes_train_as_one_and_go_on_after_one_of_them_has_died(copied)
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(copied, tmp_path):
     """kill -9 of `simtrail pretrain` from its first picture on, three times a run where it does not end before."""
-    write_params(copied, pretrain__seed=3, pretrain__epochs=3, pretrain__checkpoint__every_steps=1)
+    write_params(copied, pretrain__seeds=[3], pretrain__epochs=3, pretrain__checkpoint__every_steps=1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(folder: Path) -> subprocess.Popen:
@@ -366,7 +431,7 @@ def test_twenty_kills_at_random_moments_change_nothing(copied, tmp_path):
     def outcome(folder: Path) -> tuple[str, list[tuple[str, list[int]]]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            runs = [r for r in all_runs() if r.data.params["pretrain.seed"] == "3"]
+            runs = [r for r in all_runs() if r.data.params["pretrain.seeds"] == "[3]"]
             names = ("loss", "val_knn", "images_per_second")
             points = [[m.step for m in client().get_metric_history(runs[0].info.run_id, f"curves/{n}")] for n in names]
         weights = (folder / "artifacts/pretrain/encoder.safetensors").read_bytes()
@@ -422,8 +487,11 @@ def test_without_labels_only_label_free_measures_are_made(copied):
     for verb in VERBS:
         verb()
     metrics = json.loads(stages.METRICS.read_text())
-    assert set(metrics) == {"effective_rank", "uniformity", "feature_std"}
-    assert {p.name for p in stages.FIGURES.glob("*.png")} == {"map.png"}
+    assert metrics["tasks"] == {}
+    assert metrics["features"]["effective_rank"] > 1
+    drawn = {p.stem for p in stages.FIGURES.glob("*.png")}
+    assert drawn == {"explained_variance", "dimensions", "map", "map_thumbnails", "neighbours", "saliency"}
+    assert "no labels" in stages.CARD.read_text().lower()
 
 
 def test_a_stage_without_its_input_says_which_to_run(copied):

@@ -67,10 +67,18 @@ def embed() -> None:
 
 @app.command()
 def evaluate() -> None:
-    """Linear probe and kNN on the test split, beside their floors, with intervals."""
+    """Score the encoder on the test split, beside its floors, with intervals; tables and figures."""
     from simtrail import stages
 
     stages.evaluate()
+
+
+@app.command()
+def report() -> None:
+    """Write the report of the run, one HTML page, and the card of its model."""
+    from simtrail import stages
+
+    stages.report()
 
 
 @app.command()
@@ -95,7 +103,7 @@ def ablate(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a key of params.yaml, in every run")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="runs of every cell, from pretrain.seed on")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of every cell, from the first of pretrain.seeds on")] = 1,
 ) -> None:
     """Run a grid of settings, such as a study of the SimCLR paper, on the prepared images: a table and a figure."""
     from simtrail.sweep.ablation import ablate
@@ -124,6 +132,16 @@ def apply(name: Annotated[str, typer.Argument(help="a study that has ended")] = 
     from simtrail.sweep.result import apply
 
     apply(name)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="run ids, beginnings of them, run names, or models:/NAME/VERSION")],
+) -> None:
+    """Compare evaluated runs with the first: differences with intervals; artifacts/compare/compare.html."""
+    from simtrail.tracking.compare import compare
+
+    print(compare(runs, Path("artifacts/compare")))
 
 
 @app.command()

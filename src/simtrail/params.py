@@ -291,9 +291,19 @@ class Pretrain(_Section):
     """Several processes: batch normalisation over the whole batch, as in one process, instead of each its share."""
     monitor: Monitor
     checkpoint: Checkpoint
-    seed: int = Field(ge=0)
-    """Seed of the weights, the order of images and the views."""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, strict=False)
+    """Seeds of the weights, the order of images and the views: one encoder is trained from each. The first goes on
+    through the pipeline; the others tell how much the scores owe to chance (mean ± standard deviation)."""
     augment: Augment
+
+    @property
+    def seed(self) -> int:
+        """The seed of this run, the first of the seeds."""
+        return self.seeds[0]
+
+    def each_seed(self) -> list[Pretrain]:
+        """The settings of one run for each seed."""
+        return [self.model_copy(update={"seeds": [seed]}) for seed in self.seeds]
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Pretrain:
@@ -310,13 +320,38 @@ class Embed(_Section):
     """Images per forward pass; has no influence on the result."""
 
 
+class Knn(_Section):
+    k: int = Field(ge=1)
+    """Neighbours that vote."""
+    temperature: float = Field(gt=0)
+    """A vote weighs exp(cosine / temperature); lower listens to the nearest alone."""
+
+
+class FineTune(_Section):
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(strict=False)
+    """Shares of the training labels to fine-tune with, beside the same network from scratch; [] for none."""
+    epochs: int = Field(ge=1)
+
+
 class Evaluate(_Section):
-    knn_k: int = Field(ge=1)
-    """Neighbours of the cosine-weighted kNN classifier."""
+    labels: list[str]
+    """Further columns of metadata.csv to evaluate as the label is."""
+    held_out_classes: list[str]
+    """Classes of the label that pretraining never sees; evaluated as a task of their own."""
+    balanced: bool
+    """Weigh classes equally in the probes, and choose their regularisation by balanced accuracy."""
+    knn: Knn
+    probe_views: int = Field(ge=0)
+    """Augmented views of every image that the probe on views learns from too; 0 for none."""
+    label_efficiency_seeds: int = Field(ge=0)
+    """Draws of labelled images at every size of the label-efficiency curve; 0 for no curve."""
+    fine_tune: FineTune
+    pretrained: str | None
+    """A model of timm whose pretrained features are one more floor (downloaded)."""
     bootstrap: int = Field(ge=100)
     """Resamples of the groups behind every 95 % confidence interval."""
     seed: int = Field(ge=0)
-    """Seed of the bootstrap, of the random-weight encoder and of the map."""
+    """Seed of the bootstrap, of the random-weight encoder, of draws and of the map."""
 
 
 class Register(_Section):

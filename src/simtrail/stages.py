@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +23,7 @@ from simtrail.params import Params, Pretrain, load_params
 if TYPE_CHECKING:
     from simtrail.augment.views import TwoViews
     from simtrail.data.pack import PackedImages
+    from simtrail.evaluation.tasks import Task
     from simtrail.model.encoder import Encoder
     from simtrail.training.loop import Trained
     from simtrail.training.state import Checkpoints
@@ -36,6 +40,7 @@ ENCODER, HISTORY = ROOT / "pretrain", ROOT / "pretrain/history.csv"
 PREVIEW = ROOT / "preview/views.png"
 EMBEDDINGS = ROOT / "embed/embeddings.parquet"
 METRICS, FIGURES = ROOT / "evaluate/metrics.json", ROOT / "evaluate/figures"
+REPORT, CARD = ROOT / "report/report.html", ROOT / "report/model_card.md"
 REGISTRATION = ROOT / "register/registration.json"
 
 
@@ -109,20 +114,25 @@ def prepare() -> None:
     split = assign(manifest, params.prepare)
     images = pack(dataset.folder, manifest, recipe, PACKED)
     meta = [c for c in manifest if c in ("path", "sha256", "label", "group") or c.startswith("meta.")]
-    table = manifest[meta].assign(split=split, block=split_groups(manifest))
+    held_out = manifest["label"].isin(_known_classes(params.evaluate.held_out_classes, manifest["label"]))
+    table = manifest[meta].assign(split=split, block=split_groups(manifest), held_out=held_out)
     table.to_parquet(SPLIT)
     counts = split.value_counts().to_dict()
     _write_json(
         STATISTICS,
         {
             "data_md5": _read_json(VALIDATION, "check")["data_md5"],
-            "split_hash": hashlib.sha256(table[["sha256", "split"]].to_csv(index=False).encode()).hexdigest()[:16],
+            "split_hash": hashlib.sha256(
+                table[["sha256", "split", "held_out"]].to_csv(index=False).encode()
+            ).hexdigest()[:16],
             "images": counts,
             "recipe": recipe.model_dump(),
-            **statistics(images, np.flatnonzero(split == "train")),
+            **statistics(images, np.flatnonzero((split == "train") & ~held_out)),
         },
     )
     parts = ", ".join(f"{counts[part]} {part}" for part in ("train", "val", "test"))
+    if held_out.any():
+        parts += f"; {held_out.sum()} of classes that pretraining never sees"
     _say(f"prepare: {len(images)} images of {len(recipe.bands)} bands at {recipe.size} px: {parts}")
 
 
@@ -154,6 +164,7 @@ def training(p: Pretrain, group: str = "") -> Training:
     from simtrail.training.loop import fit
     from simtrail.training.state import Checkpoints
 
+    p = p.each_seed()[0]
     facts, table = _read_json(STATISTICS, "prepare"), _read(pd.read_parquet, SPLIT, "prepare")
     recipe = Recipe.model_validate(facts["recipe"])
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=facts["mean"], std=facts["std"])
@@ -170,8 +181,8 @@ def training(p: Pretrain, group: str = "") -> Training:
     )
     with torch.random.fork_rng([]):
         Encoder(config)  # what can't be built is refused before anything is begun or replaced
-    images, views = _packed(recipe), TwoViews(p.augment, recipe)
-    train, val = (np.flatnonzero(table["split"] == part) for part in ("train", "val"))
+    images, views = packed(recipe), TwoViews(p.augment, recipe)
+    train, val = (np.flatnonzero((table["split"] == part) & ~table["held_out"]) for part in ("train", "val"))
     checkpoints = Checkpoints(_root() / ".simtrail" / group, key, p.checkpoint.keep)
     p, labels = p.model_copy(update={"weights": weights.place}), pd.factorize(table["label"])[0]
     learn = partial(fit, images, train, val, config, p, labels=labels, checkpoints=checkpoints)
@@ -180,39 +191,57 @@ def training(p: Pretrain, group: str = "") -> Training:
 
 
 def pretrain() -> None:
-    """The encoder, trained by SimCLR on the training split, and its history; one MLflow run, resumed after a kill.
+    """The encoder, trained by SimCLR on the training split, and its history, for each seed: the first goes on through
+    the pipeline. One MLflow run each, resumed after a kill.
 
-    In several processes (torchrun) the first keeps the run and writes; the others only compute.
+    In several processes (torchrun) the first keeps the runs and writes; the others only compute.
     """
     params = load_params()
-    from simtrail.evaluation.figures import training_curve, view_grid
     from simtrail.training.distributed import processes, rank
 
-    ready = training(params.pretrain)
+    ready = [
+        training(p) for p in params.pretrain.each_seed()
+    ]  # what can't be built is refused before a file is touched
     with processes():
         if rank() > 0:
-            ready.fit()
+            for run in ready:
+                run.fit()
             return
-        from simtrail.tracking.registry import encoder_hash
-        from simtrail.tracking.run import Trail, curves, log_result, run, tag_encoder
-
         _fresh(ENCODER)
-        for line in ready.warnings:
-            _say(f"pretrain: warning: {line}")
-        trail, resumed = Trail(params, ready.data_md5), bool(ready.checkpoints)
-        with run(trail, key=ready.key, resumed=resumed, system_metrics=True) as run_id:
-            view_grid(ready.images, ready.rows[:6], ready.views, params.pretrain.seed, ENCODER / "views.png")
-            trained = ready.fit(on_epoch=curves(run_id), say=lambda line: _say(f"pretrain: {line}"))
-            trained.encoder.save(ENCODER)
-            pd.DataFrame(trained.history).to_csv(HISTORY, index=False)
-            training_curve(trained.history, trained.epoch, ENCODER / "training.png")
-            tag_encoder(encoder_hash(ENCODER), ready.first_weights)
-            log_result({"kept_epoch": trained.epoch}, [*sorted(ENCODER.glob("*.png")), ENCODER / "config.json"])
-        ready.checkpoints.finish()
+        (ENCODER / "seeds").mkdir()
+        for p, run in zip(params.pretrain.each_seed(), ready, strict=True):
+            first = run is ready[0]
+            _train(
+                params if first else params.model_copy(update={"pretrain": p}),
+                run,
+                ENCODER if first else ENCODER / f"seeds/{p.seed}",
+            )
+
+
+def _train(params: Params, ready: Training, folder: Path) -> None:
+    """One training run, its encoder and pictures written to a folder."""
+    from simtrail.evaluation.figures.charts import training_curve
+    from simtrail.evaluation.figures.pictures import view_grid
+    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.run import Trail, curves, log_result, run, tag_encoder
+
+    for line in ready.warnings:
+        _say(f"pretrain: warning: {line}")
+    folder.mkdir(exist_ok=True)
+    trail, resumed = Trail(params, ready.data_md5), bool(ready.checkpoints)
+    with run(trail, key=ready.key, resumed=resumed, system_metrics=True) as run_id:
+        view_grid(ready.images, ready.rows[:6], ready.views, params.pretrain.seed, folder / "views.png")
+        trained = ready.fit(on_epoch=curves(run_id), say=lambda line: _say(f"pretrain: {line}"))
+        trained.encoder.save(folder)
+        pd.DataFrame(trained.history).to_csv(folder / HISTORY.name, index=False)
+        training_curve(trained.history, trained.epoch, folder / "training.png")
+        tag_encoder(encoder_hash(folder), ready.first_weights)
+        log_result({"kept_epoch": trained.epoch}, [*sorted(folder.glob("*.png")), folder / "config.json"])
+    ready.checkpoints.finish()
     last = trained.history[-1]
     _say(
-        f"pretrain: {last['epoch']} epochs, {last['step']} steps, last loss {last['loss']:.3f}; "
-        f"the weights kept are of epoch {trained.epoch}"
+        f"pretrain: seed {params.pretrain.seed}: {last['epoch']} epochs, {last['step']} steps, last loss "
+        f"{last['loss']:.3f}; the weights kept are of epoch {trained.epoch}"
     )
 
 
@@ -221,14 +250,16 @@ def preview(images: int, seed: int) -> None:
     params = load_params()
     from simtrail.augment.views import TwoViews
     from simtrail.data.recipe import Recipe
-    from simtrail.evaluation.figures import view_grid
+    from simtrail.evaluation.figures.pictures import view_grid
 
     facts, table = _read_json(STATISTICS, "prepare"), _read(pd.read_parquet, SPLIT, "prepare")
     recipe = Recipe.model_validate(facts["recipe"])
     views = TwoViews(params.pretrain.augment, recipe)
-    rows = np.random.default_rng(seed).permutation(np.flatnonzero(table["split"] == "train"))[:images]
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero((table["split"] == "train") & ~table["held_out"]))[
+        :images
+    ]
     _fresh(PREVIEW.parent)
-    view_grid(_packed(recipe), rows, views, seed, PREVIEW)
+    view_grid(packed(recipe), rows, views, seed, PREVIEW)
     for line in views.ineffective():
         _say(f"preview: warning: {line}")
     _say(f"preview: {len(rows)} images and two pairs of views each: {PREVIEW}")
@@ -237,80 +268,108 @@ def preview(images: int, seed: int) -> None:
 def embed() -> None:
     """The features of every usable image, with its split and labels, in the order of the split."""
     params = load_params()
+    from simtrail.evaluation.assess import features_of
     from simtrail.model.encoder import Encoder
     from simtrail.training.state import Checkpoints
 
     encoder = Encoder.load(ENCODER)
     Checkpoints.discard_finished(_root() / ".simtrail")  # the pipeline has gone on: the encoder is safe
     table = _read(pd.read_parquet, SPLIT, "prepare")
-    features = features_of(encoder, params.embed.batch_size)
+    features = features_of(encoder, packed(encoder.config.recipe), params.embed.batch_size)
     _fresh(EMBEDDINGS.parent)
     table.assign(vector=list(features)).to_parquet(EMBEDDINGS)
     _say(f"embed: {len(features)} images × {features.shape[1]} features")
 
 
-def features_of(encoder: Encoder, batch_size: int) -> np.ndarray:
-    """The features of every prepared image, in the order of the split."""
-    images = _packed(encoder.config.recipe)
-    starts = range(0, len(images), batch_size)
-    return encoder.features(images.rows(np.arange(i, min(i + batch_size, len(images)))) for i in starts)
-
-
 def evaluate() -> None:
-    """Scores with intervals and floors, label-free measures and figures, from frozen features; logged to the run."""
+    """Scores with intervals and floors, label-free measures, tables and figures; logged to the run."""
     params = load_params()
+    from simtrail.evaluation import assess, evidence
+    from simtrail.evaluation.figures.charts import fine_tune_bars
     from simtrail.model.encoder import Encoder
+    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.run import Trail, log_result, run, tag_run
+
+    p, folder = params.evaluate, METRICS.parent
+    encoder, table = Encoder.load(ENCODER), _read(pd.read_parquet, SPLIT, "prepare")
+    features = np.stack(_read(pd.read_parquet, EMBEDDINGS, "embed")["vector"].to_list())
+    facts, images = _read_json(STATISTICS, "prepare"), packed(encoder.config.recipe)
+    _fresh(folder)
+    found = assess.assess(encoder, images, table, features, params.pretrain.augment, p)
+    if not found.tasks:
+        _say("evaluate: no two classes are labelled: label-free measures only")
+    evidence.gather(found, encoder, images, table, features, p, folder)
+    if found.tasks and p.fine_tune.fractions:
+        few = _fine_tuned(encoder, images, found.tasks[0], len(table), params)
+        few.to_csv(folder / "tables/fine_tune.csv", index=False)
+        fine_tune_bars(few, FIGURES / "fine_tune.png")
+    if others := sorted((ENCODER / "seeds").iterdir()):
+        found.metrics["seeds"] = assess.over_seeds(found, (Encoder.load(other) for other in others), images, p)
+    _write_json(METRICS, found.metrics)
+    with run(Trail(params, facts["data_md5"]), encoder=encoder_hash(ENCODER)) as run_id:
+        tag_run(run_id, "simtrail.split_hash", facts["split_hash"])
+        files = [METRICS, VALIDATION, PAGE, *sorted(folder.glob("*.parquet")), folder / "map.html"]
+        log_result(
+            _flat(found.metrics), [*files, *sorted((folder / "tables").iterdir()), *sorted(FIGURES.glob("*.png"))]
+        )
+    _say("\n".join(score_lines(found.metrics)))
+
+
+def _fine_tuned(encoder: Encoder, images: PackedImages, task: Task, count: int, params: Params) -> pd.DataFrame:
+    """Accuracies after fine-tuning with shares of the labels, and from scratch, with intervals over groups."""
+    from simtrail.evaluation.scores import with_intervals
+    from simtrail.fine_tune import Tuning, compare_few_labels
+
+    p = params.evaluate
+    labels, split = np.full(count, -1), np.full(count, "", dtype="<U5")
+    labels[task.rows], split[task.rows] = task.labels, task.split
+    classes, precision = len(task.names), params.pretrain.precision
+    tuning = Tuning(p.fine_tune.epochs, params.pretrain.augment.geometry, precision)
+    table, shares = compare_few_labels(
+        encoder, images, split, labels, classes, p.fine_tune.fractions, tuning, p.seed, lambda t: _say(f"evaluate: {t}")
+    )
+    truth, group = task.labels[task.test], task.group[task.test]
+    scores = [with_intervals(truth, said.argmax(1), group, classes, p.bootstrap, p.seed)[0] for said in shares.values()]
+    return table.assign(**{key: [score[key] for score in scores] for key in ("accuracy_low", "accuracy_high")})
+
+
+def report() -> None:
+    """The report of the run as one HTML page, and the card of its model; logged to the run."""
+    params = load_params()
+    from simtrail.evaluation.page import model_card, report_page
     from simtrail.tracking.registry import encoder_hash
     from simtrail.tracking.run import Trail, log_result, run
 
-    _fresh(METRICS.parent)
-    features = np.stack(_read(pd.read_parquet, EMBEDDINGS, "embed")["vector"].to_list())
-    facts = _read_json(STATISTICS, "prepare")
-    metrics = assess(Encoder.load(ENCODER), features, params, FIGURES)
-    _write_json(METRICS, metrics)
-    with run(Trail(params, facts["data_md5"]), encoder=encoder_hash(ENCODER)):
-        log_result(_flat(metrics), [METRICS, VALIDATION, PAGE, *sorted(FIGURES.glob("*.png"))])
-    _say("\n".join(_table(metrics)))
+    metrics = _read_json(METRICS, "evaluate")
+    history = _read(pd.read_csv, HISTORY, "pretrain").to_dict("records")
+    _fresh(REPORT.parent)
+    with run(Trail(params, _read_json(STATISTICS, "prepare")["data_md5"]), encoder=encoder_hash(ENCODER)) as run_id:
+        told = _facts(params, ENCODER, history, metrics, run_id)
+        REPORT.write_text(report_page(told, ROOT), encoding="utf-8")
+        CARD.write_text(model_card(told), encoding="utf-8")
+        log_result({}, [REPORT, CARD])
+    _say(f"report: {REPORT} and {CARD.name}")
 
 
-def assess(encoder: Encoder, features: np.ndarray, params: Params, folder: Path) -> dict[str, Any]:
-    """The metrics of the test split from an encoder's features of every image, their figures written to a folder."""
-    import torch
+def _facts(
+    params: Params, encoder: Path, history: list[dict[str, float]], metrics: dict[str, Any], run_id: str
+) -> dict[str, Any]:
+    """What report and card tell."""
+    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.run import lineage
 
-    from simtrail.evaluation import figures, report
-    from simtrail.evaluation.scores import TITLES
-    from simtrail.model.encoder import Encoder
-
-    table = _read(pd.read_parquet, SPLIT, "prepare")
-    test = (table["split"] == "test").to_numpy()
-    images = _packed(encoder.config.recipe)
-
-    def pixels() -> np.ndarray:
-        chunks = np.array_split(np.arange(len(images)), max(1, len(images) // 256))
-        return np.concatenate([report.small_pixels(images.rows(rows), images.recipe.full_scale) for rows in chunks])
-
-    def random_features() -> np.ndarray:
-        with torch.random.fork_rng([]):
-            torch.manual_seed(params.evaluate.seed)
-            untrained = Encoder(encoder.config).to(encoder.device)
-        return features_of(untrained, params.embed.batch_size)
-
-    metrics: dict[str, Any] = report.label_free(features[test], params.evaluate.seed)
-    data = report.labelled(table, table["block"].to_numpy())
-    if data is None:
-        _say("evaluate: no two classes are labelled: label-free measures only")
-    else:
-        scores, predictions = report.classify(features, pixels, random_features, data, params.evaluate)
-        metrics |= scores
-        in_test = data.split == "test"
-        groups = len(np.unique(data.group[in_test]))
-        figures.score_bars(scores, TITLES, folder / "scores.png", int(in_test.sum()), groups)
-        figures.confusion_matrix(
-            data.labels[in_test], predictions["linear_probe"], data.names, folder / "confusion.png"
-        )
-    labels = table["label"].fillna("(no label)").to_numpy(dtype=str)[test].tolist() if data else None
-    figures.embedding_map(features[test], labels, params.evaluate.seed, folder / "map.png")
-    return metrics
+    tables = sorted((METRICS.parent / "tables").glob("*.csv")) if encoder == ENCODER else []
+    return {
+        "name": params.register_.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "params": params.model_dump(by_alias=True),
+        "validation": _read_json(VALIDATION, "check"),
+        "statistics": _read_json(STATISTICS, "prepare"),
+        "history": history,
+        "metrics": metrics,
+        "tables": {file.stem: pd.read_csv(file) for file in tables if file.stat().st_size > 1},
+        "lineage": lineage(run_id) | {"encoder_sha256": encoder_hash(encoder)},
+    }
 
 
 def register() -> None:
@@ -325,6 +384,7 @@ def register() -> None:
 
 def enrol(params: Params, folder: Path, history: list[dict[str, float]], metrics: dict[str, Any]) -> dict[str, Any]:
     """The registered version of the encoder in a folder, made of the prepared images with these parameters."""
+    from simtrail.evaluation.page import model_card
     from simtrail.tracking.registry import register as register_version
     from simtrail.tracking.run import Trail
 
@@ -344,6 +404,7 @@ def enrol(params: Params, folder: Path, history: list[dict[str, float]], metrics
         deciding="linear_probe/accuracy" if "linear_probe/accuracy" in flat else "features/effective_rank",
         checks=f"{verdict}, {warnings} warnings",
         signature=(np.dtype(usual["dtype"]), int(usual["bands"]) + int(usual["alpha"])),
+        card=lambda run_id: model_card(_facts(params, folder, history, metrics, run_id)),
     )
 
 
@@ -351,24 +412,31 @@ def summary() -> None:
     """Prints the result of the last run: the probe beside its floors, the registered version, what to do next."""
     metrics = _read_json(METRICS, "evaluate")
     version = _read_json(REGISTRATION, "register")
-    _say("\n".join(_table(metrics)))
+    _say("\n".join(score_lines(metrics)))
     _say(f"\n{version['name']} version {version['version']} is {version['alias']} ({version['reason']})")
+    _say(f"  report       {REPORT}")
     _say(f"  pull it      simtrail pull models:/{version['name']}@{version['alias']} --out encoder")
     _say("  browse runs  make ui")
 
 
-def _table(metrics: dict[str, Any]) -> list[str]:
+def score_lines(metrics: dict[str, Any]) -> list[str]:
+    """The scores of every task beside their floors, as lines of text."""
     from simtrail.evaluation.scores import TITLES
 
-    lines = [f"{'test split':<26}{'accuracy':>9}  95 % interval   balanced"]
-    for name, title in TITLES.items():
-        if s := metrics.get(name):
-            interval = f"{s['accuracy_low']:.3f} – {s['accuracy_high']:.3f}"
-            lines.append(f"{title:<26}{s['accuracy']:>9.3f}  {interval}{s['balanced_accuracy']:>11.3f}")
-    if len(lines) == 1:
-        lines = ["no labels: label-free measures of the test split"]
-    free = ", ".join(f"{k.replace('_', ' ')} {metrics[k]:.3g}" for k in ("effective_rank", "uniformity", "feature_std"))
-    return [*lines, free]
+    lines = [] if metrics["tasks"] else ["no labels: label-free measures of the test split"]
+    for task, told in metrics["tasks"].items():
+        size = f"{told['classes']} classes, {told['images']} test images"
+        lines += [f"{task}: {size}", f"{'':<26}{'accuracy':>9}  95 % interval   balanced"]
+        for name, title in TITLES.items():
+            if s := told["scores"].get(name):
+                interval = f"{s['accuracy_low']:.3f} – {s['accuracy_high']:.3f}"
+                lines.append(f"{title:<26}{s['accuracy']:>9.3f}  {interval}{s['balanced_accuracy']:>11.3f}")
+    free = ("effective_rank", "uniformity", "alignment", "feature_std")
+    lines.append(", ".join(f"{k.replace('_', ' ')} {metrics['features'][k]:.3g}" for k in free))
+    if seeds := metrics.get("seeds"):
+        each = (f"{TITLES[k]} {v['mean']:.3f} ± {v['sd']:.3f}" for k, v in seeds.items())
+        lines.append(f"over {next(iter(seeds.values()))['seeds']} seeds: {', '.join(each)}")
+    return lines
 
 
 def _root() -> Path:
@@ -417,7 +485,21 @@ def _without_effect(p: Any) -> list[str]:
     return [f"pretrain.{line}" for line in lines]
 
 
-def _packed(recipe: Any) -> Any:
+def _known_classes(names: list[str], labels: pd.Series) -> list[str]:
+    """The names, each of which must be a class."""
+    known = sorted(labels.dropna().unique())
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise InputError(
+                f"evaluate.held_out_classes: {name!r}: no such class; "
+                + (f"did you mean {near[0]}?" if near else "no image has a label")
+            )
+    return names
+
+
+def packed(recipe: Any) -> Any:
+    """The prepared images; InputError where there are none."""
     from simtrail.data.pack import PackedImages
 
     images = PackedImages(PACKED, recipe)
@@ -448,14 +530,19 @@ def _write_json(path: Path, tree: Any) -> None:
 
 
 def _flat(metrics: dict[str, Any]) -> dict[str, float]:
-    """The metrics as MLflow shows them, one section per classifier; of the intervals, those of the accuracy."""
-    rows: dict[str, float] = {}
-    for name, value in metrics.items():
-        scores = (
-            {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {f"features/{name}": value}
-        )
-        rows |= {k: v for k, v in scores.items() if not k.endswith(("_low", "_high")) or "/accuracy_" in k}
-    return rows
+    """The metrics as MLflow shows them: a section per classifier of the main task, and per other task; of the
+    intervals, those of the accuracy."""
+    rows = {f"features/{name}": value for name, value in metrics["features"].items()}
+    for number, (task, told) in enumerate(metrics["tasks"].items()):
+        under = re.sub(r"[^\w. -]", "", f"{task} ") if number else ""
+        rows |= {f"{under}geometry/{name}": value for name, value in told.get("geometry", {}).items()}
+        for name, scores in told["scores"].items():
+            rows |= {
+                f"{under}{name}/{k}": v
+                for k, v in scores.items()
+                if not k.endswith(("_low", "_high")) or k.startswith("accuracy_")
+            }
+    return {name: value for name, value in rows.items() if value is not None}
 
 
 def _code_hash(*parts: str) -> str:

@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from simtrail.evaluation import classifiers
-from simtrail.evaluation.classifiers import knn, linear_probe, ridge_probe
+from simtrail.evaluation.classifiers import knn, knn_shares, ridge_probe
 
 RNG = np.random.default_rng(0)
 
@@ -38,6 +38,15 @@ def test_knn_weighs_the_votes_of_k_neighbours_by_similarity(k, temperature, monk
     np.testing.assert_array_equal(knn(bank, labels, queries, k, temperature), expected)
 
 
+def test_the_shares_of_a_query_add_up_to_one_and_the_largest_is_its_class():
+    (bank, labels), (queries, _) = overlapping(100), overlapping(60)
+    shares = knn_shares(bank, labels, queries, 10, 0.07, 6)
+    assert shares.shape == (60, 6)
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
+    np.testing.assert_array_equal(shares.argmax(1), knn(bank, labels, queries, 10))
+    assert (shares[:, 4:] == 0).all()
+
+
 def test_far_neighbours_do_not_outvote_a_near_one():
     bank = np.array([[1.0, 0.0], [0.0, 1.0], [0.05, 1.0]])
     assert knn(bank, np.array([0, 1, 1]), np.array([[1.0, 0.1]]), 3).tolist() == [0]
@@ -60,21 +69,3 @@ def test_tensors_give_what_arrays_give_and_absent_classes_are_never_predicted(cl
     predicted = classify(bank, labels, queries)
     assert set(predicted) <= set(labels)
     np.testing.assert_array_equal(classify(torch.from_numpy(bank), labels, torch.from_numpy(queries)), predicted)
-
-
-def blobs(n: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    labels = np.arange(n) % 3
-    split = np.array(["train", "train", "train", "val", "test"])[(np.arange(n) // 3) % 5]
-    return RNG.normal(size=(n, 10)) + 4 * np.eye(10)[labels], labels, split
-
-
-def test_the_linear_probe_separates_what_is_separable():
-    features, labels, split = blobs()
-    predicted, _ = linear_probe(features, labels, split)
-    assert (predicted == labels[split == "test"]).mean() > 0.95
-
-
-def test_the_linear_probe_never_sees_test_labels():
-    features, labels, split = blobs()
-    spoiled = np.where(split == "test", 0, labels)
-    np.testing.assert_array_equal(linear_probe(features, labels, split)[0], linear_probe(features, spoiled, split)[0])

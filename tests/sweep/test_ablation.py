@@ -161,7 +161,7 @@ def test_a_run_of_every_cell_and_seed_is_in_the_table_and_their_means_in_the_sum
 def test_every_run_leaves_its_settings_and_history_and_no_checkpoint(project):
     key = pd.read_csv(OUT / "table.csv")["key"][7]
     run = json.loads((OUT / f"runs/{key}.json").read_text())
-    assert (run["pretrain"]["temperature"], run["pretrain"]["objective"], run["pretrain"]["seed"]) == (1.0, "dcl", 1)
+    assert (run["pretrain"]["temperature"], run["pretrain"]["objective"], run["pretrain"]["seeds"]) == (1.0, "dcl", [1])
     assert len(run["history"]) == 1
     assert not list(Path(".simtrail").glob(f"*{key}*"))
 
@@ -214,7 +214,7 @@ def test_a_failed_run_is_shown_and_the_others_go_on(project, monkeypatch, capsys
 def test_without_labels_cells_are_compared_by_effective_rank(project, monkeypatch):
     labels = pd.read_parquet(stages.SPLIT)
     monkeypatch.setattr(pd, "read_parquet", lambda path: labels.assign(label=None))
-    ablate("tiny", ["pretrain.seed=7"], 1)
+    ablate("tiny", ["pretrain.seeds=[7]"], 1)
     table = pd.read_csv(OUT / "table.csv")
     assert {"val_effective_rank"} == {name for name in table if name.startswith("val_")}
     assert (table["val_effective_rank"] >= 1).all()

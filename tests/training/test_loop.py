@@ -72,7 +72,7 @@ def test_it_learns_and_its_history_has_every_epoch_once(prepared):
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(prepared):
     first = fit(prepared).encoder
     assert same(first, fit(prepared).encoder)
-    assert not same(first, fit(prepared, {"pretrain.seed": 1}).encoder)
+    assert not same(first, fit(prepared, {"pretrain.seeds": [1]}).encoder)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The result of the checks as one self-contained HTML page."""
+"""Self-contained HTML pages that share one look, and the first of them: the result of the checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment
+from jinja2 import ChainableUndefined, Environment
+from markupsafe import Markup
 
 
 def validation_page(result: dict[str, Any], manifest: pd.DataFrame, others: list[str]) -> str:
@@ -25,6 +26,12 @@ def validation_page(result: dict[str, Any], manifest: pd.DataFrame, others: list
         or "none",
     }
     classes = manifest["label"].fillna("(no label)").value_counts().to_dict()
-    template = Path(__file__).with_name("validation.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(**result, facts=facts, classes=classes)
+    return render(Path(__file__).with_name("validation.html.j2"), **result, facts=facts, classes=classes)
+
+
+def render(template: Path, **values: Any) -> str:
+    """The text that a Jinja template makes of values; those of an HTML template are escaped, and it has `css`."""
+    html = template.name.endswith(".html.j2")
+    environment = Environment(autoescape=html, trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined)
+    values["css"] = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)

@@ -61,7 +61,7 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
     overrides = dict(_assignment(text) for text in assignments)
     preset = load_preset(source)
     cells = grid(preset, load_params(), overrides, " --set ".join([str(source), *assignments]))
-    plan = [(n, p.model_copy(update={"seed": p.seed + i})) for n, p in cells.items() for i in range(seeds)]
+    plan = [(n, p.model_copy(update={"seeds": [p.seed + i]})) for n, p in cells.items() for i in range(seeds)]
     rows: list[dict[str, Any]] = []
     warned: set[str] = set()
     for i, (names, params) in enumerate(plan, 1):
@@ -152,7 +152,7 @@ def _run(training: stages.Training, params: Pretrain, file: Path, label: str) ->
 
 
 def _report(preset: Preset, table: pd.DataFrame, assignments: list[str], seeds: int, out: Path) -> None:
-    from simtrail.evaluation.figures import ablation_panels
+    from simtrail.evaluation.figures.charts import ablation_panels
 
     table.to_csv(out / "table.csv", index=False)
     measures = [m for m in MEASURES if m in table]

@@ -15,9 +15,10 @@ from scipy.stats import spearmanr
 
 from simtrail import stages
 from simtrail.errors import InputError
+from simtrail.evaluation.assess import assess, features_of
 from simtrail.evaluation.classifiers import knn, ridge_probe
-from simtrail.evaluation.report import labelled
 from simtrail.evaluation.scores import with_intervals
+from simtrail.evaluation.tasks import main_task
 from simtrail.params import Params, load_params
 from simtrail.sweep.space import FOLDER, Space, pretrain_of
 from simtrail.sweep.worker import MEASURES
@@ -76,13 +77,13 @@ def promote(study: optuna.Study, name: str, space: Space, params: Params, parent
     best, folder = study.best_trial, FOLDER / name / "encoder"
     encoder, history, chosen = _winner(study, space, params)
     encoder.save(folder)
-    metrics = stages.assess(
-        encoder, stages.features_of(encoder, params.embed.batch_size), chosen, FOLDER / name / "test"
-    )
+    images, table = stages.packed(encoder.config.recipe), pd.read_parquet(stages.SPLIT)
+    features = features_of(encoder, images, params.embed.batch_size)
+    metrics = assess(encoder, images, table, features, chosen.pretrain.augment, params.evaluate).metrics
     tag_run(best.user_attrs["run"], ENCODER, encoder_hash(folder))
     version = stages.enrol(chosen, folder, history, metrics)
     tag_run(parent, "simtrail.winner", f"{version['name']} version {version['version']}")
-    table = "\n".join(stages._table(metrics))
+    table = "\n".join(stages.score_lines(metrics))
     return f"{table}\n{version['name']} version {version['version']} is {version['alias']}: {version['reason']}"
 
 
@@ -154,15 +155,15 @@ def _interval(study: optuna.Study, space: Space, params: Params) -> str:
         return ""
     encoder = _winner(study, space, params)[0]
     table = pd.read_parquet(stages.SPLIT)
-    data = labelled(table, table["block"].to_numpy())
+    data = main_task(table)
     if data is None:
         return ""
-    features = stages.features_of(encoder, params.embed.batch_size)[data.rows]
+    features = features_of(encoder, stages.packed(encoder.config.recipe), params.embed.batch_size)[data.rows]
     train, val = data.split == "train", data.split == "val"
     bank, known, queries = features[train], data.labels[train], features[val]
     guess = knn(bank, known, queries, NEIGHBOURS) if space.objective == "val_knn" else ridge_probe(bank, known, queries)
     p = params.evaluate
-    scores = with_intervals(data.labels[val], guess, data.group[val], len(data.names), p.bootstrap, p.seed)
+    scores, _ = with_intervals(data.labels[val], guess, data.group[val], len(data.names), p.bootstrap, p.seed)
     return f", 95 % interval {scores['accuracy_low']:.3f} – {scores['accuracy_high']:.3f} over the validation groups"
 
 

@@ -176,7 +176,7 @@ def suggest(trial: Trial, space: Space) -> Settings:
 
 def pretrain_of(params: Params, space: Space, values: Settings) -> Pretrain:
     """The settings of a trial with these values."""
-    return changed(params, space.settings(values), f"study {space.study}").pretrain
+    return changed(params, space.settings(values), f"study {space.study}").pretrain.each_seed()[0]
 
 
 def present(params: Params, space: Space) -> Settings:

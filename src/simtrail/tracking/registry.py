@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from simtrail.model.encoder import CONFIG, WEIGHTS
 from simtrail.tracking.run import Trail, curves, git_state, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
+CARD = "model_card.md"
 REQUIREMENTS = ["torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "tifffile", "imagecodecs"]
 REQUIREMENTS += ["pydantic", "pyyaml", "tqdm", "mlflow"]
 
@@ -44,12 +46,14 @@ def register(
     deciding: str,
     checks: str,
     signature: tuple[np.dtype, int],
+    card: Callable[[str], str],
 ) -> dict[str, Any]:
     """The registered version and its alias: name, version, alias, reason, encoder_sha256, run_id.
 
     The same encoder registered again is the same version, brought up to date. The version becomes `champion` when there
     is none, or when it beats the present one in `metrics[deciding]` on the same data version and with the same
-    `comparable` settings; otherwise `challenger`. `signature` is the type and number of bands of the image files.
+    `comparable` settings; otherwise `challenger`. `signature` is the type and number of bands of the image files;
+    `card` makes the model's card, which is kept with it, from the id of its run.
     """
     name, sha = trail.params.register_.name, encoder_hash(encoder)
     client = open_store()
@@ -63,7 +67,7 @@ def register(
             if found:
                 version = found[0]
             else:
-                model = _log_model(encoder, signature)
+                model = _log_model(encoder, signature, card(run_id))
                 mlflow.log_metrics(metrics, model_id=model.model_id, dataset=trail.dataset())
                 version = client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
                 versions = json.dumps([{"name": name, "version": version.version}])
@@ -112,8 +116,9 @@ def fetch(uri: str, out: Path | None = None) -> Path:
     if out is None:
         return folder
     out.mkdir(parents=True, exist_ok=True)
-    for file in (WEIGHTS, CONFIG):
-        shutil.copy(folder / file, out)
+    for file in (WEIGHTS, CONFIG, CARD):
+        if (folder / file).exists():  # versions registered before cards were have none
+            shutil.copy(folder / file, out)
     return out
 
 
@@ -127,7 +132,7 @@ def _create_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _log_model(encoder: Path, signature: tuple[np.dtype, int]) -> Any:
+def _log_model(encoder: Path, signature: tuple[np.dtype, int], card: str) -> Any:
     dtype, bands = signature
     tensors = (
         TensorSpec(np.dtype(dtype), (-1, bands, -1, -1)),
@@ -140,6 +145,7 @@ def _log_model(encoder: Path, signature: tuple[np.dtype, int]) -> Any:
         weights.mkdir()
         for file in (WEIGHTS, CONFIG):
             shutil.copy(encoder / file, weights)
+        (weights / CARD).write_text(card, encoding="utf-8")
         shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
         return mlflow.pyfunc.log_model(
             name="encoder",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -180,6 +182,17 @@ def tag_encoder(encoder: str, first_weights: str) -> None:
 def tag_run(run_id: str, key: str, value: str) -> None:
     """Tags a run, active or not."""
     open_store().set_tag(run_id, key, value)
+
+
+def lineage(run_id: str) -> dict[str, Any]:
+    """Where a result comes from, as the report tells it: commit, dirty, run_id, run_url, versions of what made it."""
+    commit, diff = git_state()
+    client = open_store()
+    experiment, server = client.get_run(run_id).info.experiment_id, mlflow.get_tracking_uri()
+    url = f"{server}/#/experiments/{experiment}/runs/{run_id}" if server.startswith("http") else None
+    versions = {name: version(name) for name in ("torch", "timm", "kornia", "numpy", "scikit-learn", "mlflow", "dvc")}
+    versions = {"python": platform.python_version(), "simtrail": version("simtrail"), **versions}
+    return {"commit": commit, "dirty": bool(diff), "run_id": run_id, "run_url": url, "versions": versions}
 
 
 def git_state() -> tuple[str | None, str]:

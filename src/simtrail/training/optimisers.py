@@ -81,7 +81,7 @@ class Lars(torch.optim.Optimizer):
 
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
+    "adamw": partial(torch.optim.AdamW, fused=True),
     "sgd": partial(torch.optim.SGD, momentum=0.9),
     "lars": Lars,
 }

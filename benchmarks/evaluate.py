@@ -1,0 +1,156 @@
+"""How long the evaluation takes on embeddings, part by part: `python benchmarks/evaluate.py`; a table in results/.
+
+The linear probe chooses among seven regularisation strengths on 50,000 × 512 features of ten classes, beside one fit of
+scikit-learn's at one strength; kNN asks 10,000 × 50,000 beside the bare matrix product and top-k; every measure on
+10,000 × 512 of 30 classes; the memory of measures on 1,000,000 × 512, beyond the features' own.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from simtrail.evaluation import label_efficiency
+from simtrail.evaluation.angles import class_angles, outliers
+from simtrail.evaluation.classifiers import knn_shares
+from simtrail.evaluation.figures.map import coordinates
+from simtrail.evaluation.geometry import effective_rank, feature_std, uniformity
+from simtrail.evaluation.probe import PENALTIES, linear_probe, svc_probe
+from simtrail.evaluation.scores import with_intervals
+from simtrail.evaluation.structure import clusters, components, dimensions, duplicates, retrieval
+
+HERE = Path(__file__).resolve().parent
+FIVE = np.array(["train", "train", "train", "val", "test"])
+
+
+def embeddings(n: int, width: int, classes: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Features as of a ReLU network, positive and of unequal scales, and class numbers; the classes overlap."""
+    rng = np.random.default_rng(0)
+    centres = 0.12 * rng.normal(size=(classes, width)).astype(np.float32)
+    labels = rng.integers(0, classes, n)
+    features = np.empty((n, width), np.float32)
+    scale = noise * np.linspace(2, 0.1, width, dtype=np.float32)
+    for rows in np.array_split(np.arange(n), max(1, n // 10_000)):
+        features[rows] = np.maximum(centres[labels[rows]] + scale * rng.normal(size=(len(rows), width)), 0)
+    return features, labels
+
+
+def seconds(function: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
+
+
+def probe() -> dict[str, float]:
+    features, labels = embeddings(50_000, 512, 10)
+    split = FIVE[np.arange(50_000) % 5]
+    train = split == "train"
+    standard = (features[train] - features[train].mean(0)) / features[train].std(0)
+    return {
+        f"linear probe, {len(PENALTIES)} strengths and the last fit": seconds(
+            lambda: linear_probe(features, labels, split, 10)
+        ),
+        "scikit-learn, one strength": seconds(
+            lambda: LogisticRegression(C=1e-2, max_iter=10_000).fit(standard, labels[train])
+        ),
+    }
+
+
+def neighbours() -> dict[str, float]:
+    features, labels = embeddings(60_000, 512, 10)
+    bank, queries = features[:50_000], features[50_000:]
+    tensors = [torch.nn.functional.normalize(torch.from_numpy(v)) for v in (bank, queries)]
+
+    def bare() -> None:
+        for chunk in tensors[1].split(335):
+            (chunk @ tensors[0].T).topk(10)
+
+    both = [
+        (seconds(lambda: knn_shares(bank, labels[:50_000], queries, 10, 0.07, 10)), seconds(bare)) for _ in range(5)
+    ]
+    ours, theirs = np.median(both, 0)
+    return {"kNN, 10,000 queries of 50,000": ours, "bare product and top-k": theirs, "ratio": ours / theirs}
+
+
+def measures() -> dict[str, float]:
+    features, labels = embeddings(10_000, 512, 30)
+    split, group = FIVE[np.arange(10_000) % 5], np.arange(10_000) // 2
+    known, test = split != "test", split == "test"
+    x, y, rng = features[test], labels[test], np.random.default_rng(0)
+    sha = group.astype(str)
+    columns = pd.DataFrame(
+        {"class": labels.astype(str), "length": rng.normal(size=10_000), "sex": rng.choice(["f", "m"], 10_000)}
+    )
+    shares = linear_probe(features, labels, split, 30).shares
+    curve = {"seeds": range(5), "c": 1e-3, "svc_c": 1.0, "knn_k": 10, "temperature": 0.07}
+    parts: dict[str, Callable[[], object]] = {
+        "linear probe": lambda: linear_probe(features, labels, split, 30),
+        "SVC": lambda: svc_probe(features, labels, split),
+        "kNN": lambda: knn_shares(features[known], labels[known], x, 10, 0.07, 30),
+        "intervals, 8 classifiers": lambda: [
+            with_intervals(y, shares.argmax(1), group[test], 30, 1000, 0, shares) for _ in range(8)
+        ],
+        "label-free": lambda: (effective_rank(x), uniformity(x), feature_std(x), components(x)),
+        "angles, outliers": lambda: outliers(class_angles(x, y, 30), y),
+        "retrieval": lambda: retrieval(features[known], labels[known], x, y),
+        "k-means": lambda: clusters(x, y, 0),
+        "duplicates": lambda: duplicates(features, sha, group),
+        "dimensions": lambda: dimensions(x, columns[test]),
+        "label efficiency": lambda: label_efficiency.curve(features, labels, 30, split, **curve),
+        "UMAP": lambda: coordinates(x, 0),
+    }
+    times = {name: seconds(part) for name, part in parts.items()}
+    return times | {"all": sum(times.values())}
+
+
+def memory() -> dict[str, float]:
+    """Peak memory beyond the interpreter and its libraries, features (2.05 GB) included, in GB."""
+    features, labels = embeddings(1_000_000, 512, 30)
+    split = FIVE[np.arange(1_000_000) % 5]
+    rows = {}
+    for name, part in {
+        "label-free": lambda: (uniformity(features), components(features)),
+        "angles": lambda: class_angles(features, labels, 30),
+        "retrieval": lambda: retrieval(features, labels, features[:2000], labels[:2000]),
+        "k-means": lambda: clusters(features, labels, 0),
+        "duplicates": lambda: duplicates(features, np.arange(1_000_000).astype(str), labels),
+        "kNN": lambda: knn_shares(features, labels, features[:1000], 10, 0.07, 30),
+        "linear probe": lambda: linear_probe(features, labels, split, 30),
+    }.items():
+        took = seconds(part)
+        rows[f"{name}, s"], rows[f"{name}, peak GB so far"] = (
+            took,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        )
+        print(name, rows[f"{name}, peak GB so far"], f"{took:.1f} s", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Each part in a process of its own."""
+    if len(sys.argv) > 2:
+        pd.Series(globals()[sys.argv[1]]()).to_csv(sys.argv[2], header=False)
+        return
+    chosen = sys.argv[1:] or ["probe", "neighbours", "measures", "memory"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in chosen:
+            subprocess.run([sys.executable, __file__, name, f"{folder}/{name}"], check=True)
+        parts = [pd.read_csv(f"{folder}/{name}", names=["what", "value"]).assign(part=name) for name in chosen]
+    table = pd.concat(parts)[["part", "what", "value"]].round(3)
+    if not sys.argv[1:]:
+        table.to_csv(HERE / "results/evaluate-cpu.csv", index=False)
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""An encoder's numbers: classifiers and floors for every task, and what its features are like without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from simtrail.augment.views import TwoViews
+from simtrail.data.loader import to_unit
+from simtrail.data.pack import PackedImages
+from simtrail.errors import InputError
+from simtrail.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
+from simtrail.evaluation.probe import Views
+from simtrail.evaluation.tasks import Result, Task, classify, small_pixels, tasks
+from simtrail.model.encoder import Encoder, load_weights
+from simtrail.params import Augment, Evaluate
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The tasks with their results, and the metrics: {"features": …, "tasks": {TASK: {"scores": …, …}}}."""
+
+    tasks: list[Task]
+    results: list[Result]
+    metrics: dict[str, Any]
+
+
+def assess(
+    encoder: Encoder, images: PackedImages, table: pd.DataFrame, features: np.ndarray, augment: Augment, p: Evaluate
+) -> Assessment:
+    """The scores of the test split from an encoder's (N, D) features of all packed images, described by `table` (the
+    split table); a probe is chosen on validation. Raises InputError for features that are not finite."""
+    if len(bad := np.flatnonzero(~np.isfinite(features).all(1))):
+        raise InputError(
+            f"features: row {bad[0]} ({table['path'].iloc[bad[0]]}): not finite, like {len(bad)} of {len(features)}; "
+            "train again with a lower pretrain.learning_rate, or precision: fp32"
+        )
+    found, test = tasks(table, p.labels), np.flatnonzero(table["split"] == "test")
+    recipe = images.recipe
+    first, second = _views(encoder, images, test, TwoViews(augment, recipe), p.seed)
+    of_test = features[test]
+    metrics: dict[str, Any] = {
+        "features": {
+            "effective_rank": effective_rank(of_test),
+            "uniformity": uniformity(of_test, p.seed),
+            "alignment": alignment(first, second),
+            "feature_std": feature_std(of_test),
+        },
+        "tasks": {},
+    }
+    if not found:
+        return Assessment([], [], metrics)
+    floors = _floors(encoder, images, p)
+    views = (
+        _more_views(encoder, images, np.flatnonzero(table["split"] != "test"), augment, p) if p.probe_views else None
+    )
+    results = [classify(task, features, floors, p, views) for task in found]
+    for task, result in zip(found, results, strict=True):
+        metrics["tasks"][task.name] = {
+            "classes": len(task.names),
+            "images": int(task.test.sum()),
+            "groups": len(np.unique(task.group[task.test])),
+            "unknown": task.unknown,
+            "C": result.penalty,
+            "svc_C": result.svc_penalty,
+            "scores": result.scores,
+        }
+    return Assessment(found, results, metrics)
+
+
+def over_seeds(
+    found: Assessment, others: Iterable[Encoder], images: PackedImages, p: Evaluate
+) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of the main task's accuracies over encoders that differ in their seed alone, the one
+    of the assessment among them; {} without labels."""
+    if not found.tasks:
+        return {}
+    rows = [found.results[0].scores]
+    rows += [classify(found.tasks[0], features_of(other, images), {}, p).scores for other in others]
+    values = {name: np.array([row[name]["accuracy"] for row in rows]) for name in ("linear_probe", "knn", "svc")}
+    return {name: {"mean": v.mean(), "sd": v.std(ddof=1), "seeds": len(v)} for name, v in values.items()}
+
+
+def features_of(encoder: Encoder, images: PackedImages, batch_size: int = BATCH) -> np.ndarray:
+    """The (N, D) features of all packed images."""
+    starts = range(0, len(images), batch_size)
+    return encoder.features(images.rows(np.arange(i, min(i + batch_size, len(images)))) for i in starts)
+
+
+def _floors(encoder: Encoder, images: PackedImages, p: Evaluate) -> dict[str, np.ndarray]:
+    """What the classifiers make of something that learnt nothing here: pixels, random weights, pretrained weights."""
+    pieces = np.array_split(np.arange(len(images)), max(1, len(images) // BATCH))
+    pixels = [small_pixels(images.rows(rows), images.recipe.full_scale) for rows in pieces]
+    config = encoder.config
+    with torch.random.fork_rng([]):
+        torch.manual_seed(p.seed)
+        untrained = Encoder(config).to(encoder.device)
+        floors = {"raw_pixels": np.concatenate(pixels), "random_encoder": features_of(untrained, images)}
+        if p.pretrained:
+            plain = config.architecture.model_copy(
+                update={"model": p.pretrained, "width": 1, "stem": "standard", "vit": None}
+            )
+            try:
+                other = Encoder(config.model_copy(update={"architecture": plain}))
+                load_weights(other, "pretrained")
+            except InputError as fault:
+                raise InputError(f"evaluate.pretrained = {p.pretrained!r}: {fault}") from None
+            floors["pretrained"] = features_of(other.to(encoder.device), images)
+    return floors
+
+
+def _more_views(encoder: Encoder, images: PackedImages, rows: np.ndarray, augment: Augment, p: Evaluate) -> Views:
+    """Features of `probe_views` moved, not recoloured, views of every image of `rows`."""
+    off = {group: getattr(augment, group).model_copy(update={"strength": 0.0}) for group in ("color", "texture")}
+    two_views = TwoViews(augment.model_copy(update=off), images.recipe)
+    pairs = [_views(encoder, images, rows, two_views, p.seed, pair) for pair in range((p.probe_views + 1) // 2)]
+    flat = [view for pair in pairs for view in pair][: p.probe_views]
+    return Views(np.concatenate(flat), np.tile(rows, len(flat)))
+
+
+@torch.inference_mode()
+def _views(
+    encoder: Encoder, images: PackedImages, rows: np.ndarray, two_views: TwoViews, *seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The features of two views of every image."""
+
+    def pairs() -> Iterator[torch.Tensor]:
+        for start in range(0, len(rows), BATCH):
+            batch = to_unit(images.rows(rows[start : start + BATCH]), images.recipe.full_scale, encoder.device)
+            yield encoder(two_views(batch, *seed, start)).float().cpu()
+
+    encoder.eval()
+    first, second = zip(*(pair.chunk(2) for pair in pairs()), strict=True)
+    return torch.cat(first).numpy(), torch.cat(second).numpy()

@@ -1,0 +1,54 @@
+"""Whether two classifiers differ on a test split: the difference of their accuracies with its bootstrap interval."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES, SEED = 2000, 0
+
+
+class Difference(NamedTuple):
+    """The accuracy of the second less that of the first, and the bounds of its 95 % percentile interval; (K,) each."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def exceeds(self) -> np.ndarray:
+        """Whether the interval leaves out 0, for each of the K; one in twenty does so by chance."""
+        return (self.low > 0) | (self.high < 0)
+
+
+def paired(first: np.ndarray, second: np.ndarray, block: np.ndarray) -> Difference:
+    """The difference on the same N images: (N, K) booleans say which of them each of K classifiers has right.
+
+    The bootstrap draws whole blocks, (N,) numbers, and scores both sides on the same draw: what makes a block hard for
+    both cancels (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 8). All K share the draws.
+    """
+    k = first.shape[1]
+    draws = _accuracies(np.concatenate([first, second], axis=1), block, SEED)
+    return _difference(first, second, draws[:, k:] - draws[:, :k])
+
+
+def unpaired(first: np.ndarray, block: np.ndarray, second: np.ndarray, block_second: np.ndarray) -> Difference:
+    """The difference on other images, (N, K) and (M, K) booleans: each side has a bootstrap of its own."""
+    draws = _accuracies(second, block_second, SEED + 1) - _accuracies(first, block, SEED)
+    return _difference(first, second, draws)
+
+
+def _difference(first: np.ndarray, second: np.ndarray, draws: np.ndarray) -> Difference:
+    return Difference(second.mean(0) - first.mean(0), *np.percentile(draws, [2.5, 97.5], axis=0))
+
+
+def _accuracies(right: np.ndarray, block: np.ndarray, seed: int) -> np.ndarray:
+    """(RESAMPLES, K): the accuracy in each draw of as many blocks as there are."""
+    _, block = np.unique(block, return_inverse=True)
+    blocks = int(block.max()) + 1
+    counted = np.column_stack([right, np.ones(len(right), dtype=bool)])
+    sums = np.stack([np.bincount(block, column, blocks) for column in counted.T], axis=1)
+    rng = np.random.default_rng(seed)
+    totals = [np.bincount(rng.integers(0, blocks, blocks), minlength=blocks) @ sums for _ in range(RESAMPLES)]
+    return np.array([total[:-1] / total[-1] for total in totals])

@@ -1,0 +1,333 @@
+"""Charts of an evaluation's numbers, each written as PNG and SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+
+from simtrail.evaluation.figures.style import COLOURS, GREY, MARKERS, WIDTH, cut, write
+from simtrail.evaluation.scores import BINS, TITLES, Scores, confusion
+
+CLASSES = 40  # more can't be read on a page: the most frequent are shown
+
+
+def training_curve(history: list[dict[str, float]], kept: int, path: Path) -> None:
+    """The loss, and the validation measures with the epoch whose weights are kept."""
+    epochs = [row["epoch"] for row in history]
+    looks = [row for row in history if not np.isnan(row.get("val_feature_std", np.nan))]
+    seen = [row["epoch"] for row in looks]
+    shares = {"contrastive top-1, training": (epochs, [row["contrastive_top1"] for row in history])}
+    names = {"knn": "kNN", "probe": "linear probe", "contrastive_top1": "contrastive top-1"}
+    for name, title in names.items():
+        if looks and f"val_{name}" in looks[0]:
+            shares[f"{title}, validation"] = (seen, [row[f"val_{name}"] for row in looks])
+    figure, axes = plt.subplots(1, 3 if looks else 2, figsize=(WIDTH, 3.2))
+    few = "o" if len(epochs) < 15 else ""
+    axes[0].plot(epochs, [row["loss"] for row in history], color=COLOURS[0], marker=few, markersize=4)
+    axes[0].set(xlabel="epoch", ylabel="loss")
+    for (title, (x, y)), colour, marker in zip(shares.items(), COLOURS[1:], MARKERS, strict=False):
+        axes[1].plot(x, y, color=colour, label=title, marker=marker if len(x) < 15 else "", markersize=4)
+    axes[1].set(xlabel="epoch", ylabel="share of the images", ylim=(0, 1))
+    if looks:
+        rank = [row["val_effective_rank"] for row in looks]
+        axes[2].plot(seen, rank, color=COLOURS[5], marker="o" if len(seen) < 15 else "", markersize=4)
+        axes[2].set(xlabel="epoch", ylabel="effective rank, validation")
+        axes[2].set_ylim(0, 1.1 * axes[2].get_ylim()[1])
+        for axis in axes:
+            line = axis.axvline(kept, color="#808080", linewidth=0.8, linestyle=":")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        line.set_label(f"epoch {kept}, whose weights are kept")
+    figure.legend(ncol=2, loc="outside lower center")
+    write(figure, path)
+
+
+def score_bars(scores: dict[str, Scores], titles: dict[str, str], path: Path, images: int, groups: int) -> None:
+    """Accuracy and balanced accuracy of every classifier and floor, with 95 % intervals."""
+    names = list(scores)[::-1]
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.9 + 0.32 * len(names)), sharey=True)
+    for axis, score in zip(axes, ("accuracy", "balanced_accuracy"), strict=True):
+        values = np.array([[scores[n][score + bound] for bound in ("", "_low", "_high")] for n in names])
+        colours = [COLOURS[0] if not titles[n].startswith("floor") else GREY for n in names]
+        errors = np.abs(values[:, 1:] - values[:, :1]).T
+        axis.barh(range(len(names)), values[:, 0], xerr=errors, color=colours, height=0.65, capsize=3, ecolor="#404040")
+        for i, (value, _, high) in enumerate(values):
+            axis.text(high + 0.02, i, f"{value:.3f}", va="center", fontsize=8)
+        axis.set(xlim=(0, 1.25), xticks=np.arange(0, 1.01, 0.25), xlabel=score.replace("_", " "))
+    axes[0].set_yticks(range(len(names)), [titles[n] for n in names])
+    figure.suptitle(f"Test split: {images} images of {groups} groups; bars span 95 % of bootstraps over groups")
+    write(figure, path)
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, names: list[str], path: Path) -> None:
+    """Rows true, columns predicted, as shares of the true class; the 40 most frequent classes."""
+    matrix = confusion(truth, predicted, len(names))
+    shown, note = _most_frequent(matrix.sum(1) + matrix.sum(0))
+    of_true = matrix.sum(1)[shown]
+    matrix = matrix[np.ix_(shown, shown)]
+    written = np.where(matrix > 0, matrix.astype(str), "") if len(shown) <= 20 else None
+    _class_matrix(
+        matrix / np.maximum(of_true, 1)[:, None], [names[i] for i in shown], written, "Blues", (0, 1),
+        "share of the true class", f"Test split: {len(truth)} images{note}", path,
+        ("predicted (linear probe)", "true"),
+    )  # fmt: skip
+
+
+def angle_heat_map(matrix_CC: np.ndarray, names: list[str], images: np.ndarray, path: Path) -> None:
+    """The mean true angle between the images of two classes, in degrees; within a class on the diagonal.
+
+    `images` is the number of images of each class, of which classes without any are left out. From four classes on the
+    order is that of average-linkage clustering by these angles, so that like classes are neighbours.
+    """
+    shown, note = _most_frequent(images)
+    matrix = matrix_CC[np.ix_(shown, shown)]
+    if len(shown) >= 4:
+        from scipy.cluster.hierarchy import leaves_list, linkage
+        from scipy.spatial.distance import squareform
+
+        tree = linkage(squareform(matrix, checks=False), "average", optimal_ordering=True)
+        order = leaves_list(tree)
+        shown, matrix = shown[order], matrix[np.ix_(order, order)]
+    written = np.array([[f"{v:.0f}" if v == v else "–" for v in row] for row in matrix]) if len(shown) <= 15 else None
+    limits = (float(np.nanmin(matrix)), float(np.nanmax(matrix)))
+    title = f"{images[shown].sum()} images of {len(shown)} classes{note}"
+    _class_matrix(matrix, [names[i] for i in shown], written, "cividis", limits, "mean angle, degrees", title, path)
+
+
+def label_efficiency(summary: pd.DataFrame, full: dict[str, float], path: Path) -> None:
+    """Accuracy on the test split against the number of labelled images, a line per classifier, a panel per draw.
+
+    `summary` has the columns classifier, draw, labels, mean, low, high, seeds; `full` the accuracy with all labels, of
+    which 90 % is dashed, of the classifiers that were fitted to them.
+    """
+    draws = [draw for draw in ("balanced", "proportional") if draw in set(summary["draw"])]
+    figure, axes = plt.subplots(1, len(draws), figsize=(WIDTH, 3.3), sharey=True, squeeze=False)
+    for axis, draw in zip(axes[0], draws, strict=True):
+        for i, classifier in enumerate(summary["classifier"].unique()):
+            part = summary[(summary["classifier"] == classifier) & (summary["draw"] == draw)].sort_values("labels")
+            axis.fill_between(part["labels"], part["low"], part["high"], color=COLOURS[i], alpha=0.2, linewidth=0)
+            if classifier in full:
+                axis.axhline(0.9 * full[classifier], color=COLOURS[i], linewidth=0.9, linestyle="--")
+            style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
+            axis.plot(part["labels"], part["mean"], label=TITLES.get(classifier, classifier), **style)
+        axis.set(xscale="log", xlabel="labelled images", title=f"{draw} draws")
+        ticks = np.unique(summary.loc[summary["draw"] == draw, "labels"])
+        _log_ticks(axis, ticks)
+    axes[0, 0].set_ylabel("accuracy, test split")
+    axes[0, 0].plot([], [], color="#606060", linewidth=0.9, linestyle="--", label="90 % of that with all labels")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    seeds = int(summary["seeds"].max())
+    figure.legend(
+        handles, labels, ncol=2, loc="outside lower center", title=f"Bands: 95 % interval of the mean of {seeds} draws",
+        title_fontsize=8,
+    )  # fmt: skip
+    write(figure, path)
+
+
+def fine_tune_bars(table: pd.DataFrame, path: Path) -> None:
+    """Accuracy after fine-tuning on few labels, from the encoder's weights and from scratch, with 95 % intervals.
+
+    `table` has the columns fraction, images, start ('pretrained' or 'scratch'), accuracy, accuracy_low, accuracy_high.
+    """
+    sizes = table[["fraction", "images"]].drop_duplicates().sort_values("fraction")
+    figure, axis = plt.subplots(figsize=(min(WIDTH, 2.4 + 1.1 * len(sizes)), 3.1))
+    starts = {"pretrained": ("from the encoder", COLOURS[0], ""), "scratch": ("from scratch", GREY, "///")}
+    for i, (start, (title, colour, hatch)) in enumerate(starts.items()):
+        part = table[table["start"] == start].set_index("fraction").loc[sizes["fraction"]]
+        x = np.arange(len(part)) + 0.4 * i - 0.2
+        errors = np.abs(part[["accuracy_low", "accuracy_high"]].to_numpy().T - part["accuracy"].to_numpy())
+        bars: dict[str, Any] = {
+            "color": colour,
+            "hatch": hatch,
+            "edgecolor": "white",
+            "capsize": 3,
+            "ecolor": "#404040",
+        }
+        axis.bar(x, part["accuracy"], 0.38, yerr=errors, label=title, **bars)
+        for at, value, high in zip(x, part["accuracy"], part["accuracy_high"], strict=True):
+            axis.text(at, high + 0.015, f"{value:.2f}", ha="center", fontsize=8)
+    texts = [f"{100 * f:g} %\n{n:.0f} images" for f, n in sizes.to_numpy()]
+    axis.set_xticks(range(len(sizes)), texts)
+    axis.set(xlabel="labelled training images", ylabel="accuracy, test split", ylim=(0, 1.1))
+    axis.set_yticks(np.arange(0, 1.01, 0.25))
+    figure.legend(
+        loc="outside lower center", ncol=2, title="Bars span 95 % of bootstraps over groups", title_fontsize=8
+    )
+    write(figure, path)
+
+
+def explained_variance(cumulative: np.ndarray, path: Path) -> None:
+    """The cumulative share of variance of the first 1, 2, … principal components, 90, 95 and 99 % marked."""
+    figure, axis = plt.subplots(figsize=(4.6, 3.3))
+    axis.plot(np.arange(1, len(cumulative) + 1), cumulative, color=COLOURS[0])
+    for share, colour, marker in zip((90, 95, 99), COLOURS[1:], MARKERS, strict=False):
+        n = int(np.searchsorted(cumulative, share / 100 - 1e-9)) + 1
+        axis.vlines(n, 0, share / 100, color=colour, linewidth=0.9, linestyle=":")
+        axis.plot(n, share / 100, color=colour, marker=marker, linestyle="", label=f"{share} %: {n}")
+    axis.set(xscale="log", xlabel="principal components", ylabel="share of the variance", ylim=(0, 1.03))
+    _log_ticks(axis, np.array([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, len(cumulative)]), len(cumulative))
+    title = f"Components for a share of the variance of {len(cumulative)} features"
+    figure.legend(loc="outside lower center", ncol=3, title=title, title_fontsize=8)
+    write(figure, path)
+
+
+def dimension_relations(table: pd.DataFrame, path: Path) -> None:
+    """R² between embedding dimensions and metadata columns; a dot where it is no more than chance (q > 0.05).
+
+    `table` has the columns column, dimension, r2, p, q, a row for each pair. Shown are the (up to 12) dimensions that
+    say most about each column, at most 40 in all, in the order of the columns they say most about.
+    """
+    columns = list(dict.fromkeys(table["column"]))
+    strongest = table.sort_values("r2", ascending=False).groupby("column").head(max(1, min(12, 40 // len(columns))))
+    first = strongest.drop_duplicates("dimension")
+    shown = first.sort_values("column", key=lambda c: c.map(columns.index), kind="stable")["dimension"]
+    r2, q = (table.pivot(index="column", columns="dimension", values=v).loc[columns, shown] for v in ("r2", "q"))
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.6 + 0.24 * len(columns)))
+    drawn = axis.imshow(r2, cmap="cividis", vmin=0, vmax=max(float(np.nanmax(r2)), 1e-3), aspect="auto")
+    for i, j in np.argwhere(q.to_numpy() > 0.05):
+        axis.plot(j, i, ".", color=_contrast(drawn, r2.iat[i, j]), markersize=3)
+    axis.set_xticks(range(len(shown)), shown.astype(str).to_list(), rotation=90)
+    axis.set_yticks(range(len(columns)), [cut(str(c)) for c in columns])
+    axis.set_xlabel("embedding dimension")
+    axis.set_title(f"{len(shown)} of {table['dimension'].nunique()} dimensions; dot: q > 0.05 (Benjamini–Hochberg)")
+    figure.colorbar(drawn, ax=axis, label="R²", pad=0.02)
+    write(figure, path)
+
+
+def per_class_bars(table: pd.DataFrame, path: Path) -> None:
+    """F1 of every class (the 40 with most test images) with its 95 % interval and number of test images, best first.
+
+    `table` has the columns class, images, f1, f1_low, f1_high.
+    """
+    shown, note = _most_frequent(table["images"].to_numpy())
+    part = table.iloc[shown].sort_values("f1", kind="stable")
+    figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.19 * len(part)))
+    errors = np.abs(part[["f1_low", "f1_high"]].to_numpy().T - part["f1"].to_numpy())
+    style: dict[str, Any] = {"color": COLOURS[0], "height": 0.7, "capsize": 2, "ecolor": "#404040"}
+    axis.barh(range(len(part)), part["f1"], xerr=errors, **style)
+    axis.set_yticks(range(len(part)), [f"{cut(c)} ({n})" for c, n in zip(part["class"], part["images"], strict=True)])
+    axis.set(xlim=(0, 1.02), ylim=(-0.7, len(part) - 0.3), xlabel="F1, linear probe (95 % of bootstraps over groups)")
+    figure.suptitle(f"Classes and their test images, {table['images'].sum()} in all{note}")
+    write(figure, path)
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path) -> None:
+    """Accuracy against confidence, the probability of the predicted class, in 15 bins of equal width.
+
+    The expected calibration error is the mean over images of the gap in their bin (Guo et al. 2017, arXiv 1706.04599,
+    eq. 3).
+    """
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    images = np.bincount(bins, minlength=BINS)
+    mean, accuracy = (
+        np.bincount(bins, values, BINS) / np.maximum(images, 1) for values in (confidence, np.asarray(correct, float))
+    )
+    error = float((images * np.abs(mean - accuracy)).sum() / len(confidence))
+    here = images > 0
+    figure, (axis, below) = plt.subplots(2, 1, figsize=(3.8, 4.4), sharex=True, height_ratios=(3, 1))
+    axis.plot([0, 1], [0, 1], color="#808080", linewidth=0.9, linestyle="--", label="perfectly calibrated")
+    axis.plot(mean[here], accuracy[here], color=COLOURS[0], marker="o", markersize=4, label="linear probe")
+    axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=f"Expected calibration error {error:.3f}")
+    axis.legend(loc="upper left")
+    below.bar((np.arange(BINS) + 0.5) / BINS, images, 0.9 / BINS, color=GREY)
+    below.set(xlabel="confidence", ylabel="images")
+    below.set_title(f"{len(confidence)} test images", fontsize=8)
+    write(figure, path)
+
+
+def ablation_panels(
+    axes: dict[str, list[str]], measures: dict[str, tuple[np.ndarray, np.ndarray]], title: str, path: Path
+) -> None:
+    """A panel per measure: a bar for every setting of one axis, or a heat map of two, rows × columns.
+
+    `measures` holds means and standard deviations, both of the shape of the axes; a mean that is NaN is drawn as
+    missing, a standard deviation that is NaN not at all.
+    """
+    (down, rows), *across = axes.items()
+    names, columns = across[0] if across else ("", [""])
+    width = 1.6 + 0.085 * max(map(len, rows)) + (max(0.62 * len(columns), 2.2) if across else 2.2)
+    height = 1.2 + 0.5 * len(rows) + (0.07 * max(map(len, columns)) if across else 0)
+    figure, panels = plt.subplots(1, len(measures), figsize=(width * len(measures), height), squeeze=False, sharey=True)
+    for panel, (measure, (means, deviations)) in zip(panels[0], measures.items(), strict=True):
+        digits = 3 if np.nanmax(means) <= 1 else 1
+        if across:
+            drawn = panel.imshow(means, cmap="Blues", aspect="auto")
+            panel.set_xticks(range(len(columns)), columns, rotation=0 if max(map(len, columns)) < 6 else 90)
+            panel.set_title(measure, fontsize=10)
+            panel.set_xlabel(names)
+            panel.spines[:].set_visible(False)
+        else:
+            panel.barh(range(len(rows)), means, color=COLOURS[0], height=0.65, xerr=deviations, capsize=3)
+            panel.set(xlabel=measure, xlim=(0, 1.3 * np.nanmax(means + np.nan_to_num(deviations))))
+        for at, mean in np.ndenumerate(means):
+            text = "failed" if np.isnan(mean) else f"{mean:.{digits}f}"
+            spread = "" if np.isnan(deviations[at]) else f"± {deviations[at]:.{digits}f}"
+            if across:
+                style = {"ha": "center", "va": "center", "fontsize": 8, "color": _contrast(drawn, float(mean))}
+                panel.text(at[1], at[0], f"{text}\n{spread}".strip(), **style)
+            else:
+                end = np.nan_to_num(mean) + np.nan_to_num(deviations[at])
+                panel.text(end, at[0], f"  {text} {spread}", va="center", fontsize=8)
+    panels[0, 0].set_yticks(range(len(rows)), rows)
+    panels[0, 0].set_ylabel(down)
+    if not across:
+        panels[0, 0].invert_yaxis()
+    figure.suptitle(title, fontsize=12)
+    write(figure, path)
+
+
+def _class_matrix(
+    matrix: np.ndarray,
+    labels: list[str],
+    written: np.ndarray | None,
+    colours: str,
+    limits: tuple[float, float],
+    unit: str,
+    title: str,
+    path: Path,
+    axes: tuple[str, str] = ("", ""),
+) -> None:
+    n, longest = len(labels), max(len(cut(label)) for label in labels)
+    side = min(0.3 * n + 0.07 * longest + 1.4, WIDTH)  # the labels are as wide as they are high, below
+    figure, axis = plt.subplots(figsize=(max(side, 3.6), max(side, 3) + 0.7))
+    drawn = axis.imshow(matrix, cmap=plt.get_cmap(colours).with_extremes(bad="#E0E0E0"), vmin=limits[0], vmax=limits[1])
+    texts = [cut(label) for label in labels]
+    axis.set_xticks(range(n), texts, rotation=90)
+    axis.set_yticks(range(n), texts)
+    axis.set(xlabel=axes[0], ylabel=axes[1])
+    axis.spines[:].set_visible(False)
+    if written is not None:
+        for (i, j), text in np.ndenumerate(written):
+            color = _contrast(drawn, float(matrix[i, j]))
+            axis.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(drawn, ax=axis, label=unit, location="top", shrink=0.7, pad=0.02)
+    figure.suptitle(title)
+    write(figure, path)
+
+
+def _most_frequent(images: np.ndarray) -> tuple[np.ndarray, str]:
+    """The classes that have images, in their order, cut to the most frequent; and words about the cut for a title."""
+    order = np.argsort(-images, kind="stable")
+    shown = np.sort(order[: min(CLASSES, np.count_nonzero(images))])
+    cut_off = np.count_nonzero(images) - len(shown)
+    return shown, f"; the {CLASSES} most frequent of {len(shown) + cut_off} classes" if cut_off else ""
+
+
+def _contrast(drawn: ScalarMappable, value: float) -> str:
+    red, green, blue, _ = drawn.to_rgba(np.ma.masked_invalid([value]))[0]
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
+
+
+def _log_ticks(axis: Axes, ticks: np.ndarray, largest: float = np.inf) -> None:
+    """Plain numbers at those of the ticks that are a readable distance apart, the largest always."""
+    kept: list[float] = []
+    for tick in sorted(ticks[ticks <= largest], reverse=True):
+        if not kept or tick < kept[-1] / 1.6:
+            kept.append(tick)
+    axis.set_xticks(kept, [f"{tick:.0f}" for tick in kept])
+    axis.minorticks_off()

@@ -1,0 +1,53 @@
+"""What all figures share: colours, sizes, and the two files of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with every kind of colour vision; markers help where seven are too few
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+GREY = "#A0A0A0"
+WIDTH = 6.3  # inches, 16 cm: the text of a page, so that sizes in points hold in print
+POINTS = 2000  # more than these are pixels in the SVG
+plt.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.labelsize": 9,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "legend.fontsize": 8,
+        "legend.frameon": False,
+        "figure.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "simtrail",
+    }
+)
+
+
+def mark(i: int) -> tuple[str, str]:
+    """The colour and marker of the i-th class of a scatter plot: 49 different ones."""
+    return COLOURS[i % 7], MARKERS[i // 7 % 7]
+
+
+def cut(text: str, longest: int = 26) -> str:
+    """The text, or its beginning and an ellipsis."""
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Saves a figure as PATH, a PNG of 200 dpi, and as an SVG beside it, both the same bytes every time; closes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=200, metadata={"Software": None})
+    figure.savefig(path.with_suffix(".svg"), dpi=200, metadata={"Date": None})
+    plt.close(figure)

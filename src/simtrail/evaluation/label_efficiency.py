@@ -1,0 +1,136 @@
+"""Accuracy against the number of labelled images: how few labels do the features need?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from simtrail.evaluation.classifiers import knn
+from simtrail.evaluation.probe import SVC_IMAGES, class_weight, logistic, svc
+
+Draw = Literal["balanced", "proportional"]
+
+
+def draw(labels: np.ndarray, count: int, how: Draw, seed: int) -> np.ndarray:
+    """The positions of `count` drawn images, one of every class at least (so there may be more than `count`).
+
+    'balanced': the same number of every class, as far as it has them. 'proportional': each class by its share of all
+    images, rounded by Webster's divisor method: unlike with largest remainders, a class never loses a place when the
+    count grows (Balinski and Young 1982). So with one seed smaller draws are parts of larger ones: all begin the same
+    order of the images. Images are drawn one by one, whatever group they belong to.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = labels[order]
+    by_class = np.argsort(shuffled, kind="stable")
+    _, starts, counts = np.unique(shuffled[by_class], return_index=True, return_counts=True)
+    place, size = np.empty((2, len(labels)), np.int64)
+    place[by_class] = np.arange(len(labels)) - np.repeat(starts, counts)  # 0, 1, 2 … among the images of its class
+    size[by_class] = np.repeat(counts, counts)
+    turn = place if how == "balanced" else np.where(place == 0, 0, (2 * place + 1) / size)
+    return order[np.argsort(turn, kind="stable")[: max(count, len(counts))]]
+
+
+def sizes(labels: np.ndarray) -> list[int]:
+    """Numbers of images to draw: from two a class to all, in even steps of about 10^(1/3), three to a decade."""
+    first = min(2 * len(np.unique(labels)), len(labels))
+    steps = max(1, round(3 * np.log10(len(labels) / first)))
+    return np.unique(np.geomspace(first, len(labels), steps + 1).round().astype(int)).tolist()
+
+
+def scored_rows(labels: np.ndarray, split: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of 'train', 'val' and 'test' whose class has a training image; labels below 0 are no class."""
+    known = np.isin(labels, np.unique(labels[(split == "train") & (labels >= 0)]))
+    return {part: np.flatnonzero(known & (split == part)) for part in ("train", "val", "test")}
+
+
+def curve(
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    split: np.ndarray,
+    *,
+    seeds: Sequence[int],
+    c: float,
+    svc_c: float,
+    knn_k: int,
+    temperature: float,
+) -> pd.DataFrame:
+    """Test accuracy of linear probe, SVC and kNN by number of labelled training images, a row per fit.
+
+    Columns: classifier (linear_probe, svc, knn), draw (balanced, proportional), labels (images drawn), seed, accuracy,
+    balanced_accuracy. Of each size in `sizes` every seed draws once each way; all images are one draw, fitted once, for
+    the first seed. The SVC is left out above probe.SVC_IMAGES images. Of the test split, images of classes without a
+    training image are not scored.
+
+    Only drawn images are learnt from, the standardisation too. Regularisation is the caller's, `c` and `svc_c`, chosen
+    on validation with all training images: it favours no draw, but few labels could do better with their own, and
+    someone with few labels would not have that validation. kNN has `knn_k` neighbours, or labels / classes if fewer.
+    """
+    rows = scored_rows(labels, split)
+    train, queries, truth = rows["train"], features[rows["test"]], labels[rows["test"]]
+    weight = class_weight(truth)
+    fits: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+        "linear_probe": lambda x, y: next(logistic(x, y, classes, (c,))).shares(queries).argmax(1),
+        "svc": lambda x, y: svc(x, y, queries, (svc_c,))[0],
+        "knn": lambda x, y: knn(x, y, queries, min(knn_k, max(1, len(y) // classes)), temperature),
+    }
+
+    def results(drawn: np.ndarray) -> Iterator[dict[str, str | float]]:
+        bank, known = features[drawn], labels[drawn]
+        for name, fit in fits.items():
+            if name != "svc" or len(drawn) <= SVC_IMAGES:
+                right = fit(bank, known) == truth
+                scores = {"accuracy": right.mean(), "balanced_accuracy": (right * weight).mean()}
+                yield {"classifier": name, "labels": len(drawn), **scores}
+
+    *some, _ = sizes(labels[train])
+    table = [
+        {"draw": how, "seed": seed, **result}
+        for how in get_args(Draw)
+        for size in some
+        for seed in seeds
+        for result in results(train[draw(labels[train], size, how, seed)])
+    ]
+    table += [{"draw": how, "seed": seeds[0], **result} for result in results(train) for how in get_args(Draw)]
+    return pd.DataFrame(table, columns=["classifier", "draw", "labels", "seed", "accuracy", "balanced_accuracy"])
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """The curve's accuracy over its seeds: classifier, draw, labels, mean, low, high, seeds.
+
+    `low` and `high` bound the 95 % t-interval of the mean over draws, cut to [0, 1]; NaN for a single seed. It tells
+    how much the choice of labelled images matters, not that of test images.
+    """
+    from scipy.stats import t
+
+    groups = table.groupby(["classifier", "draw", "labels"], sort=False)["accuracy"]
+    found = groups.agg(["mean", "sem", "count"]).reset_index().rename(columns={"count": "seeds"})
+    reach = t.ppf(0.975, found["seeds"] - 1) * found.pop("sem")
+    low, high = (found["mean"] - reach).clip(lower=0), (found["mean"] + reach).clip(upper=1)
+    return found.assign(low=low, high=high)[["classifier", "draw", "labels", "mean", "low", "high", "seeds"]]
+
+
+def labels_needed(table: pd.DataFrame, share: float = 0.9) -> dict[str, int | None]:
+    """For each classifier of a curve, how many labelled images give `share` of the accuracy that all of them give.
+
+    The first crossing of the mean proportional curve, interpolated in the logarithm of the number; the smallest number
+    drawn, where that is enough already. None where the classifier never had all.
+    """
+    means = table[table["draw"] == "proportional"].groupby(["classifier", "labels"])["accuracy"].mean()
+    return {
+        str(name): _crossing(part.droplevel(0), share) if part.index[-1][1] == table["labels"].max() else None
+        for name, part in means.groupby(level=0, sort=False)
+    }
+
+
+def _crossing(curve: pd.Series, share: float) -> int:
+    numbers, accuracy = curve.index.to_numpy(float), curve.to_numpy()
+    wanted = share * accuracy[-1]
+    i = int((accuracy >= wanted).argmax())
+    if i == 0:
+        return int(numbers[0])
+    part = (wanted - accuracy[i - 1]) / (accuracy[i] - accuracy[i - 1])
+    return int(np.ceil(numbers[i - 1] * (numbers[i] / numbers[i - 1]) ** part))

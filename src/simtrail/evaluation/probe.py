@@ -1,0 +1,203 @@
+"""Probes on frozen features: multinomial logistic regression to convergence, and a support vector classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from simtrail.errors import TrainingError
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation strengths C tried on validation
+SVC_PENALTIES = (1.0, 10.0, 100.0)
+KEPT = 2**27  # standardised values kept at once: 512 MiB; more are made anew in every pass
+CHUNK = 2**22
+OPTIONS = {"maxiter": 10_000, "maxfun": 20_000, "maxcor": 20, "gtol": 1e-5, "ftol": 1e-10}
+SVC_IMAGES = 10_000  # the kernel matrix grows with their square
+
+
+class Logistic(NamedTuple):
+    """A fitted probe: logits = features @ weights + bias, on features as they are."""
+
+    weights: np.ndarray  # (D, C)
+    bias: np.ndarray  # (C,)
+
+    def shares(self, features: np.ndarray) -> np.ndarray:
+        """The (N, C) probabilities of the classes."""
+        parts = [
+            torch.softmax(torch.from_numpy(features[rows] @ self.weights + self.bias), 1).numpy()
+            for rows in _chunks(*features.shape)
+        ]
+        return np.concatenate(parts)
+
+
+def logistic(
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    penalties: tuple[float, ...],
+    *,
+    weight: np.ndarray | None = None,
+    device: torch.device | None = None,
+) -> Iterator[Logistic]:
+    """Fitted probes, one for each inverse regularisation strength C, each begun where the one before ended.
+
+    Minimises C · Σ w_i · −log p(label_i) + ½|W|² over weights W of standardised (N, D) features and free biases, as
+    scikit-learn's LogisticRegression does, by the same L-BFGS; `weight` is the w_i of every image. Loss and gradient
+    are computed in chunks of rows, on the device. Raises TrainingError where it does not converge.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    n, width = features.shape
+    mean, std = _moments(features)
+    centre, scale = (torch.tensor(v, dtype=torch.float32, device=device) for v in (mean, 1 / std))
+    target = torch.tensor(labels, dtype=torch.int64, device=device)
+    w = torch.ones(n, device=device) if weight is None else torch.tensor(weight, dtype=torch.float32, device=device)
+    total = float(w.double().sum())
+
+    def standardised(rows: slice) -> torch.Tensor:
+        return (torch.as_tensor(features[rows], dtype=torch.float32).to(device) - centre) * scale
+
+    spans = _chunks(n, width)
+    kept = [standardised(rows) for rows in spans] if n * width <= KEPT else None
+
+    def loss_and_gradient(flat: np.ndarray, c: float) -> tuple[float, np.ndarray]:
+        weights64 = flat.reshape(width + 1, classes)
+        weights = torch.tensor(weights64, dtype=torch.float32, device=device)
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        gradient = torch.zeros(width + 1, classes, dtype=torch.float64, device=device)
+        for i, rows in enumerate(spans):
+            x = kept[i] if kept else standardised(rows)
+            logp = torch.log_softmax(torch.addmm(weights[-1], x, weights[:-1]), 1)
+            y = target[rows, None]
+            loss -= (logp.gather(1, y)[:, 0] * w[rows]).sum(dtype=torch.float64)
+            error = logp.exp_()
+            error.scatter_add_(1, y, error.new_full((1, 1), -1.0).expand(len(y), 1))
+            error *= w[rows, None]
+            gradient[:-1] += x.T @ error
+            gradient[-1] += error.sum(0, dtype=torch.float64)
+        slope = gradient.cpu().numpy() / total
+        slope[:-1] += weights64[:-1] / (c * total)
+        return float(loss) / total + (weights64[:-1] ** 2).sum() / (2 * c * total), slope.ravel()
+
+    flat = np.zeros((width + 1) * classes)
+    for c in penalties:
+        flat = _minimum(partial(loss_and_gradient, c=c), flat)
+        weights = flat.reshape(width + 1, classes)
+        raw = weights[:-1] / std[:, None]
+        yield Logistic(raw.astype(np.float32), (weights[-1] - mean @ raw).astype(np.float32))
+
+
+class Probed(NamedTuple):
+    """What a linear probe says of the test images: (N, C) probabilities, and the C chosen on validation."""
+
+    shares: np.ndarray
+    penalty: float
+
+
+class Views(NamedTuple):
+    """Features of augmented views, and the row of the image that each is a view of."""
+
+    features: np.ndarray
+    of: np.ndarray
+
+
+def linear_probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    split: np.ndarray,
+    classes: int,
+    *,
+    balanced: bool = False,
+    views: Views | None = None,
+) -> Probed:
+    """The class probabilities of every test image by a linear probe.
+
+    C is chosen by accuracy on validation images, then the probe is fitted again on training and validation images
+    together (Kornblith et al. 2019, arXiv 1805.08974, appendix A.3). `balanced` weighs images by the inverse frequency
+    of their class, and chooses by balanced accuracy; `views` of the images to learn from are learnt from too. `split`
+    holds train, val or test for every row. Raises TrainingError where a fit does not converge.
+    """
+
+    def fits(rows: np.ndarray, penalties: tuple[float, ...]) -> Iterator[Logistic]:
+        x, y = features[rows], labels[rows]
+        if views:
+            mine = np.isin(views.of, rows)
+            x, y = np.concatenate([x, views.features[mine]]), np.concatenate([y, labels[views.of[mine]]])
+        return logistic(x, y, classes, penalties, weight=class_weight(y) if balanced else None)
+
+    train, val, test = (np.flatnonzero(split == part) for part in ("train", "val", "test"))
+    weight, queries = class_weight(labels[val]) if balanced else np.ones(len(val)), features[val]
+    right = [((fit.shares(queries).argmax(1) == labels[val]) * weight).sum() for fit in fits(train, PENALTIES)]
+    best = PENALTIES[int(np.argmax(right))]  # the first of equals: the strongest regularisation
+    fit = next(fits(np.concatenate([train, val]), (best,)))
+    return Probed(fit.shares(features[test]), best)
+
+
+def svc(
+    features: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    penalties: tuple[float, ...],
+    *,
+    balanced: bool = False,
+) -> list[np.ndarray]:
+    """The class of each query by support vector classifiers, one for each C: radial basis functions of width √D on
+    standardised features, one class against another (Cortes and Vapnik 1995)."""
+    from sklearn.svm import SVC
+
+    mean, std = _moments(features)
+    bank, asked = (torch.tensor((v - mean) / std, dtype=torch.float32) for v in (features, queries))
+
+    def kernel(x: torch.Tensor) -> np.ndarray:
+        distance = torch.addmm(bank.square().sum(1), x, bank.T, alpha=-2) + x.square().sum(1, keepdim=True)
+        return torch.exp(-distance / bank.shape[1]).double().numpy()
+
+    learnt, seen = kernel(bank), kernel(asked)  # made once: most of the work
+    weight = "balanced" if balanced else None
+    machines = (SVC(C=c, kernel="precomputed", cache_size=1000, class_weight=weight) for c in penalties)
+    return [machine.fit(learnt, labels).predict(seen) for machine in machines]
+
+
+def svc_probe(
+    features: np.ndarray, labels: np.ndarray, split: np.ndarray, *, balanced: bool = False, seed: int = 0
+) -> tuple[np.ndarray, float]:
+    """The class of every test image by a support vector classifier, and the C chosen on validation as in
+    `linear_probe`. Learns from `SVC_IMAGES` images at most, a seeded draw of the training and validation images."""
+    keep = np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(split != "test"))[:SVC_IMAGES])
+    train, val = keep[split[keep] == "train"], keep[split[keep] == "val"]
+    weight = class_weight(labels[val]) if balanced else np.ones(len(val))
+    guesses = svc(features[train], labels[train], features[val], SVC_PENALTIES, balanced=balanced)
+    best = SVC_PENALTIES[int(np.argmax([((guess == labels[val]) * weight).sum() for guess in guesses]))]
+    test = split == "test"
+    return svc(features[keep], labels[keep], features[test], (best,), balanced=balanced)[0], best
+
+
+def class_weight(labels: np.ndarray) -> np.ndarray:
+    """A weight for every image, inverse to the images of its class, with mean 1."""
+    counts = np.bincount(labels)
+    return len(labels) / (np.count_nonzero(counts) * counts[labels])
+
+
+def _minimum(function: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray) -> np.ndarray:
+    found = minimize(function, start, jac=True, method="L-BFGS-B", options=OPTIONS)
+    if not found.success and np.abs(found.jac).max() > 1e-3:  # an unconverged probe is no result
+        raise TrainingError(f"linear probe: not converged after {found.nit} iterations: {found.message}")
+    return found.x
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every feature, in float64; that of a constant feature is 1, it says nothing."""
+    mean = features.mean(0, dtype=np.float64)
+    spans = _chunks(*features.shape)
+    variance = sum(np.square(features[rows] - mean).sum(0, dtype=np.float64) for rows in spans) / len(features)
+    std = np.sqrt(variance)
+    return mean, np.where(std > 1e-6 * np.abs(mean) + 1e-12, std, 1.0)
+
+
+def _chunks(n: int, width: int) -> list[slice]:
+    step = max(1, CHUNK // width)
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import with_changes
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from simtrail.augment.views import TwoViews
+from simtrail.data.pack import PackedImages
+from simtrail.data.recipe import Recipe
+from simtrail.evaluation.figures import charts, pictures
+from simtrail.evaluation.figures import map as maps
+
+RNG = np.random.default_rng(0)
+NAMES = [f"class {i}" for i in range(60)]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def recipe(bands: list[str], dtype: str = "uint8", size: int = 16) -> Recipe:
+    n = len(bands)
+    return Recipe(
+        size=size, fit="pad", background=0, composite=True, file_dtype=dtype, file_bands=n, mask_band=None,
+        bands=bands, dtype=dtype, low=[0] * n, high=[255] * n,
+    )  # fmt: skip
+
+
+def packed(folder, bands: list[str], dtype: str = "uint8", count: int = 40) -> PackedImages:
+    np.save(folder / "images-0000.npy", RNG.integers(0, 256, (count, len(bands), 16, 16)).astype(dtype))
+    return PackedImages(folder, recipe(bands, dtype))
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """The texts of the figures drawn to tmp_path, once both files of each are found whole and within a page's width."""
+    texts, shut = [], plt.close
+
+    def close(figure):
+        texts.extend(text.get_text() for text in figure.findobj(plt.Text) if text.get_visible())
+        assert figure.get_figwidth() <= 6.3
+        assert min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text()) >= 8
+        shut(figure)
+
+    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", close)
+    yield texts
+    files = sorted(tmp_path.glob("*.png"))
+    assert files
+    for file in files:
+        assert Image.open(file).width <= 1260
+        assert ET.parse(file.with_suffix(".svg")).getroot().tag.endswith("svg")
+
+
+def test_a_figure_is_the_same_bytes_every_time(tmp_path):
+    for name in ("a.b.png", "c.png"):
+        charts.explained_variance(np.array([0.8, 1.0]), tmp_path / name)
+    assert (tmp_path / "a.b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+    assert (tmp_path / "a.b.svg").read_bytes() == (tmp_path / "c.svg").read_bytes()
+
+
+def test_a_training_curve_draws_looks_read_from_a_file(tmp_path, drawn):
+    history = [{"epoch": i, "loss": 1 / i, "contrastive_top1": 0.5, "val_knn": 0.4} for i in (1, 2, 3)]
+    for row, missing in zip(history, (np.nan, 0, 0), strict=True):
+        row |= {"val_feature_std": 0.04 + missing, "val_effective_rank": 5 + missing}
+    charts.training_curve(history, 2, tmp_path / "training.png")
+    assert {"kNN, validation", "epoch 2, whose weights are kept"} <= set(drawn)
+
+
+def test_score_bars_name_their_images_and_groups(tmp_path, drawn):
+    scores = {s + b: 0.9 for s in ("accuracy", "balanced_accuracy") for b in ("", "_low", "_high")}
+    charts.score_bars({"knn": scores}, {"knn": "kNN"}, tmp_path / "scores.png", 240, 60)
+    assert {"Test split: 240 images of 60 groups; bars span 95 % of bootstraps over groups", "0.900"} <= set(drawn)
+
+
+@pytest.mark.parametrize("classes", [2, 60])
+def test_a_confusion_matrix_shows_at_most_forty_classes_and_says_so(tmp_path, drawn, classes):
+    truth = np.repeat(np.arange(classes), np.arange(1, classes + 1))
+    charts.confusion_matrix(truth, truth, NAMES[:classes], tmp_path / "confusion.png")
+    shown = {text for text in drawn if text.startswith("class ")}
+    assert shown == set(NAMES[:classes][-40:])
+    assert any("the 40 most frequent of 60 classes" in text for text in drawn) == (classes == 60)
+
+
+def test_like_classes_are_neighbours_in_the_heat_map_of_angles(tmp_path, drawn):
+    near = np.array([[5, 60, 10, 70], [60, 5, 70, 10], [10, 70, np.nan, 60], [70, 10, 60, 5]], float)
+    charts.angle_heat_map(near, NAMES[:4], np.array([3, 3, 1, 3]), tmp_path / "angles.png")
+    order = [text for text in drawn if text.startswith("class ")][:4]
+    assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset(NAMES[0:3:2]), frozenset(NAMES[1:4:2])}
+    assert {"10", "70", "–", "mean angle, degrees", "10 images of 4 classes"} <= set(drawn)
+
+
+def test_classes_without_images_are_left_out_of_the_angles(tmp_path, drawn):
+    angles = np.full((3, 3), np.nan)
+    angles[:2, :2] = [[5, 40], [40, 5]]
+    charts.angle_heat_map(angles, NAMES[:3], np.array([4, 4, 0]), tmp_path / "angles.png")
+    assert "class 2" not in drawn
+
+
+def test_label_efficiency_draws_every_classifier_and_its_nine_tenths(tmp_path, drawn):
+    draws = [(c, d) for c in ("knn", "svc") for d in ("balanced", "proportional")]
+    rows = [(c, d, n, n / 100, n / 120, n / 90, 5) for c, d in draws for n in (5, 10, 50)]
+    table = pd.DataFrame(rows, columns=["classifier", "draw", "labels", "mean", "low", "high", "seeds"])
+    charts.label_efficiency(table, {"knn": 0.5}, tmp_path / "labels.png")
+    assert {"kNN", "SVC", "balanced draws", "proportional draws", "Bands: 95 % interval of the mean of 5 draws"} <= set(
+        drawn
+    )
+
+
+def test_fine_tuning_is_shown_beside_training_from_scratch(tmp_path, drawn):
+    rows = [(f, n, s, 0.5, 0.4, 0.6) for f, n in ((0.01, 6), (0.1, 58)) for s in ("pretrained", "scratch")]
+    columns = ["fraction", "images", "start", "accuracy", "accuracy_low", "accuracy_high"]
+    charts.fine_tune_bars(pd.DataFrame(rows, columns=columns), tmp_path / "fine_tune.png")
+    assert {"1 %\n6 images", "10 %\n58 images", "from the encoder", "from scratch"} <= set(drawn)
+
+
+def test_explained_variance_counts_components(tmp_path, drawn):
+    charts.explained_variance(np.array([0.5, 0.9, 0.96, 1.0]), tmp_path / "variance.png")
+    assert {"90 %: 2", "95 %: 3", "99 %: 4"} <= set(drawn)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 45])
+def test_of_the_dimensions_the_strongest_are_shown(tmp_path, drawn, columns):
+    pairs = [(f"column {c}", d, 0.9 if d == 7 else 0.1 * RNG.random()) for c in range(columns) for d in range(64)]
+    table = pd.DataFrame(pairs, columns=["column", "dimension", "r2"]).assign(p=0.01, q=0.02)
+    charts.dimension_relations(table, tmp_path / "dimensions.png")
+    assert "7" in drawn
+    assert len({text for text in drawn if text.isdigit()}) <= 40
+
+
+def test_classes_are_listed_with_their_images_best_first(tmp_path, drawn):
+    table = pd.DataFrame({"class": NAMES, "images": range(1, 61), "f1": np.linspace(1, 0, 60)})
+    charts.per_class_bars(table.assign(f1_low=0.0, f1_high=1.0), tmp_path / "per_class.png")
+    shown = [text for text in drawn if text.startswith("class ")]
+    assert len(shown) == 40
+    assert (shown[0], shown[-1]) == ("class 59 (60)", "class 20 (21)")
+
+
+def test_the_calibration_error_is_the_mean_gap_of_the_bins(tmp_path, drawn):
+    confidence, correct = np.repeat([0.65, 0.95], [30, 10]), np.repeat([1, 0, 1], [15, 15, 10])
+    charts.reliability(confidence, correct, tmp_path / "reliability.png")
+    assert f"Expected calibration error {(30 * 0.15 + 10 * 0.05) / 40:.3f}" in drawn
+
+
+@pytest.mark.parametrize(
+    ("bands", "shown"),
+    [
+        (["grey"], [0, 0, 0]),
+        (["a", "b"], [0, 1, 0]),
+        (["a", "b", "c", "d"], [0, 1, 2]),
+        (["uv", "blue", "green", "red"], [3, 2, 1]),
+    ],
+)
+def test_images_of_any_band_count_can_be_shown(bands, shown):
+    images = RNG.integers(0, 256, (3, len(bands), 16, 16), dtype=np.uint8)
+    np.testing.assert_allclose(pictures.rgb(images, recipe(bands)), images[:, shown].transpose(0, 2, 3, 1) / 255)
+
+
+def test_sixteen_bit_images_are_stretched_alike_and_eight_bit_ones_not_at_all():
+    dark = RNG.integers(1000, 2000, (8, 3, 16, 16)).astype(np.uint16)
+    dark[0, 0, 0, 0] = 65535  # one hot pixel
+    shown = pictures.rgb(dark, recipe(["red", "green", "blue"], "uint16"))
+    assert (shown.min(), shown.max()) == (0, 1)
+    assert 0.45 < shown.mean() < 0.55
+    dark[:4] //= 2
+    shown = pictures.rgb(dark, recipe(["red", "green", "blue"], "uint16"))
+    assert shown[:4].mean() < shown[4:].mean() / 2
+    constant = np.full((2, 3, 16, 16), 65535, np.uint16)
+    assert pictures.rgb(constant, recipe(["red", "green", "blue"], "uint16")).min() == 1
+
+
+def test_thumbnails_are_means_of_pixels_and_never_enlarged(tmp_path):
+    images = packed(tmp_path, ["red", "green", "blue", "uv"], count=70)
+    assert np.array_equal(
+        pictures.thumbnails(images, np.arange(70)), images.rows(np.arange(70))[:, :3].transpose(0, 2, 3, 1)
+    )
+    small = pictures.thumbnails(images, np.array([5, 3]), 4)
+    assert small.shape == (2, 4, 4, 3)
+    assert small[1].mean() == pytest.approx(images.rows(np.array([3]))[:, :3].mean(), abs=8)
+
+
+@pytest.mark.parametrize("bands", [["grey"], ["a", "b"], ["red", "green", "blue", "uv1", "uv2"]])
+def test_views_are_drawn_in_all_bands(tmp_path, drawn, bands):
+    views = TwoViews(with_changes({}).pretrain.augment, recipe(bands, "uint16"))
+    pictures.view_grid(packed(tmp_path, bands, "uint16"), np.array([3, 1]), views, 0, tmp_path / "views.png")
+    assert ("uv1, uv2" in drawn) == (len(bands) == 5)
+
+
+def test_examples_of_classes_run_over_several_figures(tmp_path, drawn):
+    examples = {n: {"nearest": np.array([0, 1]), "farthest": np.arange(5), "others": np.array([9])} for n in NAMES[:12]}
+    examples["class 3"] = dict.fromkeys(("nearest", "farthest", "others"), np.array([], int))
+    images = packed(tmp_path, ["red", "green", "blue"])
+    paths = pictures.class_examples(images, examples, [*["own"] * 9, *["Polyommatus icarus"] * 31], tmp_path / "ex.png")
+    assert [p.name for p in paths] == ["ex-1.png", "ex-2.png"]
+    assert "Polyomm…\nicarus" in drawn
+
+
+def test_neighbours_are_marked_by_more_than_colour(tmp_path, drawn):
+    labels = ["a", "a", "b", "", *["a"] * 36]
+    images = packed(tmp_path, ["grey"])
+    pictures.neighbours(images, np.array([0, 3]), np.array([[1, 2, 3], [1, 2, 4]]), labels, tmp_path / "neighbours.png")
+    assert (drawn.count("✓"), drawn.count("✗"), drawn.count("no label")) == (1, 1, 2)
+
+
+def test_saliency_is_drawn_in_degrees(tmp_path, drawn):
+    maps_BHW = RNG.random((4, 16, 16))
+    pictures.saliency_grid(RNG.random((4, 16, 16, 3)), maps_BHW, NAMES[:4], tmp_path / "saliency.png")
+    assert "turn of the embedding, degrees" in drawn
+
+
+@pytest.mark.parametrize("images", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 16, 40))])  # UMAP
+def test_coordinates_are_seeded_and_there_for_any_number_of_images(images):
+    features = RNG.normal(size=(images, 8))
+    rows, points = maps.coordinates(features, 0)
+    assert rows.tolist() == list(range(images))
+    assert points.shape == (images, 2)
+    assert np.isfinite(points).all()
+    assert np.array_equal(maps.coordinates(features, 0)[1], points)
+
+
+def test_of_too_many_images_a_seeded_sample_is_laid_out():
+    rows = maps.sample(100, 10, 3)
+    assert len(set(rows)) == 10
+    assert np.array_equal(rows, np.sort(rows))
+    assert np.array_equal(rows, maps.sample(100, 10, 3))
+    assert not np.array_equal(rows, maps.sample(100, 10, 4))
+
+
+@pytest.mark.parametrize("labels", [None, ["a"] * 50, [f"class {i % 35}" for i in range(50)]])
+def test_the_map_names_the_most_frequent_classes(tmp_path, drawn, labels):
+    maps.static_map(RNG.normal(size=(50, 2)), labels, None, tmp_path / "map.png")
+    assert any("7 other classes" in text for text in drawn) == (labels is not None and len(set(labels)) == 35)
+
+
+def test_thumbnails_on_the_map_do_not_cover_each_other(tmp_path, drawn):
+    asked = []
+
+    def thumbnails(rows):
+        asked.extend(rows)
+        return np.zeros((len(rows), 8, 8, 3), np.uint8)
+
+    grid = np.stack(np.meshgrid(np.arange(5.0), np.arange(5.0)), -1).reshape(-1, 2)
+    maps.static_map(np.repeat(grid, 3, 0), ["a"] * 75, thumbnails, tmp_path / "map.png")
+    assert asked == list(range(0, 75, 3))  # one where three coincide
+
+
+COLUMNS = pd.DataFrame(
+    {
+        "genus": [f"g{i % 40} </script>" for i in range(60)],
+        "length": [None, np.inf, *np.linspace(0, 9, 58)],
+        "n": range(60),
+    }
+)
+
+
+def page(path, points: np.ndarray | None = None) -> str:
+    thumbnails = np.full((60, 6, 6, 3), 200, np.uint8)
+    points = RNG.normal(size=(60, 2)) if points is None else points
+    maps.map_page(points, thumbnails.__getitem__, COLUMNS, path, "A <map>")
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_holds_all_it_shows(tmp_path):
+    text = page(tmp_path / "a" / "map.html")
+    assert "A &lt;map&gt;" in text
+    assert not re.search(r"https?://|<link|src=", text)
+    data = json.loads(re.search(r"const data = (\{.*?\}), atlas", text)[1])
+    assert list(data["columns"]) == ["genus", "length", "n"]
+    genus, length = data["columns"]["genus"], data["columns"]["length"]
+    assert (len(genus["names"]), genus["others"], min(genus["codes"])) == (28, 12, -1)
+    assert length["numbers"][:3] == [None, None, 0]
+    assert np.ptp(data["points"], axis=0).max() == 1
+
+
+def test_of_too_many_points_the_page_shows_a_sample_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(maps, "PAGE_POINTS", 20)
+    assert "a random 20 of 60 images" in page(tmp_path / "map.html")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is missing from PATH: apt-get install chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_points_can_be_seen_chosen_and_zoomed(tmp_path, width):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
+    page(tmp_path / "map.html")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_context(viewport={"width": width, "height": 800}, has_touch=width == 390).new_page()
+        faults: list[str] = []
+        tab.on("console", lambda message: faults.append(message.text))
+        tab.on("pageerror", lambda fault: faults.append(str(fault)))
+        tab.goto((tmp_path / "map.html").as_uri())
+        assert tab.evaluate("document.scrollingElement.scrollWidth") <= width
+        at = tab.evaluate("(b => place(7).map((v, i) => v + [b.left, b.top][i]))(canvas.getBoundingClientRect())")
+        tab.touchscreen.tap(*at) if width == 390 else tab.mouse.move(*at)
+        assert "genus g7 </script>" in tab.locator("#tip").inner_text()
+        tab.locator("#legend button").first.click()
+        assert tab.evaluate("chosen") == 0
+        tab.select_option("#by", "length")
+        assert tab.locator("#legend .ends").inner_text().split() == ["0", "9"]
+        tab.evaluate("zoom(4, 100, 100)")
+        assert tab.evaluate("view.k") == 4
+        tab.click("#reset")
+        assert tab.evaluate("view.k") == 1
+        assert faults == []
+        browser.close()

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from simtrail.evaluation.page import LARGEST_MAP, LARGEST_SVG, interval, model_card, report_page, verdict
+from simtrail.params import load_params
+
+SECTIONS = ("data", "training", "knows", "labels", "unseen", "geometry", "pictures", "fails", "lineage", "limits")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="500" height="300"><circle r="{}" cx="200" cy="100"/></svg>'
+
+
+def scored(value: float, half: float = 0.03) -> dict[str, float]:
+    scores = {}
+    for name in ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "top5"):
+        scores |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+    return scores
+
+
+def task(probe: float = 0.881, random: float = 0.612, **more: object) -> dict:
+    scores = {
+        "linear_probe": scored(probe) | {"calibration_error": 0.041},
+        "knn": scored(0.8),
+        "random_encoder": scored(random),
+        "majority": scored(0.1),
+    }
+    near = {"angle_within": 31.2, "angle_between": 64.7, "silhouette": 0.31, "precision_at_10": 0.8, "map": 0.7}
+    near |= {"ari": 0.52, "nmi": 0.66}
+    return {"classes": 12, "images": 240, "groups": 60, "unknown": 0, "scores": scores, "geometry": near} | more
+
+
+def tables() -> dict[str, pd.DataFrame]:
+    classes = [f"Morpho {name}" for name in ("achilles", "<b>helenor</b>", "menelaus", "deidamia")] * 8
+    f1 = [0.2 + 0.02 * i for i in range(32)]
+    per_class = {"task": "species", "class": classes, "images": 20, "precision": f1, "recall": f1, "f1": f1}
+    bounds = {"f1_low": [v - 0.1 for v in f1], "f1_high": [v + 0.1 for v in f1]}
+    path = "drawer 17/Morpho helenor/specimen 00031 dorsal ultraviolet.tif"
+    return {
+        "per_class": pd.DataFrame(per_class | bounds),
+        "label_efficiency": pd.DataFrame(
+            {"classifier": ["linear_probe"], "draw": ["balanced"], "labels": [12], "mean": [0.5], "low": [0.45]}
+            | {"high": [0.55], "seeds": [5]}
+        ),
+        "fine_tune": pd.DataFrame(
+            {"fraction": [0.1, 0.1], "images": [58, 58], "start": ["pretrained", "scratch"], "accuracy": [0.7, 0.4]}
+            | {"accuracy_low": [0.6, 0.3], "accuracy_high": [0.8, 0.5]}
+        ),
+        "dimensions": pd.DataFrame({"column": ["sex"], "dimension": [7], "r2": [0.4], "p": [1e-9], "q": [0.02]}),
+        "outliers": pd.DataFrame({"path": [path], "label": ["Morpho helenor"], "angle": [81.2], "limit": [64.0]}),
+        "duplicates": pd.DataFrame(
+            {"first": [path], "second": [path], "angle": [0.3], "kind": ["near"], "same_group": [True]}
+        ),
+    }
+
+
+def facts(**changes: object) -> dict:
+    checks = {"dataset": "demo", "data_md5": "78aadef7.dir", "images": 960, "on_fail": "error", "success": True}
+    found = {"title": "every class has 5 images or more", "severity": "warning", "success": False, "offenders": ["x"]}
+    recipe = {"bands": ["red", "green", "blue"], "size": 64, "file_bands": 3, "file_dtype": "uint8", "fit": "pad"}
+    free = {"effective_rank": 76.7, "uniformity": -1.32, "feature_std": 0.027, "components_90": 41}
+    return {
+        "name": "resnet10t 11-22",
+        "created": "2026-11-22T03:51:00",
+        "params": load_params(ROOT / "params.yaml").model_dump(by_alias=True),
+        "validation": checks | {"findings": [found], "rejected": {}},
+        "statistics": {"data_md5": "78aadef7.dir", "split_hash": "3430364f", "recipe": recipe}
+        | {"images": {"train": 576, "val": 144, "test": 240}},
+        "history": [{"epoch": 1, "step": 9, "loss": 4.5}, {"epoch": 40, "step": 360, "loss": 1.25}],
+        "metrics": {
+            "features": free,
+            "tasks": {"species": task(labels_needed={"linear_probe": 210, "knn": None}), "sex": task(unknown=3)}
+            | {"species (unseen)": task()},
+        },
+        "tables": tables(),
+        "lineage": {"commit": "32f0553", "dirty": True, "run_id": "316f0c", "run_url": "http://127.0.0.1:5000/#/x"}
+        | {"versions": {"torch": "2.15.0"}},
+    } | changes
+
+
+def unlabelled() -> dict:
+    free = {"effective_rank": 76.7, "uniformity": -1.32, "feature_std": 0.027}
+    return facts(metrics={"features": free, "tasks": {}}, tables={})
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    drawn = tmp_path / "evaluate/figures"
+    drawn.mkdir(parents=True)
+    (tmp_path / "pretrain").mkdir()
+    picture = Image.new("RGB", (900, 300), "teal")
+    for name in ("scores-species", "label_efficiency", "map", "class_examples-1", "class_examples-2"):
+        picture.save(drawn / f"{name}.png")
+    (drawn / "map.svg").write_text(SVG.format(80))
+    picture.save(tmp_path / "pretrain/training.png")
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """What a page is made of: (tag, attributes) of every element, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def sections(self) -> tuple[str, ...]:
+        return tuple(a["id"] for a in self.all("h2"))
+
+
+def test_the_page_takes_nothing_from_the_network(folder):
+    page = Page(report_page(facts(), folder))
+    links = [a[key] for _, a in page.elements for key in ("src", "href") if key in a]
+    assert len(links) > 15
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert not page.all("script")
+    assert not page.all("link")
+
+
+def test_every_picture_is_in_the_page_and_says_what_it_shows(folder):
+    pictures = Page(report_page(facts(), folder)).all("img")
+    assert len(pictures) == 6
+    for picture in pictures:
+        kind, _, coded = picture["src"].partition(";base64,")
+        content = base64.b64decode(coded, validate=True)
+        if kind == "data:image/png":
+            Image.open(io.BytesIO(content)).verify()
+        else:
+            assert content.startswith(b"<svg")
+        assert len(picture["alt"]) > 20
+
+
+def test_a_chart_is_shown_as_svg_unless_that_is_big(folder):
+    def map_kind() -> str:
+        return next(p["src"] for p in Page(report_page(facts(), folder)).all("img") if "Map of" in p["alt"])[:14]
+
+    assert map_kind() == "data:image/svg"
+    (folder / "evaluate/figures/map.svg").write_text(SVG.format("8" * LARGEST_SVG))
+    assert map_kind() == "data:image/png"
+
+
+def test_the_contents_list_every_section_in_the_order_of_the_story(folder):
+    page = Page(report_page(facts(), folder))
+    assert page.sections() == SECTIONS
+    assert [a["href"] for a in page.all("a")] == [f"#{name}" for name in SECTIONS]
+
+
+def test_a_run_without_labels_has_a_story_without_the_sections_on_labels(folder):
+    page = Page(report_page(unlabelled(), folder / "nothing"))
+    assert page.sections() == ("data", "training", "geometry", "lineage", "limits")
+    assert "No labels: effective rank 76.700" in " ".join(page.text.split())
+    assert "accuracy" not in page.text
+
+
+def test_the_headline_says_whether_the_best_floor_is_beaten_beyond_the_intervals(folder):
+    text = report_page(facts(), folder)
+    assert "accuracy <strong>0.881 (0.851 – 0.911)</strong> on 240 test images of 60 groups" in text
+    assert "It beats every floor beyond the 95 % intervals; the best of them is random weights, 0.612" in text
+
+
+@pytest.mark.parametrize(
+    ("floor", "words"),
+    [(0.85, "above its best floor, random weights"), (0.9, "does not beat its best floor"), (0.881, "does not")],
+)
+def test_a_floor_that_is_not_beaten_is_named_in_headline_limits_and_card(folder, floor, words):
+    told = facts(metrics={"features": {"effective_rank": 5.0}, "tasks": {"species": task(random=floor)}})
+    for text in (report_page(told, folder), model_card(told)):
+        assert words in text
+        assert "It beats every floor" not in text
+        assert "species: the encoder does not beat its floors beyond the intervals" in text
+
+
+def test_a_strong_floor_with_a_wide_interval_counts_even_when_it_is_not_the_best():
+    scores = {"linear_probe": scored(0.8), "random_encoder": scored(0.7), "raw_pixels": scored(0.69, 0.2)}
+    assert "not beyond the 95 % intervals" in verdict(scores)
+
+
+def test_names_of_the_user_are_text_and_no_markup(folder):
+    text = report_page(facts(name="<script>alert(1)</script>"), folder)
+    assert "<script>" not in text
+    assert "&lt;b&gt;helenor&lt;/b&gt;" in text
+
+
+def test_long_tables_show_their_first_rows_and_name_the_file_with_all(folder):
+    text = report_page(facts(), folder)
+    assert "and 12 more rows in <code>evaluate/tables/per_class.csv</code>" in text
+    worst = text[text.index('id="fails"') :]
+    assert worst.index("0.200 (") < worst.index("0.220 (")
+    assert "0.300 (" not in worst
+
+
+def test_numbers_have_three_decimals_their_interval_or_a_dash():
+    assert interval({"f1": 0.8806, "f1_low": 0.851, "f1_high": 0.9069}, "f1") == "0.881 (0.851 – 0.907)"
+    assert interval({"f1": 0.5}, "f1") == "0.500"
+    assert interval({"f1": None}, "f1") == interval({}, "f1") == "–"
+
+
+def test_a_map_is_embedded_where_it_is_small_and_linked_where_it_is_big(folder):
+    path = folder / "evaluate/map.html"
+    path.write_text('<p class="a">map</p>')
+    assert Page(report_page(facts(), folder)).all("iframe")[0]["srcdoc"] == '<p class="a">map</p>'
+    path.write_text(" " * (LARGEST_MAP + 1))
+    page = Page(report_page(facts(), folder))
+    assert not page.all("iframe")
+    assert {"href": "../evaluate/map.html"} in page.all("a")
+
+
+def test_the_card_tells_how_to_load_what_went_in_and_how_good_it_is():
+    card = model_card(facts())
+    assert [line for line in card.splitlines() if line.startswith("## ")] == [
+        *("## Model details", "## Intended use", "## Training data", "## Training procedure", "## Evaluation"),
+        *("## Limits", "## Lineage"),
+    ]
+    assert 'simtrail.load_encoder("models:/simtrail-encoder@champion")' in card
+    assert "input: 3-band uint8 images" in card
+    assert "| linear probe | 0.881 (0.851 – 0.911) |" in card
+    assert "split 3430364f: 576 train, 144 val, 240 test" in card
+    assert "only 60" not in card
+    assert "Accuracy" not in model_card(unlabelled())
+
+
+def test_the_spread_over_training_seeds_is_told_and_no_longer_a_limit(folder):
+    told = facts()
+    told["params"]["pretrain"]["seeds"] = [0, 1, 2]
+    told["metrics"]["seeds"] = {"linear_probe": {"mean": 0.87, "sd": 0.0123, "seeds": 3}}
+    text = report_page(told, folder)
+    assert "<td>0.870 ± 0.012 (standard deviation of 3)</td>" in text
+    assert "how much another seed changes is not known" not in text
+
+
+def test_limits_name_few_groups_missing_groups_and_images_left_out(folder):
+    three = {"a": task(groups=12), "b": task(groups=240), "c": task(unknown=2)}
+    told = facts(metrics={"features": {"effective_rank": 5.0}, "tasks": three})
+    told["validation"] |= {"success": False, "rejected": {"x.png": "can't be read"}}
+    for text in (report_page(told, folder), model_card(told)):
+        assert "a: only 12 test groups" in text
+        assert "b: every test image counts as a group of its own" in text
+        assert "c: 2 test images of classes without a training image" in text
+        assert "1 of 960 images failed the checks" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is missing from PATH: apt-get install chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_page_whole_at_the_width_of_a_desk_and_of_a_pocket(folder, width):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
+    (folder / "report").mkdir()
+    (folder / "report/report.html").write_text(report_page(facts(), folder))
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.context.set_offline(True)
+        faults: list[str] = []
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto((folder / "report/report.html").as_uri())
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        browser.close()
+    assert faults == []

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.decomposition import PCA
+from sklearn.metrics import average_precision_score
+
+from simtrail.evaluation import structure
+from simtrail.evaluation.structure import clusters, components, components_for, dimensions, duplicates, retrieval
+
+RNG = np.random.default_rng(0)
+
+
+def overlapping(n: int, classes: int = 4, d: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    labels = RNG.integers(0, classes, n)
+    return (RNG.normal(size=(n, d)) + 1.5 * np.eye(d)[labels]).astype(np.float32), labels
+
+
+def cosines(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    q, b = (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (queries, bank))
+    return q @ b.T
+
+
+@pytest.mark.parametrize("k", [1, 10, 500])
+def test_retrieval_equals_scikit_learn_query_by_query(k, monkeypatch):
+    monkeypatch.setattr(structure, "HELD", 1000)  # 8 queries at a time, of 60
+    (bank, labels), (queries, wanted) = overlapping(120), overlapping(60, 5)  # the bank has no image of class 4
+    precision, average = [], []
+    for similarity, label in zip(cosines(queries, bank), wanted, strict=True):
+        if label < 4:
+            precision.append((labels[np.argsort(-similarity)[:k]] == label).mean())
+            average.append(average_precision_score(labels == label, similarity))
+    found = retrieval(bank, labels, queries, wanted, k)
+    assert found == pytest.approx({f"precision_at_{k}": np.mean(precision), "map": np.mean(average)}, abs=1e-6)
+
+
+def test_retrieval_from_constant_features_is_chance_in_any_order_of_the_bank():
+    labels = np.repeat([0, 1], 2000)
+    found = retrieval(np.ones((4000, 3)), labels, np.ones((1, 3)), np.array([1]))
+    assert found["map"] == pytest.approx(0.5, abs=0.05)
+    assert 0 < found["precision_at_10"] < 1
+
+
+def test_retrieval_of_classes_without_an_image_is_not_a_number():
+    found = retrieval(np.eye(2), np.array([0, 0]), np.eye(2), np.array([1, 1]))
+    assert np.isnan([found["precision_at_10"], found["map"]]).all()
+
+
+def test_retrieval_from_many_images_is_that_of_a_seeded_sample(monkeypatch):
+    (bank, labels), (queries, wanted) = overlapping(2000), overlapping(900)
+    exact = retrieval(bank, labels, queries, wanted)
+    monkeypatch.setattr(structure, "BANK", 600)
+    monkeypatch.setattr(structure, "QUERIES", 300)
+    sampled = retrieval(bank, labels, queries, wanted, seed=1)
+    assert sampled["map"] == pytest.approx(exact["map"], abs=0.05)
+    assert (
+        sampled == retrieval(bank, labels, queries, wanted, seed=1) != retrieval(bank, labels, queries, wanted, seed=2)
+    )
+
+
+def photographed() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """40 images: 3 is a copy of 1, 7 and 9 of 5; 21 hardly differs from 20, though its hash does."""
+    features, hashes = RNG.normal(size=(40, 16)).astype(np.float32), np.array([f"h{i}" for i in range(40)])
+    for copy, of in ((3, 1), (7, 5), (9, 5)):
+        features[copy], hashes[copy] = features[of], hashes[of]
+    features[21] = features[20] + np.float32(1e-3) * RNG.normal(size=16)
+    return features, hashes, np.arange(40) // 2
+
+
+@pytest.mark.parametrize("held", [100, 2**22])
+def test_every_pair_of_copies_and_near_copies_is_told_once(held, monkeypatch):
+    monkeypatch.setattr(structure, "HELD", held)
+    features, hashes, block = photographed()
+    table = duplicates(features, hashes, block)
+    pairs = list(table[["first", "second", "kind", "same_group"]].itertuples(index=False, name=None))
+    assert pairs[:4] == [(1, 3, "exact", False), (5, 7, "exact", False), (5, 9, "exact", False), (7, 9, "exact", False)]
+    assert pairs[4:] == [(20, 21, "near", True)]
+    assert table["angle"][:4].tolist() == [0, 0, 0, 0]
+    assert table["angle"][4] == pytest.approx(
+        np.degrees(np.arccos(cosines(features[20:21], features[21:22])[0, 0])), rel=1e-3
+    )
+
+
+def test_near_is_a_tenth_of_the_median_nearest_neighbour():
+    degrees = np.array([0, 10, 20, 30, 40.5, 41.4, 60, 61.2])  # nearest: 10, 10, 10, 10, 0.9, 0.9, 1.2, 1.2
+    features = np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], 1)
+    table = duplicates(features, np.arange(8).astype(str), np.arange(8))
+    assert table.empty  # the median is 5.6°, its tenth less than 0.9°
+    degrees[5] = 41
+    features = np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], 1)
+    assert duplicates(features, np.arange(8).astype(str), np.arange(8))["angle"].tolist() == pytest.approx(
+        [0.5], abs=1e-5
+    )
+
+
+def test_a_thousand_copies_are_told_by_a_limited_number_of_pairs(monkeypatch):
+    monkeypatch.setattr(structure, "PAIRS", 30)
+    table = duplicates(np.ones((1000, 4)), np.full(1000, "h"), np.zeros(1000))
+    assert len(table) == 30
+    assert not table.duplicated(["first", "second"]).any()
+    assert (table["first"] < table["second"]).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 50])
+def test_collapsed_features_make_no_near_copies(n):
+    assert duplicates(np.ones((n, 4)), np.arange(n).astype(str), np.arange(n)).empty
+
+
+def test_near_copies_among_many_images_are_sought_in_a_seeded_sample():
+    features, hashes, block = photographed()
+    kinds = [set(duplicates(features, hashes, block, largest=20, seed=s)["kind"]) for s in range(8)]
+    assert all("exact" in kind for kind in kinds)  # hashes are compared among all
+    assert 0 < sum("near" in kind for kind in kinds) < 8
+
+
+def test_clusters_find_classes_apart_whatever_the_length_of_the_vectors():
+    labels = np.arange(90) % 3
+    features = (RNG.normal(size=(90, 5)) / 9 + np.eye(5)[labels]) * RNG.uniform(1, 99, (90, 1))
+    assert clusters(features, labels * 2, 0) == pytest.approx({"ari": 1, "nmi": 1})  # classes 1 and 3 have no image
+    assert clusters(RNG.normal(size=(90, 5)), labels, 0)["ari"] == pytest.approx(0, abs=0.1)
+
+
+def test_clusters_of_constant_features_and_of_two_images():
+    assert clusters(np.ones((20, 4)), np.arange(20) % 2, 0) == pytest.approx({"ari": 0, "nmi": 0})
+    assert clusters(np.eye(2), np.array([0, 1]), 0) == pytest.approx({"ari": 1, "nmi": 1})
+
+
+@pytest.mark.parametrize("held", [64, 2**22])
+def test_components_equal_scikit_learn(held, monkeypatch):
+    monkeypatch.setattr(structure, "HELD", held)
+    features = (RNG.normal(size=(100, 6)) * [9, 5, 3, 1, 1, 0.1] + 1000).astype(np.float32)
+    expected = PCA().fit(features.astype(np.float64)).explained_variance_ratio_.cumsum()
+    np.testing.assert_allclose(components(features), expected, rtol=1e-9)
+
+
+def test_components_of_two_images_and_of_constant_features():
+    assert components(np.array([[1.0, 2, 3], [3, 2, 1]])).tolist() == pytest.approx([1, 1, 1])
+    assert components(np.full((9, 3), 0.1)).tolist() == [1, 1, 1]
+
+
+def test_components_for_a_share_is_the_fewest_that_reach_it():
+    cumulative = np.array([0.5, 0.9, 0.97, 1.0])
+    assert [components_for(cumulative, share) for share in (0.3, 0.5, 0.51, 0.9, 0.95, 1)] == [1, 1, 2, 2, 3, 4]
+
+
+def measured() -> tuple[np.ndarray, pd.DataFrame]:
+    n = 80
+    genus, size = RNG.choice(["a", "b", "c"], n), RNG.normal(size=n)
+    features = RNG.normal(size=(n, 5)).round(1)  # with ties
+    features[:, 1] += genus == "b"
+    features[:, 2] += size
+    columns = pd.DataFrame({"genus": genus, "size": size.round(2), "year": RNG.integers(2000, 2004, n)})
+    columns.loc[RNG.choice(n, 20, replace=False), "size"] = np.nan
+    columns.loc[:9, "genus"] = None
+    return features, columns
+
+
+@pytest.mark.parametrize("held", [200, 2**22])
+def test_dimensions_equal_scipy_column_by_column(held, monkeypatch):
+    monkeypatch.setattr(structure, "HELD", held)
+    features, columns = measured()
+    table = dimensions(features, columns)
+    assert table["column"].tolist() == ["genus"] * 5 + ["size"] * 5 + ["year"] * 5
+    assert table["dimension"].tolist() == [*range(5)] * 3
+    for row in table.itertuples():
+        known = columns[row.column].notna().to_numpy()
+        x, y = features[known, row.dimension], columns.loc[known, row.column].to_numpy()
+        if row.kind == "numeric":
+            r2, p = np.corrcoef(x, y)[0, 1] ** 2, stats.spearmanr(x, y).pvalue
+        else:
+            parts = [x[y == value] for value in np.unique(y)]
+            r2 = sum(len(part) * (part.mean() - x.mean()) ** 2 for part in parts) / ((x - x.mean()) ** 2).sum()
+            p = stats.kruskal(*parts).pvalue
+        assert (row.r2, row.p) == pytest.approx((r2, p))
+    assert table["q"].tolist() == pytest.approx(stats.false_discovery_control(table["p"]).tolist())
+    assert dict(table.drop_duplicates("column")[["column", "kind"]].values) == {
+        "genus": "categorical", "size": "numeric", "year": "categorical",
+    }  # fmt: skip
+
+
+def test_the_dimension_that_depends_on_a_column_is_found():
+    features, columns = measured()
+    table = dimensions(np.tile(features, (9, 1)), pd.concat([columns] * 9))
+    best = table.loc[table.groupby("column")["r2"].idxmax()].set_index("column")
+    assert best.loc["genus", "dimension"] == 1
+    assert best.loc["size", "dimension"] == 2
+    assert (best.loc[["genus", "size"], "q"] < 1e-6).all()
+
+
+def test_columns_that_name_every_image_or_none_are_left_out():
+    columns = pd.DataFrame({
+        "path": [f"{i}.png" for i in range(40)], "one": "x", "none": None, "nan": np.nan,
+        "flag": np.arange(40) % 2 == 0, "number": np.arange(40.0), "infinite": [np.inf, 1.0] * 20,
+        "when": pd.date_range("2020", periods=40).repeat(10)[:40], "kind": pd.Categorical(["u", "v"] * 20),
+    })  # fmt: skip
+    table = dimensions(RNG.normal(size=(40, 3)), columns)
+    assert table["column"].unique().tolist() == ["flag", "number", "when", "kind"]
+    assert dimensions(RNG.normal(size=(40, 3)), columns[["path", "one"]]).empty
+
+
+def test_a_perfect_relation_and_a_constant_dimension_have_finite_numbers():
+    y = np.arange(30.0)
+    features = np.stack([2 * y + 1, np.full(30, 0.1)], 1)
+    table = dimensions(features, pd.DataFrame({"y": y, "half": y < 15}))
+    assert table["r2"].tolist() == pytest.approx([1, 0, 0.75, 0], abs=1e-2)
+    assert table["p"].tolist()[1::2] == [1, 1]
+    assert table["p"][0] < 1e-100
+    two = dimensions(np.array([[1.0, 5], [2, 5]]), pd.DataFrame({"n": [3, 4]}))
+    assert two["r2"].tolist() == pytest.approx([1, 0])
+    assert np.isfinite(table[["r2", "p", "q"]].to_numpy()).all()

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import with_changes
+
+from simtrail import fine_tune as module
+from simtrail.data.pack import PackedImages
+from simtrail.data.recipe import Recipe
+from simtrail.errors import InputError, TrainingError
+from simtrail.fine_tune import Tuning, compare_few_labels, fine_tune, layers, predictions
+from simtrail.model.encoder import Encoder, EncoderConfig
+
+TRAIN, VAL, TEST = np.arange(0, 18), np.arange(18, 27), np.arange(27, 45)
+LABELS = np.arange(45) % 3
+PARAMS = with_changes({"prepare.size": 32, "pretrain.encoder.model": "resnet10t"}).pretrain
+TUNING = Tuning(2, PARAMS.augment.geometry, "fp32", learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three classes told apart by their brightest band."""
+    recipe = Recipe(
+        size=32, fit="pad", background=0.5, composite=True, file_dtype="uint8", file_bands=3, mask_band=None,
+        bands=["red", "green", "blue"], dtype="uint8", low=[0] * 3, high=[255] * 3,
+    )  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 130, (45, 3, 32, 32), dtype=np.uint8)
+    pixels[np.arange(45), LABELS] += 80
+    folder = tmp_path_factory.mktemp("packed")
+    np.save(folder / "images-0000.npy", pixels)
+    return PackedImages(folder, recipe)
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(module, "LEAST_STEPS", 4)
+
+
+def encoder(images, seed: int = 1, head_layers: int = 0) -> Encoder:
+    torch.manual_seed(seed)
+    config = EncoderConfig(
+        architecture=PARAMS.encoder, head=PARAMS.head, recipe=images.recipe, mean=[0.35] * 3, std=[0.2] * 3
+    )
+    return Encoder(config, head_layers).eval()
+
+
+def tune(images, tuning: Tuning = TUNING, rows=TRAIN, start: Encoder | None = None, seed: int = 0, **kwargs):
+    start = start or encoder(images)
+    return fine_tune(start, images, rows, LABELS[rows], VAL, LABELS[VAL], 3, tuning, seed, **kwargs)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_it_learns_what_tells_the_classes_apart(images):
+    tuned = tune(images, TUNING._replace(epochs=12))
+    found = predictions(tuned.model, images, TEST)
+    assert found.shape == (18, 3)
+    assert found.sum(1) == pytest.approx(np.ones(18), abs=1e-5)
+    assert (found.argmax(1) == LABELS[TEST]).mean() > 0.8
+    assert not tuned.model.training
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_begins_near_float32(images, precision):
+    low, exact = (tune(images, TUNING._replace(precision=p), rows=TRAIN[:6]) for p in (precision, "fp32"))
+    assert low.history[0]["loss"] == pytest.approx(exact.history[0]["loss"], rel=0.05)
+
+
+def test_the_given_encoder_stays_as_it_is(images):
+    start = encoder(images)
+    before = weights(start)
+    tuned = tune(images, start=start)
+    assert same(before, weights(start))
+    assert not start.training
+    assert not same(before, weights(tuned.model[0]))
+
+
+def test_the_same_seed_gives_the_same_result_and_another_does_not(images):
+    first = tune(images)
+    torch.rand(7)  # what is drawn elsewhere has no influence
+    again, other = tune(images), tune(images, seed=1)
+    assert same(weights(first.model), weights(again.model))
+    assert first.history == again.history
+    assert not same(weights(first.model), weights(other.model))
+
+
+def test_few_images_are_gone_over_more_often(images):
+    found = tune(images, rows=TRAIN[:6], tuning=TUNING._replace(epochs=3))
+    assert [row["step"] for row in found.history] == [2, 4, 6]  # one step a pass; LEAST_STEPS is 4
+    many = tune(images, tuning=TUNING._replace(epochs=1))
+    assert many.history[0]["step"] == 4
+
+
+def test_one_image_of_each_class_is_enough(images):
+    tuned = tune(images, rows=TRAIN[:3])
+    assert all(np.isfinite(row["loss"]) for row in tuned.history)
+
+
+def test_one_image_or_no_validation_image_is_refused(images):
+    with pytest.raises(InputError, match="1 labelled training and 9 validation images"):
+        tune(images, rows=TRAIN[:1])
+    with pytest.raises(InputError, match="18 labelled training and 0 validation images"):
+        fine_tune(encoder(images), images, TRAIN, LABELS[TRAIN], VAL[:0], VAL[:0], 3, TUNING, 0)
+
+
+def test_lower_layers_learn_more_slowly(images):
+    model = torch.nn.Sequential(encoder(images, head_layers=1), torch.nn.Linear(4, 3))
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    scales = {names[id(w)]: group["lr_scale"] for group in layers(model, 0.5) for w in group["params"]}
+    assert scales["0.backbone.net.conv1.0.weight"] == 0.5**4
+    assert scales["0.backbone.net.layer4.0.conv1.weight"] == 1
+    assert scales["0.head.0.0.weight"] == scales["1.weight"] == scales["1.bias"] == 1
+    assert {name for name in names.values() if name not in scales} == {
+        name for name in names.values() if name.startswith("0.head") and not name.startswith("0.head.0")
+    }
+    assert {group["lr_scale"] for group in layers(model, 1.0)} == {1.0}
+
+
+def test_the_rates_scale_what_the_layers_move(images):
+    start = encoder(images)
+    tuned = tune(images, TUNING._replace(epochs=1, layer_decay=1e-6), start=start)
+    before, after = weights(start), weights(tuned.model[0])
+    lowest, highest = "backbone.net.conv1.0.weight", "backbone.net.layer4.0.conv1.weight"
+    assert (before[lowest] - after[lowest]).abs().max() < 1e-6 < (before[highest] - after[highest]).abs().max()
+
+
+def test_the_best_validation_result_is_kept_and_training_stops_after_it(images, monkeypatch):
+    said, seen = [], []
+    right = iter([3, 6, 6, 5, 6, 4])
+
+    def looked(model, images, rows):
+        seen.append(weights(model))
+        found = np.full((9, 3), 0.2, np.float32)
+        n = next(right)
+        found[np.arange(9), (LABELS[VAL] + (np.arange(9) >= n)) % 3] = 0.6
+        return found
+
+    monkeypatch.setattr(module, "predictions", looked)
+    tuned = tune(images, TUNING._replace(epochs=20, patience=3), say=said.append)
+    assert (tuned.epoch, len(tuned.history)) == (2, 5)  # the first of equals
+    assert same(weights(tuned.model), seen[1])
+    assert said == ["fine-tuning stopped after epoch 5: nothing better on validation in 3"]
+
+
+def test_of_equal_accuracies_the_surer_is_kept(images, monkeypatch):
+    sure = iter([0.5, 0.9, 0.7])
+
+    def looked(model, images, rows):
+        p = next(sure)
+        found = np.full((9, 3), (1 - p) / 2, np.float32)
+        found[np.arange(9), LABELS[VAL]] = p
+        return found
+
+    monkeypatch.setattr(module, "predictions", looked)
+    assert tune(images, TUNING._replace(epochs=3)).epoch == 2
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_rate(images):
+    start = encoder(images)
+    with torch.no_grad():
+        start.backbone.net.conv1[0].weight.fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"the loss is nan in epoch 1 of 2, learning rate"):
+        tune(images, start=start)
+
+
+def test_images_are_moved_and_never_recoloured(images, monkeypatch):
+    nothing = {"strength": 0.0, "horizontal_flip.p": 0.0, "vertical_flip.p": 0.0}
+    still = with_changes({f"pretrain.augment.geometry.{k}": v for k, v in nothing.items()}).pretrain.augment.geometry
+    seen, inner = [], Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, x: seen.append(x) or inner(self, x))
+    tune(images, TUNING._replace(epochs=1, geometry=still), rows=TRAIN[:4])
+    known = torch.from_numpy(images.rows(TRAIN[:4])).float() / 255
+    assert all(min((view - one).abs().max() for one in known) < 1e-4 for view in seen[0])
+    seen.clear()
+    tune(images, TUNING._replace(epochs=1), rows=TRAIN[:4])
+    assert not any(torch.equal(view, one) for view in seen[0] for one in known)
+
+
+def compare(images, **changes):
+    split = np.repeat(["train", "val", "test"], [18, 9, 18])
+    arguments = {"labels": LABELS, "fractions": [0.2, 1.0], "seed": 3, "tuning": TUNING, **changes}
+    return compare_few_labels(encoder(images), images, split, classes=3, **arguments)
+
+
+def test_the_comparison_has_a_row_and_probabilities_for_each_fraction_and_start(images):
+    table, probabilities = compare(images)
+    assert table[["fraction", "images", "val_images", "start"]].to_numpy().tolist() == [
+        [0.2, 4, 3, "pretrained"],
+        [0.2, 4, 3, "scratch"],
+        [1.0, 18, 9, "pretrained"],
+        [1.0, 18, 9, "scratch"],
+    ]
+    for row in table.itertuples():
+        found = probabilities[row.fraction, row.start]
+        assert (found.argmax(1) == LABELS[TEST]).mean() == row.accuracy
+        assert 1 <= row.kept_epoch <= 2
+
+
+def test_scratch_starts_from_random_weights_of_the_seed_with_one_rate_for_all_layers(images, monkeypatch):
+    starts = []
+    inner = module.fine_tune
+    monkeypatch.setattr(module, "fine_tune", lambda e, *rest: starts.append((e, rest[6])) or inner(e, *rest))
+    compare(images, fractions=[0.2])
+    assert same(weights(starts[0][0]), weights(encoder(images)))
+    assert same(weights(starts[1][0]), weights(encoder(images, seed=3)))
+    assert [how.layer_decay for _, how in starts] == [TUNING.layer_decay, 1.0]
+
+
+def test_unlabelled_images_and_classes_without_training_image_are_not_used(images, monkeypatch):
+    labels = LABELS.copy()
+    labels[[0, 1, 20, 30]], labels[40] = -1, 3
+    used = []
+    inner = module.fine_tune
+    monkeypatch.setattr(module, "fine_tune", lambda e, i, *rest: used.append(rest) or inner(e, i, *rest))
+    split = np.repeat(["train", "val", "test"], [18, 9, 18])
+    _, probabilities = compare_few_labels(encoder(images), images, split, labels, 4, [1.0], TUNING, 0)
+    rows, _, val_rows, *_ = used[0]
+    assert set(rows) == set(range(2, 18))
+    assert set(val_rows) == set(range(18, 27)) - {20}
+    assert probabilities[1.0, "scratch"].shape == (16, 4)
