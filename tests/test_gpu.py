@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import with_changes
@@ -98,3 +99,15 @@ def test_out_of_memory_suggests_a_size_that_fits():
             big.step(torch.rand(images, 5, 32, 32, device="cuda"), 0.001, 0, 0, 0)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_the_linear_probe_has_the_coefficients_of_the_cpu():
+    from simtrail.evaluation.probe import logistic
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 2000)
+    features = (rng.normal(size=(2000, 64)) + np.eye(64)[labels]).astype(np.float32)
+    theirs, ours = (
+        next(logistic(features, labels, 5, (0.1,), device=torch.device(device))) for device in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(ours.weights, theirs.weights, atol=1e-3)

@@ -68,10 +68,18 @@ def run_pipeline(folder: Path, **changes: object) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setattr("simtrail.fine_tune.LEAST_STEPS", 4)
         for verb in VERBS:
             verb()
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """A map without UMAP, which compiles for a while, and little fine-tuning: both have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simtrail.evaluation.figures.map.coordinates", lambda x, seed: (np.arange(len(x)), x[:, :2]))
+        patch.setattr("simtrail.fine_tune.LEAST_STEPS", 4)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,16 @@ def test_rows_are_the_conformed_images_across_shards(packed):
     order = np.array([35, 0, 9, 10, 11, 20, 3])
     expected = [conform(read_image(folder / "data" / manifest["path"][i]), recipe) for i in order]
     np.testing.assert_array_equal(images.rows(order), np.stack(expected))
+
+
+def test_packing_again_in_the_same_process_fills_the_new_files(packed, monkeypatch):
+    manifest, recipe, images, folder = packed
+    monkeypatch.setattr(packing, "in_processes", lambda function, items, title: [function(item) for item in items])
+    for _ in range(2):
+        shutil.rmtree(folder / "out")
+        (folder / "out").mkdir()
+        again = packing.pack(folder / "data", manifest, recipe, folder / "out")
+        np.testing.assert_array_equal(again.rows(np.arange(36)), images.rows(np.arange(36)))
 
 
 def test_statistics_are_those_of_the_given_rows_alone(packed):

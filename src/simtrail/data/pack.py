@@ -45,6 +45,7 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> Pac
 
     Raises InputError when a file's bytes are no longer those the manifest records.
     """
+    _open.cache_clear()  # shards of an earlier call are files that are gone, though their names are the same
     shape = (len(recipe.bands), recipe.size, recipe.size)
     rows = max(1, SHARD_BYTES // (int(np.prod(shape)) * np.dtype(recipe.dtype).itemsize))
     for number, start in enumerate(range(0, len(manifest), rows)):

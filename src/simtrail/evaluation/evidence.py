@@ -70,9 +70,11 @@ def gather(
 
 
 def metadata(table: pd.DataFrame) -> pd.DataFrame:
-    """The label and the columns of metadata.csv, those of numbers as numbers; without split and repetitions."""
+    """The label and the columns of metadata.csv, those of numbers as numbers; without split, group and repetitions."""
     columns = {"label": table["label"]} | {
-        c.removeprefix("meta."): table[c] for c in table if c.startswith("meta.") and c != "meta.split"
+        c.removeprefix("meta."): table[c]
+        for c in table
+        if c.startswith("meta.") and c != "meta.split" and not table[c].equals(table["group"])
     }
     if any(c != "label" and values.equals(table["label"]) for c, values in columns.items()):
         del columns["label"]

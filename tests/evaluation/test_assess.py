@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import with_changes
+
+from simtrail.data.pack import PackedImages
+from simtrail.data.recipe import Recipe
+from simtrail.errors import InputError
+from simtrail.evaluation import assess as module
+from simtrail.evaluation.assess import assess, features_of, over_seeds
+from simtrail.model.encoder import Encoder, EncoderConfig
+
+LABELS = np.arange(60) % 3
+TABLE = pd.DataFrame(
+    {
+        "path": [f"images/{i}.png" for i in range(60)],
+        "split": np.array(["train", "train", "train", "val", "test"])[(np.arange(60) // 3) % 5],
+        "label": LABELS.astype(str),
+        "block": np.arange(60) // 2,
+        "held_out": False,
+    }
+)
+PARAMS = with_changes({"pretrain.encoder.model": "resnet10t", "evaluate.bootstrap": 100})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three classes told apart by their brightest band."""
+    recipe = Recipe(
+        size=32, fit="pad", background=0.5, composite=True, file_dtype="uint8", file_bands=3, mask_band=None,
+        bands=["red", "green", "blue"], dtype="uint8", low=[0] * 3, high=[255] * 3,
+    )  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 130, (60, 3, 32, 32), dtype=np.uint8)
+    pixels[np.arange(60), LABELS] += 80
+    folder = tmp_path_factory.mktemp("packed")
+    np.save(folder / "images-0000.npy", pixels)
+    return PackedImages(folder, recipe)
+
+
+def encoder(images, seed: int = 1) -> Encoder:
+    torch.manual_seed(seed)
+    p = PARAMS.pretrain
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=images.recipe, mean=[0.35] * 3, std=[0.2] * 3)
+    return Encoder(config).eval()
+
+
+def assessed(images, features=None, **changes):
+    net, p = encoder(images), with_changes({"evaluate.bootstrap": 100, **changes})
+    given = features_of(net, images) if features is None else features
+    return assess(net, images, TABLE, given, p.pretrain.augment, p.evaluate)
+
+
+def test_scores_and_label_free_measures_are_made_and_repeat(images):
+    first, again = assessed(images), assessed(images)
+    assert first.metrics == again.metrics
+    task = first.metrics["tasks"]["label"]
+    assert (task["classes"], task["images"], task["unknown"]) == (3, 12, 0)
+    assert task["scores"]["raw_pixels"]["accuracy"] == 1
+    assert first.metrics["features"]["alignment"] > 0
+
+
+def test_views_are_made_only_when_asked_for(images):
+    assert "probe_augmented" not in assessed(images, **{"evaluate.probe_views": 0}).results[0].scores
+    three = assessed(images, **{"evaluate.probe_views": 3}).results[0]
+    assert three.scores["probe_augmented"] != three.scores["linear_probe"]
+
+
+def test_a_feature_that_is_not_finite_is_named_by_its_image(images):
+    features = features_of(encoder(images), images)
+    features[17, 3] = np.nan
+    with pytest.raises(InputError, match=r"row 17 \(images/17\.png\): not finite, like 1 of 60"):
+        assessed(images, features)
+
+
+def test_a_pretrained_floor_starts_from_the_named_model(images, monkeypatch):
+    asked = []
+
+    def load(net: Encoder, weights: str) -> list[str]:
+        asked.append((net.config.architecture.model, weights))
+        return []
+
+    monkeypatch.setattr(module, "load_weights", load)
+    result = assessed(images, **{"evaluate.pretrained": "resnet18", "evaluate.probe_views": 0}).results[0]
+    assert asked == [("resnet18", "pretrained")]
+    assert "pretrained" in result.scores
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"evaluate\.pretrained = 'resnet99'"):
+        assessed(images, **{"evaluate.pretrained": "resnet99"})
+
+
+def test_seeds_are_told_as_mean_and_standard_deviation(images):
+    found = assessed(images)
+    others = [encoder(images, seed) for seed in (2, 3)]
+    told = over_seeds(found, others, images, PARAMS.evaluate)
+    own = [found] + [
+        assess(o, images, TABLE, features_of(o, images), PARAMS.pretrain.augment, PARAMS.evaluate) for o in others
+    ]
+    values = [f.results[0].scores["knn"]["accuracy"] for f in own]
+    assert told["knn"] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1), "seeds": 3})
