@@ -55,7 +55,7 @@ def test_a_constant_feature_and_a_class_without_image_change_nothing():
 
 
 def test_a_probe_that_does_not_converge_is_no_result(monkeypatch):
-    monkeypatch.setattr(probe, "OPTIONS", {**probe.OPTIONS, "maxiter": 1})
+    monkeypatch.setattr(probe, "LIMITS", {"maxiter": 1})
     with pytest.raises(TrainingError, match="not converged after 1 iterations"):
         next(logistic(*overlapping(100), 4, (10.0,)))
 
@@ -72,7 +72,7 @@ def test_the_penalty_is_chosen_on_validation_alone_and_the_test_split_is_never_s
     train, val = split == "train", split == "val"
     accuracy = [
         (fit.shares(features[val]).argmax(1) == labels[val]).mean()
-        for fit in logistic(features[train], labels[train], 4, PENALTIES)
+        for fit in logistic(features[train], labels[train], 4, PENALTIES, tolerance=probe.COARSE)
     ]
     assert chosen.penalty == PENALTIES[int(np.argmax(accuracy))]
     known = train | val

@@ -70,18 +70,16 @@ def gather(
 
 
 def metadata(table: pd.DataFrame) -> pd.DataFrame:
-    """The label and the columns of metadata.csv, those of numbers as numbers; without split, group and repetitions."""
-    columns = {"label": table["label"]} | {
-        c.removeprefix("meta."): table[c]
-        for c in table
-        if c.startswith("meta.") and c != "meta.split" and not table[c].equals(table["group"])
-    }
-    if any(c != "label" and values.equals(table["label"]) for c, values in columns.items()):
-        del columns["label"]
-    numbers = {c: pd.to_numeric(values, errors="coerce") for c, values in columns.items()}
-    return pd.DataFrame(
-        {c: numbers[c] if numbers[c].notna().equals(v.notna()) and v.notna().any() else v for c, v in columns.items()}
-    )
+    """The label first, then the columns of metadata.csv, those of numbers as numbers; without split, group and
+    repetitions."""
+    meta = {c.removeprefix("meta."): table[c] for c in table if c.startswith("meta.") and c != "meta.split"}
+    label = {c: v for c, v in meta.items() if v.equals(table["label"])} or {"label": table["label"]}
+    others = {c: v for c, v in meta.items() if not v.equals(table["group"]) and c not in label}
+    columns = {}
+    for name, values in (label | others).items():
+        numbers = pd.to_numeric(values, errors="coerce")
+        columns[name] = numbers if values.notna().any() and numbers.notna().equals(values.notna()) else values
+    return pd.DataFrame(columns)
 
 
 def _task(

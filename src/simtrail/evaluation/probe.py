@@ -16,7 +16,8 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation 
 SVC_PENALTIES = (1.0, 10.0, 100.0)
 KEPT = 2**27  # standardised values kept at once: 512 MiB; more are made anew in every pass
 CHUNK = 2**22
-OPTIONS = {"maxiter": 10_000, "maxfun": 20_000, "maxcor": 20, "gtol": 1e-5, "ftol": 1e-10}
+LIMITS = {"maxiter": 10_000, "maxfun": 20_000, "maxcor": 20}
+COARSE = 1e-4  # scikit-learn's own tolerance: enough to choose C by
 SVC_IMAGES = 10_000  # the kernel matrix grows with their square
 
 
@@ -42,13 +43,15 @@ def logistic(
     penalties: tuple[float, ...],
     *,
     weight: np.ndarray | None = None,
+    tolerance: float = 1e-5,
     device: torch.device | None = None,
 ) -> Iterator[Logistic]:
     """Fitted probes, one for each inverse regularisation strength C, each begun where the one before ended.
 
     Minimises C · Σ w_i · −log p(label_i) + ½|W|² over weights W of standardised (N, D) features and free biases, as
     scikit-learn's LogisticRegression does, by the same L-BFGS; `weight` is the w_i of every image. Loss and gradient
-    are computed in chunks of rows, on the device. Raises TrainingError where it does not converge.
+    are computed in chunks of rows, on the device. It ends where no slope of the mean loss exceeds `tolerance`, or the
+    loss falls by less than its square. Raises TrainingError where it does not converge.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     n, width = features.shape
@@ -85,7 +88,7 @@ def logistic(
 
     flat = np.zeros((width + 1) * classes)
     for c in penalties:
-        flat = _minimum(partial(loss_and_gradient, c=c), flat)
+        flat = _minimum(partial(loss_and_gradient, c=c), flat, tolerance)
         weights = flat.reshape(width + 1, classes)
         raw = weights[:-1] / std[:, None]
         yield Logistic(raw.astype(np.float32), (weights[-1] - mean @ raw).astype(np.float32))
@@ -122,18 +125,19 @@ def linear_probe(
     holds train, val or test for every row. Raises TrainingError where a fit does not converge.
     """
 
-    def fits(rows: np.ndarray, penalties: tuple[float, ...]) -> Iterator[Logistic]:
+    def fits(rows: np.ndarray, penalties: tuple[float, ...], tolerance: float) -> Iterator[Logistic]:
         x, y = features[rows], labels[rows]
         if views:
             mine = np.isin(views.of, rows)
             x, y = np.concatenate([x, views.features[mine]]), np.concatenate([y, labels[views.of[mine]]])
-        return logistic(x, y, classes, penalties, weight=class_weight(y) if balanced else None)
+        weight = class_weight(y) if balanced else None
+        return logistic(x, y, classes, penalties, weight=weight, tolerance=tolerance)
 
     train, val, test = (np.flatnonzero(split == part) for part in ("train", "val", "test"))
     weight, queries = class_weight(labels[val]) if balanced else np.ones(len(val)), features[val]
-    right = [((fit.shares(queries).argmax(1) == labels[val]) * weight).sum() for fit in fits(train, PENALTIES)]
+    right = [((fit.shares(queries).argmax(1) == labels[val]) * weight).sum() for fit in fits(train, PENALTIES, COARSE)]
     best = PENALTIES[int(np.argmax(right))]  # the first of equals: the strongest regularisation
-    fit = next(fits(np.concatenate([train, val]), (best,)))
+    fit = next(fits(np.concatenate([train, val]), (best,), 1e-5))
     return Probed(fit.shares(features[test]), best)
 
 
@@ -182,8 +186,11 @@ def class_weight(labels: np.ndarray) -> np.ndarray:
     return len(labels) / (np.count_nonzero(counts) * counts[labels])
 
 
-def _minimum(function: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray) -> np.ndarray:
-    found = minimize(function, start, jac=True, method="L-BFGS-B", options=OPTIONS)
+def _minimum(
+    function: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, tolerance: float
+) -> np.ndarray:
+    options = {**LIMITS, "gtol": tolerance, "ftol": tolerance**2}
+    found = minimize(function, start, jac=True, method="L-BFGS-B", options=options)
     if not found.success and np.abs(found.jac).max() > 1e-3:  # an unconverged probe is no result
         raise TrainingError(f"linear probe: not converged after {found.nit} iterations: {found.message}")
     return found.x
