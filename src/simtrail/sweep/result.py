@@ -164,7 +164,10 @@ def _interval(study: optuna.Study, space: Space, params: Params) -> str:
     guess = knn(bank, known, queries, NEIGHBOURS) if space.objective == "val_knn" else ridge_probe(bank, known, queries)
     p = params.evaluate
     scores, _ = with_intervals(data.labels[val], guess, data.group[val], len(data.names), p.bootstrap, p.seed)
-    return f", 95 % interval {scores['accuracy_low']:.3f} – {scores['accuracy_high']:.3f} over the validation groups"
+    text = f", 95 % interval {scores['accuracy_low']:.3f} – {scores['accuracy_high']:.3f} over the validation groups"
+    if abs(scores["accuracy"] - study.best_value) > 0.002:  # of the kept weights, read back: should be the same
+        text += f" (measured again, on classes with training images: {scores['accuracy']:.4g})"
+    return text
 
 
 def _figures(study: optuna.Study, folder: Path) -> list[Path]:
