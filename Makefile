@@ -40,6 +40,7 @@ lint: .venv/.installed ## formatting, lint, types, import contracts
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 sweep: .venv/.installed ## search for better parameters: make sweep [NAME=default] [TRIALS=20] [WORKERS=2]
+	@$(BIN)/dvc repro --quiet prepare
 	@$(BIN)/simtrail sweep $(or $(NAME),default) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WORKERS),--workers $(WORKERS))
 
 ui: .venv/.installed ## open the MLflow UI on 127.0.0.1

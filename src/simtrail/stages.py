@@ -209,6 +209,7 @@ def pretrain() -> None:
             return
         _fresh(ENCODER)
         (ENCODER / "seeds").mkdir()
+        _write_json(ENCODER / "seeds/seeds.json", params.pretrain.seeds)
         for p, run in zip(params.pretrain.each_seed(), ready, strict=True):
             first = run is ready[0]
             _train(
@@ -287,32 +288,40 @@ def evaluate() -> None:
     from simtrail.evaluation import assess, evidence
     from simtrail.evaluation.figures.charts import fine_tune_bars
     from simtrail.model.encoder import Encoder
-    from simtrail.tracking.registry import encoder_hash
-    from simtrail.tracking.run import Trail, log_result, run, tag_run
 
     p, folder = params.evaluate, METRICS.parent
     encoder, table = Encoder.load(ENCODER), _read(pd.read_parquet, SPLIT, "prepare")
     features = np.stack(_read(pd.read_parquet, EMBEDDINGS, "embed")["vector"].to_list())
-    facts, images = _read_json(STATISTICS, "prepare"), packed(encoder.config.recipe)
+    images = packed(encoder.config.recipe)
     _fresh(folder)
+    _say("evaluate: classifiers and floors")
     found = assess.assess(encoder, images, table, features, params.pretrain.augment, p)
     if not found.tasks:
         _say("evaluate: no two classes are labelled: label-free measures only")
+    _say("evaluate: geometry, few labels, pictures")
     evidence.gather(found, encoder, images, table, features, p, folder)
     if found.tasks and p.fine_tune.fractions:
         few = _fine_tuned(encoder, images, found.tasks[0], len(table), params)
         few.to_csv(folder / "tables/fine_tune.csv", index=False)
         fine_tune_bars(few, FIGURES / "fine_tune.png")
-    if others := sorted((ENCODER / "seeds").iterdir()):
+    if others := [ENCODER / f"seeds/{seed}" for seed in params.pretrain.seeds[1:]]:
         found.metrics["seeds"] = assess.over_seeds(found, (Encoder.load(other) for other in others), images, p)
     _write_json(METRICS, found.metrics)
-    with run(Trail(params, facts["data_md5"]), encoder=encoder_hash(ENCODER)) as run_id:
-        tag_run(run_id, "simtrail.split_hash", facts["split_hash"])
-        files = [METRICS, VALIDATION, PAGE, *sorted(folder.glob("*.parquet")), folder / "map.html"]
-        log_result(
-            _flat(found.metrics), [*files, *sorted((folder / "tables").iterdir()), *sorted(FIGURES.glob("*.png"))]
-        )
+    files = [METRICS, VALIDATION, PAGE, *sorted(folder.glob("*.parquet")), folder / "map.html"]
+    files += [*sorted((folder / "tables").iterdir()), *sorted(FIGURES.glob("*.png"))]
+    log_evaluation(params, ENCODER, found.metrics, files)
     _say("\n".join(score_lines(found.metrics)))
+
+
+def log_evaluation(params: Params, encoder: Path, metrics: dict[str, Any], files: list[Path]) -> None:
+    """Logs metrics, and files such as metrics.json and predictions.parquet, to the run of the encoder in a folder."""
+    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.run import Trail, log_result, run, tag_run
+
+    facts = _read_json(STATISTICS, "prepare")
+    with run(Trail(params, facts["data_md5"]), encoder=encoder_hash(encoder)) as run_id:
+        tag_run(run_id, "simtrail.split_hash", facts["split_hash"])
+        log_result(_flat(metrics), files)
 
 
 def _fine_tuned(encoder: Encoder, images: PackedImages, task: Task, count: int, params: Params) -> pd.DataFrame:

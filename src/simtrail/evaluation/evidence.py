@@ -60,7 +60,7 @@ def gather(
             tables |= _main(task, result, angles, features, images, paths, metrics, p, drawn)
     if found.tasks:
         tables |= _scores(found)
-    _predictions(found, table).to_parquet(folder / "predictions.parquet")
+    predictions(found, table).to_parquet(folder / "predictions.parquet")
     labels = table["label"].fillna("").to_numpy(dtype=str)
     _neighbours(features, images, table, labels, p.seed, drawn)
     _saliency(encoder, images, labels, test, p.seed, drawn)
@@ -162,7 +162,7 @@ def _scores(found: Assessment) -> dict[str, pd.DataFrame]:
     return {"scores": pd.DataFrame(rows), "per_class": per_class[first + [c for c in per_class if c not in first]]}
 
 
-def _predictions(found: Assessment, table: pd.DataFrame) -> pd.DataFrame:
+def predictions(found: Assessment, table: pd.DataFrame) -> pd.DataFrame:
     """A row per task and test image: task, path, sha256, block, truth, and the class each classifier says."""
     parts = [pd.DataFrame(columns=["path", "sha256", "block", "task", "truth"])] if not found.tasks else []
     for task, result in zip(found.tasks, found.results, strict=True):

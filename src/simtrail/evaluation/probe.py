@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from simtrail.errors import TrainingError
 
@@ -16,6 +17,7 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation 
 SVC_PENALTIES = (1.0, 10.0, 100.0)
 KEPT = 2**27  # standardised values kept at once: 512 MiB; more are made anew in every pass
 CHUNK = 2**22
+SHORT = 2**22  # values whose products are so short that more threads mostly wait for each other
 LIMITS = {"maxiter": 10_000, "maxfun": 20_000, "maxcor": 20}
 COARSE = 1e-4  # scikit-learn's own tolerance: enough to choose C by
 SVC_IMAGES = 10_000  # the kernel matrix grows with their square
@@ -88,7 +90,7 @@ def logistic(
 
     flat = np.zeros((width + 1) * classes)
     for c in penalties:
-        flat = _minimum(partial(loss_and_gradient, c=c), flat, tolerance)
+        flat = _minimum(partial(loss_and_gradient, c=c), flat, tolerance, 1 if n * width <= SHORT else None)
         weights = flat.reshape(width + 1, classes)
         raw = weights[:-1] / std[:, None]
         yield Logistic(raw.astype(np.float32), (weights[-1] - mean @ raw).astype(np.float32))
@@ -187,10 +189,11 @@ def class_weight(labels: np.ndarray) -> np.ndarray:
 
 
 def _minimum(
-    function: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, tolerance: float
+    function: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, tolerance: float, threads: int | None
 ) -> np.ndarray:
     options = {**LIMITS, "gtol": tolerance, "ftol": tolerance**2}
-    found = minimize(function, start, jac=True, method="L-BFGS-B", options=options)
+    with threadpool_limits(threads):
+        found = minimize(function, start, jac=True, method="L-BFGS-B", options=options)
     if not found.success and np.abs(found.jac).max() > 1e-3:  # an unconverged probe is no result
         raise TrainingError(f"linear probe: not converged after {found.nit} iterations: {found.message}")
     return found.x

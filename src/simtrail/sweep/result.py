@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from simtrail import stages
 from simtrail.errors import InputError
 from simtrail.evaluation.assess import assess, features_of
 from simtrail.evaluation.classifiers import knn, ridge_probe
+from simtrail.evaluation.evidence import predictions
 from simtrail.evaluation.scores import with_intervals
 from simtrail.evaluation.tasks import main_task
 from simtrail.params import Params, load_params
@@ -24,6 +26,7 @@ from simtrail.sweep.space import FOLDER, Space, pretrain_of
 from simtrail.sweep.worker import MEASURES
 from simtrail.training.monitors import NEIGHBOURS
 
+RANKED = 10  # of fewer trials, a rank correlation says next to nothing
 SECONDS = ("seconds_to_start", "seconds_logging")
 FREE = ("val_effective_rank", "val_alignment", "val_uniformity", "val_feature_std")
 KINDS = {
@@ -79,8 +82,12 @@ def promote(study: optuna.Study, name: str, space: Space, params: Params, parent
     encoder.save(folder)
     images, table = stages.packed(encoder.config.recipe), pd.read_parquet(stages.SPLIT)
     features = features_of(encoder, images, params.embed.batch_size)
-    metrics = assess(encoder, images, table, features, chosen.pretrain.augment, params.evaluate).metrics
+    found = assess(encoder, images, table, features, chosen.pretrain.augment, params.evaluate)
+    metrics, files = found.metrics, [folder.parent / "metrics.json", folder.parent / "predictions.parquet"]
+    files[0].write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    predictions(found, table).to_parquet(files[1])
     tag_run(best.user_attrs["run"], ENCODER, encoder_hash(folder))
+    stages.log_evaluation(chosen, folder, metrics, files)  # so that it can be compared
     version = stages.enrol(chosen, folder, history, metrics)
     tag_run(parent, "simtrail.winner", f"{version['name']} version {version['version']}")
     table = "\n".join(stages.score_lines(metrics))
@@ -94,8 +101,10 @@ def apply(name: str) -> None:
         raise InputError(f"{best}: no such file; run make sweep NAME={name} first")
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     path = Path("params.yaml")
     tree, values = yaml.load(path), YAML(typ="safe").load(best)
+    changed = False
     for key, value in values.items():
         *above, last = key.split(".")
         node = tree
@@ -103,7 +112,10 @@ def apply(name: str) -> None:
             node = node[part]
         if node[last] != value:
             print(f"{key}: {node[last]} → {value}")
-            node[last] = value
+            node[last], changed = value, True
+    if not changed:
+        print("params.yaml has the best values already")
+        return
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(tree, file)
     load_params(path)
@@ -143,7 +155,7 @@ def _text(study: optuna.Study, table: pd.DataFrame, space: Space, params: Params
     lines += [f"| {key} | {value} | {flat[key]} |" for key, value in best.params.items()]
     judge = next((m for m in ("val_probe", "val_knn") if m in table), None)
     done = table[table["state"] == "complete"]
-    if judge and len(done) > 2:
+    if judge and len(done) >= RANKED:
         lines += ["", f"Spearman's rank correlation with {judge}, over {len(done)} completed trials:", ""]
         lines += [f"- {m}: {spearmanr(done[m], done[judge]).statistic:+.2f}" for m in FREE if done[m].nunique() > 1]
     return "\n".join(lines) + "\n"

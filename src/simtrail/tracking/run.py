@@ -192,7 +192,9 @@ def lineage(run_id: str) -> dict[str, Any]:
     url = f"{server}/#/experiments/{experiment}/runs/{run_id}" if server.startswith("http") else None
     versions = {name: version(name) for name in ("torch", "timm", "kornia", "numpy", "scikit-learn", "mlflow", "dvc")}
     versions = {"python": platform.python_version(), "simtrail": version("simtrail"), **versions}
-    return {"commit": commit, "dirty": bool(diff), "run_id": run_id, "run_url": url, "versions": versions}
+    touched = {line.removeprefix("+++ b/") for line in diff.splitlines() if line.startswith("+++ b/")}
+    dirty = bool(touched - {"params.yaml"})  # parameters are told by themselves
+    return {"commit": commit, "dirty": dirty, "run_id": run_id, "run_url": url, "versions": versions}
 
 
 def git_state() -> tuple[str | None, str]:
