@@ -25,7 +25,7 @@ from simtrail.evaluation.angles import class_angles, outliers
 from simtrail.evaluation.classifiers import knn_shares
 from simtrail.evaluation.figures.map import coordinates
 from simtrail.evaluation.geometry import effective_rank, feature_std, uniformity
-from simtrail.evaluation.probe import PENALTIES, linear_probe, svc_probe
+from simtrail.evaluation.probe import PENALTIES, linear_probe, logistic, svc_probe
 from simtrail.evaluation.scores import with_intervals
 from simtrail.evaluation.structure import clusters, components, dimensions, duplicates, retrieval
 
@@ -116,7 +116,6 @@ def measures() -> dict[str, float]:
 def memory() -> dict[str, float]:
     """Peak memory beyond the interpreter and its libraries, features (2.05 GB) included, in GB."""
     features, labels = embeddings(1_000_000, 512, 30)
-    split = FIVE[np.arange(1_000_000) % 5]
     rows = {}
     for name, part in {
         "label-free": lambda: (uniformity(features), components(features)),
@@ -125,7 +124,7 @@ def memory() -> dict[str, float]:
         "k-means": lambda: clusters(features, labels, 0),
         "duplicates": lambda: duplicates(features, np.arange(1_000_000).astype(str), labels),
         "kNN": lambda: knn_shares(features, labels, features[:1000], 10, 0.07, 30),
-        "linear probe": lambda: linear_probe(features, labels, split, 30),
+        "linear probe, one strength": lambda: next(logistic(features, labels, 30, (1e-5,), tolerance=1e-4)),
     }.items():
         took = seconds(part)
         rows[f"{name}, s"], rows[f"{name}, peak GB so far"] = (
@@ -138,14 +137,14 @@ def memory() -> dict[str, float]:
 
 def main() -> None:
     """Each part in a process of its own."""
-    if len(sys.argv) > 2:
+    if sys.argv[-1].endswith(".csv"):  # one part, in its process
         pd.Series(globals()[sys.argv[1]]()).to_csv(sys.argv[2], header=False)
         return
     chosen = sys.argv[1:] or ["probe", "neighbours", "measures", "memory"]
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
-            subprocess.run([sys.executable, __file__, name, f"{folder}/{name}"], check=True)
-        parts = [pd.read_csv(f"{folder}/{name}", names=["what", "value"]).assign(part=name) for name in chosen]
+            subprocess.run([sys.executable, __file__, name, f"{folder}/{name}.csv"], check=True)
+        parts = [pd.read_csv(f"{folder}/{name}.csv", names=["what", "value"]).assign(part=name) for name in chosen]
     table = pd.concat(parts)[["part", "what", "value"]].round(3)
     if not sys.argv[1:]:
         table.to_csv(HERE / "results/evaluate-cpu.csv", index=False)

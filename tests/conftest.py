@@ -16,6 +16,12 @@ ROOT = Path(__file__).parent.parent
 DATASETS = ROOT.parent / "shared" / "datasets"
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(
+        key=lambda item: item.path.name != "test_pipeline.py"
+    )  # the longest file begins first, beside the others
+
+
 @pytest.fixture(autouse=True)
 def _no_outer_settings(monkeypatch):
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other; UMAP's library sets its own number
