@@ -323,6 +323,7 @@ def test_an_unknown_model_is_an_input_error_that_lists_the_known(project):
         load_encoder("models:/smal@champion")
 
 
+@pytest.mark.slow  # a pipeline of its own
 def test_after_a_move_old_runs_are_read_and_new_ones_stay_inside(copied, trained):
     (run,) = all_runs()
     assert client().list_artifacts(run.info.run_id)
