@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from simtrail.errors import TrainingError
+from simtrail.errors import InputError, TrainingError
 from simtrail.evaluation import probe
 from simtrail.evaluation.probe import PENALTIES, Views, class_weight, linear_probe, logistic, svc, svc_probe
 
@@ -121,3 +121,16 @@ def test_the_svc_equals_scikit_learn_and_takes_no_more_images_than_it_can(monkey
     fewer, _ = svc_probe(features, labels, split)
     assert len(fewer) == 60
     assert not np.array_equal(fewer, whole)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "says"),
+    [
+        (np.ones((5, 2)), np.array(list("ababa")), "np.unique"),
+        (np.ones((5, 0)), np.zeros(5, int), r"\(5, 0\) holds no number"),
+        (np.where(np.eye(5, 2, -2), np.nan, 1.0), np.zeros(5, int), "row 2 is not finite"),
+    ],
+)
+def test_what_is_no_number_is_refused(features, labels, says):
+    with pytest.raises(InputError, match=says):
+        linear_probe(features, labels, np.array(["train", "train", "val", "val", "test"]), 2)

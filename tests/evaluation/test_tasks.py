@@ -53,7 +53,7 @@ def test_classes_held_out_are_a_task_of_their_own():
     frame = table(labels, [part for part in FIVE for _ in range(8)], held_out=[name in "cd" for name in labels])
     seen, unseen = tasks(frame, [])
     assert (seen.names, unseen.names) == (["a", "b"], ["c", "d"])
-    assert (unseen.name, seen.learnt, unseen.learnt) == ("label (unseen)", "seen", "unseen")
+    assert (seen.name, unseen.name) == ("label", "label (unseen)")
     assert not set(seen.rows) & set(unseen.rows)
     frame["held_out"] = frame["label"] == "c"
     with pytest.raises(InputError, match="held_out_classes: needs two classes"):
@@ -76,6 +76,10 @@ def test_every_classifier_and_floor_is_scored():
     assert all(result.scores[name]["accuracy"] > 0.95 for name in names[:4])
     assert result.scores["raw_pixels"]["accuracy"] < 0.6
     assert result.scores["majority"]["accuracy"] == pytest.approx(1 / 3)
+    gain = result.gains["majority"]
+    assert gain["value"] == pytest.approx(result.scores["linear_probe"]["accuracy"] - 1 / 3)
+    assert list(result.gains) == names[4:]
+    assert 0.4 < gain["low"] < gain["value"] < gain["high"] < 0.9
     assert all(len(p) == (split == "test").sum() for p in result.predicted.values())
     assert result.per_class["class"].tolist() == ["c0", "c1", "c2"]
 

@@ -71,6 +71,7 @@ def assess(
             "C": result.penalty,
             "svc_C": result.svc_penalty,
             "scores": result.scores,
+            "gains": result.gains,
         }
     return Assessment(found, results, metrics)
 

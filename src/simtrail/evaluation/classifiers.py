@@ -8,14 +8,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from simtrail.evaluation.geometry import Vectors, tensor, unit
+from simtrail.evaluation.geometry import ROWS, Vectors, parts, tensor
 
 SIMILARITIES = 2**24  # held at once by kNN: 64 MiB
 
 
 def nearest(features: Vectors, queries: Vectors, k: int) -> np.ndarray:
     """The (Q, k) rows of the features most cosine-similar to every query, the nearest first; k is cut to N."""
-    found = [rows for _, rows in _nearest(unit(features, torch.float32), unit(queries, torch.float32), k)]
+    found = [rows for _, rows in _nearest(tensor(features, torch.float32), tensor(queries, torch.float32), k)]
     return torch.cat(found).cpu().numpy()
 
 
@@ -28,7 +28,7 @@ def knn_shares(
     Wu et al. 2018, arXiv 1805.01978, section 3.4. Features and queries are arrays, or tensors on one device, which then
     does the work; `labels` are class numbers 0 … classes − 1; k is cut to len(features).
     """
-    bank_ND, queries_QD = unit(features, torch.float32), unit(queries, torch.float32)
+    bank_ND, queries_QD = tensor(features, torch.float32), tensor(queries, torch.float32)
     classes_N = torch.tensor(labels, dtype=torch.int64, device=bank_ND.device)
     shares = []
     for similarity, rows in _nearest(bank_ND, queries_QD, k):
@@ -50,18 +50,30 @@ def ridge_probe(features: Vectors, labels: np.ndarray, queries: Vectors, penalty
     random draws. Minimises the mean over images of |y − Wx − b|² plus `penalty` · |W|², in float64. Arguments as in
     `knn`.
     """
-    x_ND, queries_QD = tensor(features), tensor(queries)
-    std, mean = torch.std_mean(x_ND, 0, correction=0)
-    std = torch.where(std > 1e-12, std, 1.0)  # a constant feature says nothing
-    x_ND = (x_ND - mean) / std
-    y_NC = 2.0 * F.one_hot(torch.tensor(labels, dtype=torch.int64, device=x_ND.device)).double() - 1
-    gram_DD = x_ND.T @ x_ND
-    gram_DD.diagonal().add_(penalty * len(x_ND))
-    weights_DC = torch.cholesky_solve(x_ND.T @ y_NC, torch.linalg.cholesky(gram_DD))
-    return ((queries_QD - mean) / std @ weights_DC + y_NC.mean(0)).argmax(1).cpu().numpy()
+    n, y_N = len(features), torch.tensor(labels, dtype=torch.int64)
+    mean, std = _moments(features)
+    y_NC = 2.0 * F.one_hot(y_N.to(mean.device)).double() - 1
+    gram_DD, moment_DC = torch.diag(torch.full_like(mean, penalty * n)), mean.new_zeros(len(mean), y_NC.shape[1])
+    for x_MD, y_MC in zip(parts(features), y_NC.split(ROWS), strict=True):
+        x_MD = (x_MD - mean) / std
+        gram_DD += x_MD.T @ x_MD
+        moment_DC += x_MD.T @ y_MC
+    weights_DC = torch.cholesky_solve(moment_DC, torch.linalg.cholesky(gram_DD))
+    said = [((x_MD - mean) / std @ weights_DC + y_NC.mean(0)).argmax(1) for x_MD in parts(queries)]
+    return torch.cat(said).cpu().numpy()
+
+
+def _moments(features: Vectors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of every feature, in float64; that of a constant feature is 1, it says nothing."""
+    mean = torch.stack([x_MD.sum(0) for x_MD in parts(features)]).sum(0) / len(features)
+    squares = torch.stack([(x_MD - mean).square().sum(0) for x_MD in parts(features)]).sum(0)
+    std = (squares / len(features)).sqrt()
+    return mean, torch.where(std > 1e-12, std, 1.0)
 
 
 def _nearest(bank_ND: torch.Tensor, queries_QD: torch.Tensor, k: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Cosines and rows of the k nearest, for one part of the queries after another."""
+    # Of the bank its lengths alone are kept: at a million vectors a copy at unit length would be gigabytes.
+    shorten_N = bank_ND.norm(dim=1).clamp_min(1e-12).reciprocal()
     for chunk in queries_QD.split(max(1, SIMILARITIES // len(bank_ND))):
-        yield (chunk @ bank_ND.T).topk(min(k, len(bank_ND)), dim=1)
+        yield (F.normalize(chunk, dim=1) @ bank_ND.T).mul_(shorten_N).topk(min(k, len(bank_ND)), dim=1)

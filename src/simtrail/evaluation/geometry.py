@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 Vectors = np.ndarray | torch.Tensor
 
+ROWS = 8192  # taken at once: 32 MiB of float64 at 512 dimensions
+
 
 def effective_rank(vectors: Vectors) -> float:
     """exp of the entropy of the normalised singular values, 1 to min(N, D) (RankMe, arXiv 2210.02885, eq. 1)."""
-    values = torch.linalg.svdvals(tensor(vectors))
+    triangle = None  # of the rows so far: it has their singular values
+    for part in parts(vectors):
+        triangle = torch.linalg.qr(part if triangle is None else torch.cat([triangle, part]), mode="r").R
+    values = torch.linalg.svdvals(triangle)
     p = values / values.sum().clamp_min(1e-300)
     return float(torch.special.entr(p).sum().exp())
 
@@ -19,9 +26,9 @@ def effective_rank(vectors: Vectors) -> float:
 def uniformity(vectors: Vectors, seed: int = 0, largest: int = 8192) -> float:
     """log of the mean of exp(−2 d²) over pairs of distinct images, d their distance on the unit sphere; ≤ 0, lower is
     more uniform (arXiv 2005.10242, eq. 2). Over all pairs; beyond `largest` images, all pairs of a seeded sample."""
+    if len(vectors) > largest:
+        vectors = vectors[np.random.default_rng(seed).choice(len(vectors), largest, replace=False)]
     z_ND = unit(vectors)
-    if len(z_ND) > largest:
-        z_ND = z_ND[np.random.default_rng(seed).choice(len(z_ND), largest, replace=False)]
     n = len(z_ND)
     total = torch.zeros((), dtype=z_ND.dtype, device=z_ND.device)
     for start in range(0, n, 512):
@@ -33,12 +40,20 @@ def uniformity(vectors: Vectors, seed: int = 0, largest: int = 8192) -> float:
 def alignment(first: Vectors, second: Vectors) -> float:
     """The mean squared distance between an image's two views on the unit sphere, 0 to 4; rows i are the views of image
     i, lower is closer (arXiv 2005.10242, eq. 1, α = 2)."""
-    return float((unit(first) - unit(second)).square().sum(1).mean())
+    pairs = zip(parts(first), parts(second), strict=True)
+    return float(sum((unit(a) - unit(b)).square().sum() for a, b in pairs) / len(first))
 
 
 def feature_std(vectors: Vectors) -> float:
     """The mean over dimensions of the standard deviation of unit-length features; 0 is collapse, 1/√D isotropic."""
-    return float(unit(vectors).std(0, correction=0).mean())
+    origin = unit(vectors[:1])  # about a vector of their own: collapsed features give exactly 0
+    total, squares = torch.zeros_like(origin[0]), torch.zeros_like(origin[0])
+    for part in parts(vectors):
+        shifted = unit(part) - origin
+        total += shifted.sum(0)
+        squares += shifted.square().sum(0)
+    n = len(vectors)
+    return float((squares / n - (total / n).square()).clamp_min(0).sqrt().mean())
 
 
 def unit(vectors: Vectors, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -46,6 +61,14 @@ def unit(vectors: Vectors, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return F.normalize(tensor(vectors, dtype), dim=1, eps=1e-12)
 
 
+def parts(vectors: Vectors, dtype: torch.dtype = torch.float64) -> Iterator[torch.Tensor]:
+    """The vectors as tensors of `ROWS` rows, one after another: a million need no second copy in memory."""
+    for start in range(0, len(vectors), ROWS):
+        yield tensor(vectors[start : start + ROWS], dtype)
+
+
 def tensor(vectors: Vectors, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The vectors as a tensor, on their device (arrays: on the CPU)."""
-    return torch.tensor(vectors, dtype=dtype) if isinstance(vectors, np.ndarray) else vectors.to(dtype)
+    """The vectors as a tensor, on their device (arrays: on the CPU); not a copy where it need not be."""
+    if isinstance(vectors, np.ndarray):
+        vectors = torch.from_numpy(np.require(vectors, requirements="W"))
+    return vectors.to(dtype)

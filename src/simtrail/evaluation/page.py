@@ -12,10 +12,9 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from simtrail.data.page import render
-from simtrail.evaluation.scores import TITLES
+from simtrail.evaluation.scores import FLOORS, TITLES
 from simtrail.evaluation.tasks import UNSEEN
 
-FLOORS = tuple(name for name, title in TITLES.items() if title.startswith("floor: "))
 MAIN = "linear_probe"  # fixed beforehand: the best of all classifiers would be chosen on the test split
 SCORES = ("accuracy", "balanced_accuracy", "precision", "f1", "top5", "calibration_error")  # macro recall is the second
 ROWS = 20  # of a table; the rest are in its CSV file
@@ -55,28 +54,26 @@ def model_card(facts: dict[str, Any]) -> str:
     return render(Path(__file__).with_name("card.md.j2"), **facts, **_story(facts))
 
 
-def verdict(scores: dict[str, dict[str, float]]) -> str:
-    """One sentence that says whether the linear probe of these scores (by classifier) beats the best of their floors
-    beyond both 95 % intervals."""
-    floors = {name: scores[name] for name in FLOORS if name in scores}
-    if not floors:
-        return "No floor was computed, so that nothing says how much of this the images alone would give."
-    mine, best = scores[MAIN], max(floors, key=lambda name: floors[name]["accuracy"])
-    floor = f"{_title(best).removeprefix('floor: ')}, {interval(floors[best], 'accuracy')}"
-    if beats_floors(scores):
-        return f"It beats every floor beyond the 95 % intervals; the best of them is {floor}."
-    if mine["accuracy"] <= floors[best]["accuracy"]:
-        return f"It does not beat its best floor, {floor}: nothing here shows that this encoder is of use for it."
+def verdict(task: dict[str, Any]) -> str:
+    """One sentence that says whether the task's linear probe beats every floor: whether the 95 % interval of the
+    difference on the same test images leaves out 0."""
+    closest = min(task["gains"], key=lambda name: task["gains"][name]["low"])
+    gain = task["gains"][closest]
+    floor = f"{_title(closest).removeprefix('floor: ')}, {interval(task['scores'][closest], 'accuracy')}"
+    by = f"by {gain['value']:.3f} (95 % interval {gain['low']:.3f} – {gain['high']:.3f})"
+    if beats_floors(task):
+        return f"It beats every floor; the closest of them, {floor}, {by}."
+    if gain["value"] <= 0:
+        return f"It does not beat its floor, {floor}: nothing here shows that this encoder is of use for it."
     return (
-        f"It is above its best floor, {floor}, but not beyond the 95 % intervals: the difference may be chance, or a "
-        "matter of too few test groups."
+        f"It is above its floor, {floor}, {by}, but that interval reaches 0: the difference may be chance, or a matter "
+        "of too few test groups."
     )
 
 
-def beats_floors(scores: dict[str, dict[str, float]]) -> bool:
-    """Whether the linear probe's accuracy interval lies above that of every floor."""
-    tops = [scores[name]["accuracy_high"] for name in FLOORS if name in scores]
-    return scores[MAIN]["accuracy_low"] > max(tops, default=0.0)
+def beats_floors(task: dict[str, Any]) -> bool:
+    """Whether the linear probe is more accurate than every floor, beyond the interval of the difference."""
+    return all(gain["low"] > 0 for gain in task["gains"].values())
 
 
 def interval(scores: dict[str, float], score: str) -> str:
@@ -135,8 +132,8 @@ def _limits(facts: dict[str, Any]) -> list[str]:
     tasks, checks, params = facts["metrics"]["tasks"], facts["validation"], facts["params"]
     lines = []
     for name, task in tasks.items():
-        if not beats_floors(task["scores"]):
-            lines.append(f"{name}: the encoder does not beat its floors beyond the intervals.")
+        if not beats_floors(task):
+            lines.append(f"{name}: the encoder is not shown to beat its floors.")
         if task["groups"] == task["images"]:
             lines.append(
                 f"{name}: every test image counts as a group of its own. Where several images show one specimen, the "

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from simtrail.errors import TrainingError
+from simtrail.errors import InputError, TrainingError
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation strengths C tried on validation
 SVC_PENALTIES = (1.0, 10.0, 100.0)
@@ -32,8 +32,8 @@ class Logistic(NamedTuple):
     def shares(self, features: np.ndarray) -> np.ndarray:
         """The (N, C) probabilities of the classes."""
         parts = [
-            torch.softmax(torch.from_numpy(features[rows] @ self.weights + self.bias), 1).numpy()
-            for rows in _chunks(*features.shape)
+            torch.softmax(torch.from_numpy(features[span] @ self.weights + self.bias), 1).numpy()
+            for span in _chunks(*features.shape)
         ]
         return np.concatenate(parts)
 
@@ -44,6 +44,7 @@ def logistic(
     classes: int,
     penalties: tuple[float, ...],
     *,
+    rows: np.ndarray | None = None,
     weight: np.ndarray | None = None,
     tolerance: float = 1e-5,
     device: torch.device | None = None,
@@ -51,37 +52,39 @@ def logistic(
     """Fitted probes, one for each inverse regularisation strength C, each begun where the one before ended.
 
     Minimises C · Σ w_i · −log p(label_i) + ½|W|² over weights W of standardised (N, D) features and free biases, as
-    scikit-learn's LogisticRegression does, by the same L-BFGS; `weight` is the w_i of every image. Loss and gradient
-    are computed in chunks of rows, on the device. It ends where no slope of the mean loss exceeds `tolerance`, or the
-    loss falls by less than its square. Raises TrainingError where it does not converge.
+    scikit-learn's LogisticRegression does, by the same L-BFGS, over the images `rows` (all); `weight` is the w_i of
+    each of them. Loss and gradient are computed in chunks of rows, on the device. It ends where no slope of the mean
+    loss exceeds `tolerance`, or the loss falls by less than its square. Raises TrainingError where it does not
+    converge.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    n, width = features.shape
-    mean, std = _moments(features)
+    rows = np.arange(len(features)) if rows is None else rows
+    n, width = len(rows), features.shape[1]
+    mean, std = _moments(features, rows)
     centre, scale = (torch.tensor(v, dtype=torch.float32, device=device) for v in (mean, 1 / std))
-    target = torch.tensor(labels, dtype=torch.int64, device=device)
+    target = torch.tensor(labels[rows], dtype=torch.int64, device=device)
     w = torch.ones(n, device=device) if weight is None else torch.tensor(weight, dtype=torch.float32, device=device)
     total = float(w.double().sum())
 
-    def standardised(rows: slice) -> torch.Tensor:
-        return (torch.as_tensor(features[rows], dtype=torch.float32).to(device) - centre) * scale
+    def standardised(span: slice) -> torch.Tensor:
+        return (torch.as_tensor(features[rows[span]], dtype=torch.float32).to(device) - centre) * scale
 
     spans = _chunks(n, width)
-    kept = [standardised(rows) for rows in spans] if n * width <= KEPT else None
+    kept = [standardised(span) for span in spans] if n * width <= KEPT else None
 
     def loss_and_gradient(flat: np.ndarray, c: float) -> tuple[float, np.ndarray]:
         weights64 = flat.reshape(width + 1, classes)
         weights = torch.tensor(weights64, dtype=torch.float32, device=device)
         loss = torch.zeros((), dtype=torch.float64, device=device)
         gradient = torch.zeros(width + 1, classes, dtype=torch.float64, device=device)
-        for i, rows in enumerate(spans):
-            x = kept[i] if kept else standardised(rows)
+        for i, span in enumerate(spans):
+            x = kept[i] if kept else standardised(span)
             logp = torch.log_softmax(torch.addmm(weights[-1], x, weights[:-1]), 1)
-            y = target[rows, None]
-            loss -= (logp.gather(1, y)[:, 0] * w[rows]).sum(dtype=torch.float64)
+            y = target[span, None]
+            loss -= (logp.gather(1, y)[:, 0] * w[span]).sum(dtype=torch.float64)
             error = logp.exp_()
             error.scatter_add_(1, y, error.new_full((1, 1), -1.0).expand(len(y), 1))
-            error *= w[rows, None]
+            error *= w[span, None]
             gradient[:-1] += x.T @ error
             gradient[-1] += error.sum(0, dtype=torch.float64)
         slope = gradient.cpu().numpy() / total
@@ -124,16 +127,29 @@ def linear_probe(
     C is chosen by accuracy on validation images, then the probe is fitted again on training and validation images
     together (Kornblith et al. 2019, arXiv 1805.08974, appendix A.3). `balanced` weighs images by the inverse frequency
     of their class, and chooses by balanced accuracy; `views` of the images to learn from are learnt from too. `split`
-    holds train, val or test for every row. Raises TrainingError where a fit does not converge.
+    holds train, val or test for every row. Raises InputError for features or labels that are no numbers, and
+    TrainingError where a fit does not converge.
     """
 
+    if labels.dtype.kind not in "iu":
+        raise InputError(
+            f"labels: {labels.dtype} is not the numbers of classes, 0 to {classes - 1}; "
+            "np.unique(names, return_inverse=True) makes them"
+        )
+    if not features.size:
+        raise InputError(f"features: an array of {features.shape} holds no number")
+    finite = np.concatenate([np.isfinite(features[span]).all(1) for span in _chunks(*features.shape)])
+    if not finite.all():
+        raise InputError(f"features: row {int(np.argmin(finite))} is not finite")
+
     def fits(rows: np.ndarray, penalties: tuple[float, ...], tolerance: float) -> Iterator[Logistic]:
-        x, y = features[rows], labels[rows]
+        x, y = features, labels
         if views:
             mine = np.isin(views.of, rows)
-            x, y = np.concatenate([x, views.features[mine]]), np.concatenate([y, labels[views.of[mine]]])
-        weight = class_weight(y) if balanced else None
-        return logistic(x, y, classes, penalties, weight=weight, tolerance=tolerance)
+            x, y = np.concatenate([x[rows], views.features[mine]]), np.concatenate([y[rows], y[views.of[mine]]])
+            rows = np.arange(len(x))
+        weight = class_weight(y[rows]) if balanced else None
+        return logistic(x, y, classes, penalties, rows=rows, weight=weight, tolerance=tolerance)
 
     train, val, test = (np.flatnonzero(split == part) for part in ("train", "val", "test"))
     weight, queries = class_weight(labels[val]) if balanced else np.ones(len(val)), features[val]
@@ -155,7 +171,7 @@ def svc(
     standardised features, one class against another (Cortes and Vapnik 1995)."""
     from sklearn.svm import SVC
 
-    mean, std = _moments(features)
+    mean, std = _moments(features, np.arange(len(features)))
     bank, asked = (torch.tensor((v - mean) / std, dtype=torch.float32) for v in (features, queries))
 
     def kernel(x: torch.Tensor) -> np.ndarray:
@@ -199,11 +215,11 @@ def _minimum(
     return found.x
 
 
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every feature, in float64; that of a constant feature is 1, it says nothing."""
-    mean = features.mean(0, dtype=np.float64)
-    spans = _chunks(*features.shape)
-    variance = sum(np.square(features[rows] - mean).sum(0, dtype=np.float64) for rows in spans) / len(features)
+    spans = _chunks(len(rows), features.shape[1])
+    mean = sum(features[rows[span]].sum(0, dtype=np.float64) for span in spans) / len(rows)
+    variance = sum(np.square(features[rows[span]] - mean).sum(0) for span in spans) / len(rows)
     std = np.sqrt(variance)
     return mean, np.where(std > 1e-6 * np.abs(mean) + 1e-12, std, 1.0)
 

@@ -18,6 +18,7 @@ TITLES = {
     "pretrained": "floor: pretrained",
     "majority": "floor: majority class",
 }
+FLOORS = tuple(name for name, title in TITLES.items() if title.startswith("floor: "))
 BINS = 15  # of confidence, for the calibration error
 TOP = 5
 

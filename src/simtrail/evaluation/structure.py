@@ -18,7 +18,7 @@ QUERIES = 2_000
 NEIGHBOURS = 5  # of each image looked at for near duplicates
 PAIRS = 1_000  # duplicates told
 FEW = 20  # different numbers that still make categories
-HELD = 2**22  # numbers of a chunk: 32 MiB of float64
+HELD = 2**20  # numbers of a chunk: 8 MiB of float64
 
 
 def retrieval(

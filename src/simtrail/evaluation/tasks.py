@@ -11,8 +11,9 @@ import pandas as pd
 
 from simtrail.errors import InputError
 from simtrail.evaluation.classifiers import knn_shares
+from simtrail.evaluation.difference import paired
 from simtrail.evaluation.probe import Views, linear_probe, svc_probe
-from simtrail.evaluation.scores import Scores, with_intervals
+from simtrail.evaluation.scores import FLOORS, Scores, with_intervals
 from simtrail.params import Evaluate
 
 UNSEEN = " (unseen)"
@@ -37,11 +38,6 @@ class Task:
     def test(self) -> np.ndarray:
         """Which of the task's rows are of the test split."""
         return self.split == "test"
-
-    @property
-    def learnt(self) -> str:
-        """'seen', or 'unseen' by pretraining."""
-        return "unseen" if self.name.endswith(UNSEEN) else "seen"
 
 
 def main_task(table: pd.DataFrame) -> Task | None:
@@ -82,7 +78,8 @@ def tasks(table: pd.DataFrame, columns: list[str]) -> list[Task]:
 @dataclass(frozen=True)
 class Result:
     """What the classifiers say of a task's test images: scores by classifier (the keys of TITLES), class numbers,
-    the scores of each class, and the probabilities and the C of the linear probe."""
+    the scores of each class, the probabilities and the C of the linear probe, and by how much its accuracy exceeds
+    that of each floor: value, low and high of the paired difference."""
 
     scores: dict[str, Scores]
     predicted: dict[str, np.ndarray]
@@ -90,6 +87,7 @@ class Result:
     shares: np.ndarray
     penalty: float
     svc_penalty: float
+    gains: dict[str, dict[str, float]]
 
 
 def classify(
@@ -123,7 +121,16 @@ def classify(
     }
     per_class = scored["linear_probe"][1].assign(**{"class": task.names})
     scores = {name: score for name, (score, _) in scored.items()}
-    return Result(scores, predicted, per_class, linear.shares, linear.penalty, svc_penalty)
+    beaten = [name for name in predicted if name in FLOORS]
+    right = {name: predicted[name] == truth for name in ["linear_probe", *beaten]}
+    gain = paired(
+        np.stack([right[name] for name in beaten], 1), np.repeat(right["linear_probe"][:, None], len(beaten), 1), group
+    )
+    gains = {
+        name: {"value": float(gain.value[i]), "low": float(gain.low[i]), "high": float(gain.high[i])}
+        for i, name in enumerate(beaten)
+    }
+    return Result(scores, predicted, per_class, linear.shares, linear.penalty, svc_penalty, gains)
 
 
 def small_pixels(images: np.ndarray, full_scale: int, side: int = 16) -> np.ndarray:

@@ -129,7 +129,9 @@ def fit(
                 on_epoch(at["history"])
                 if bar.disable and any(key.startswith("val_") for key in row):  # off a terminal, looks say how it goes
                     seen = ", ".join(f"{key} {row[key]:.3f}" for key in ("val_probe", "val_knn") if key in row)
-                    say(f"epoch {epoch + 1} of {epochs}: loss {row['loss']:.3f}{seen and ', ' + seen}")
+                    left = (steps - at["step"]) * (time.perf_counter() - begun) / (at["step"] - first)
+                    left_over = f"; {tqdm.format_interval(left)} left" if left else ""
+                    say(f"epoch {epoch + 1} of {epochs}: loss {row['loss']:.3f}{seen and ', ' + seen}{left_over}")
         bar.close()
         if at["best"]:
             learner.kept.load_state_dict(at["best"]["weights"])
