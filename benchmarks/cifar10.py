@@ -120,7 +120,11 @@ def read(data: Path, images: int, prepare: Prepare, folder: Path) -> Pictures:
     table = pd.concat([train.loc[turn.sort_values(kind="stable").index[:images]], test])
     with ThreadPoolExecutor() as pool:
         np.save(folder / "images-0000.npy", np.stack(list(pool.map(read_image, table["path"]))))
-    recipe = make_recipe(pd.DataFrame({"bands": [3], "dtype": ["uint8"]}), Declaration(), prepare)
+    recipe = make_recipe(
+        pd.DataFrame({"bands": [3], "dtype": ["uint8"], "min": [[0] * 3], "max": [[255] * 3], "facts": ["{}"]}),
+        Declaration(),
+        prepare,
+    )
     return Pictures(PackedImages(folder, recipe), np.unique(table["label"], return_inverse=True)[1], images)
 
 

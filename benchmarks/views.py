@@ -30,12 +30,20 @@ PAPER = Augment.model_validate(
     yaml.safe_load("""
     geometry:
       strength: 1.0
-      crop: {p: 1.0, min_area: 0.08}
+      crop: {p: 1.0, min_area: 0.08, min_cover: 0.0}
       horizontal_flip: {p: 0.5}
       vertical_flip: {p: 0.0}
       rotation: {p: 0.0, degrees: 0.0}
       perspective: {p: 0.0, distortion: 0.0}
       thin_plate_spline: {p: 0.0, displacement: 0.0}
+    spectral:
+      strength: 0.0
+      shift: {p: 0.0, nm: 0.0}
+      gain: {p: 0.0, reach: 0.0, width: 1.0}
+      gamma: {p: 0.0, reach: 0.0}
+      noise: {p: 0.0, std: 0.0}
+      band_dropout: {p: 0.0, share: 0.0}
+      group_dropout: {p: 0.0}
     color:
       strength: 1.0
       jitter: {p: 0.8, brightness: 0.8, contrast: 0.8, saturation: 0.8, hue: 0.2}

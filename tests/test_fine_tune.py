@@ -123,6 +123,28 @@ def test_lower_layers_learn_more_slowly(images):
     assert {group["lr_scale"] for group in layers(model, 1.0)} == {1.0}
 
 
+@pytest.mark.parametrize("fusion", ["separate", "attention"])
+def test_every_modalitys_branch_learns_and_what_fuses_them_learns_like_the_top(images, fusion):
+    torch.manual_seed(0)
+    architecture = PARAMS.encoder.model_copy(update={"fusion": fusion})
+    recipe = images.recipe.model_copy(update={"modalities": {"warm": [0], "cold": [1, 2]}})
+    config = EncoderConfig(architecture=architecture, head=PARAMS.head, recipe=recipe, mean=[0.35] * 3, std=[0.2] * 3)
+    model = torch.nn.Sequential(Encoder(config), torch.nn.Linear(4, 3))
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    scales = {names[id(w)]: group["lr_scale"] for group in layers(model, 0.5) for w in group["params"]}
+    for branch in range(2):
+        assert scales[f"0.backbone.branches.{branch}.net.conv1.0.weight"] == 0.5**4
+        assert scales[f"0.backbone.branches.{branch}.net.layer4.0.conv1.weight"] == 1
+    assert scales["1.weight"] == scales.get("0.backbone.scores.1.weight", 1) == 1
+    assert {name for name in names.values() if name not in scales} == {n for n in names.values() if ".head." in n}
+    start = Encoder(config).eval()
+    before = weights(start)
+    after = weights(tune(images, start=start).model[0])
+    for branch in range(2):
+        name = f"backbone.branches.{branch}.net.conv1.0.weight"
+        assert not torch.equal(before[name], after[name])
+
+
 def test_the_rates_scale_what_the_layers_move(images):
     start = encoder(images)
     tuned = tune(images, TUNING._replace(epochs=1, layer_decay=1e-6), start=start)

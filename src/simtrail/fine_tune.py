@@ -149,16 +149,21 @@ def predictions(model: nn.Module, images: PackedImages, rows: np.ndarray) -> np.
 def layers(model: nn.Sequential, layer_decay: float) -> list[dict[str, Any]]:
     """The weights that learn, in groups for an optimiser; `lr_scale` is layer_decay^(layers above in the backbone).
 
-    What lies above the backbone has 1; vectors (biases and normalisation layers) are not decayed.
+    What lies above the backbone, or the backbones of several modalities, has 1; vectors (biases and normalisation
+    layers) are not decayed.
     """
     encoder: Any
     encoder, top = model
-    above = [*encoder.head[: encoder.head_layers].parameters(), *top.parameters()]
+    nets = [branch.net for branch in encoder.branches.values()]
+    inside = {id(w) for net in nets for w in net.parameters()}
+    fusing = [w for w in encoder.backbone.parameters() if id(w) not in inside]
+    above = [*fusing, *encoder.head[: encoder.head_layers].parameters(), *top.parameters()]
     groups = [
         {"params": [w for w in above if w.ndim > 1], "weight_decay": WEIGHT_DECAY, "lr_scale": 1.0},
         {"params": [w for w in above if w.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
     ]
-    return [*param_groups_layer_decay(encoder.backbone.net, WEIGHT_DECAY, layer_decay=layer_decay), *groups]
+    below = [group for net in nets for group in param_groups_layer_decay(net, WEIGHT_DECAY, layer_decay=layer_decay)]
+    return [*below, *groups]
 
 
 def compare_few_labels(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from simtrail.errors import InputError
 
@@ -38,11 +38,68 @@ class Check(_Section):
     """Longest side allowed, in pixels."""
     min_images_per_class: int = Field(ge=1)
     """Classes with fewer images are warned of."""
+    min_mask_cover: float = Field(ge=0, le=1)
+    """Smallest share of an image that its mask covers, where a mask band is declared."""
+    max_mask_cover: float = Field(ge=0, le=1)
+    """Largest share."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Check:
         if self.min_side > self.max_side:
             raise ValueError(f"check.min_side = {self.min_side}: must not exceed check.max_side = {self.max_side}")
+        if self.min_mask_cover > self.max_mask_cover:
+            raise ValueError(
+                f"check.min_mask_cover = {self.min_mask_cover}: must not exceed "
+                f"check.max_mask_cover = {self.max_mask_cover}"
+            )
+        return self
+
+
+class Cones(_Section):
+    """The bands that stand for each cone of a UV-sensitive eye, by name; a cone's catch is their mean."""
+
+    u: list[str] = Field(min_length=1)
+    """Ultraviolet-sensitive cone: peak near 370 nm in songbirds."""
+    s: list[str] = Field(min_length=1)
+    """Short wavelengths: near 450 nm."""
+    m: list[str] = Field(min_length=1)
+    """Middle wavelengths: near 540 nm."""
+    l: list[str] = Field(min_length=1)  # noqa: E741 - the field's name for it
+    """Long wavelengths: near 600 nm."""
+
+
+class Bands(_Section):
+    """Bands by a rule instead of by name: exactly one of these keys. Bands marked bad are passed over."""
+
+    nearest: list[Annotated[float, Field(gt=0)]] | None = Field(default=None, min_length=1)
+    """The bands nearest to these wavelengths, in nm; each within 50 nm."""
+    uniform: int | None = Field(default=None, ge=1)
+    """So many bands at equal steps of wavelength, from the shortest to the longest; of position without wavelengths."""
+    per_region: int | None = Field(default=None, ge=1)
+    """So many bands of each spectral region (UV, visible, NIR, SWIR …), at equal steps; all where it has fewer."""
+    variance: int | None = Field(default=None, ge=1)
+    """So many bands, those that vary most over the pixels of the training images."""
+    loading: int | None = Field(default=None, ge=1)
+    """So many bands, n, with the largest absolute loadings on the first n principal components of those pixels, summed
+    with each component's variance as its weight."""
+    pca: int | None = Field(default=None, ge=1)
+    """Not bands: so many principal components of the pixels of the training images, each one an input channel."""
+    usml: Cones | None = None
+    """Not bands: the tetrahedral colour space of UV-sensitive vision: x, y, z and luminance."""
+
+    @property
+    def rule(self) -> str:
+        """The key that is given."""
+        return next(name for name, value in self if value is not None)
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Bands:
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"prepare.bands = {' and '.join(given) or None}: must have exactly one of the keys "
+                f"{', '.join(type(self).model_fields)}"
+            )
         return self
 
 
@@ -51,8 +108,16 @@ class Prepare(_Section):
     """Side of the packed square images, in pixels."""
     fit: Literal["pad", "crop"]
     """How a rectangle becomes a square, its aspect kept: pad with background, or cut the centre."""
-    mask: Literal["apply", "ignore"]
-    """Alpha channel or declared mask band: composite the image on the background, or leave the image as it is."""
+    bands: Annotated[
+        Annotated[Literal["all"], Tag("=all")]
+        | Annotated[list[int | str], Field(min_length=1), Tag("=list")]
+        | Annotated[Bands, Tag("=rule")],
+        Discriminator(lambda v: {list: "=list", dict: "=rule", Bands: "=rule"}.get(type(v), "=all")),
+    ]
+    """What of a file reaches the network: all its bands but bad ones, bands by number (from 1) or name, or a rule."""
+    mask: Literal["apply", "crop", "ignore"]
+    """Alpha channel, declared mask band, or pixels without data: composite the image on the background, the same and
+    cut to what the mask covers, or leave the image as it is."""
     background: float = Field(ge=0, le=1)
     """Brightness of the background and of the padding: 0 black, 1 white."""
     val_fraction: float = Field(gt=0, lt=1)
@@ -77,6 +142,8 @@ class Crop(_Section):
     """Probability of a random resized crop."""
     min_area: float = Field(gt=0, le=1)
     """Smallest share of the image's area that is kept; aspect ratios from 3/4 to 4/3."""
+    min_cover: float = Field(ge=0, le=1)
+    """Smallest share of the organism (of what is not background) that is kept; the whole image where ten tries fail."""
 
 
 class Flip(_Section):
@@ -184,10 +251,66 @@ class Texture(_Section):
     erasing: Erasing
 
 
+class Shift(_Section):
+    p: Probability
+    """Probability of reading the spectrum a little beside its wavelengths."""
+    nm: float = Field(ge=0, le=100)
+    """Largest shift either way, in nm; only bands of known wavelength, no two of them alike."""
+
+
+class Gain(_Section):
+    p: Probability
+    """Probability of a smooth gain along the wavelength, as of another lamp or white reference."""
+    reach: float = Field(ge=0, le=1)
+    """Factors from 1 − reach to 1 + reach; only bands of known wavelength."""
+    width: float = Field(ge=1)
+    """Distance in nm over which the gain changes: the spacing of the knots of a cubic spline."""
+
+
+class Gamma(_Section):
+    p: Probability
+    """Probability of gain · value^γ, one gain and one γ for all bands of a modality, as of another exposure."""
+    reach: float = Field(ge=0, le=2)
+    """γ from exp(−reach) to exp(reach), gain from exp(−reach / 2) to exp(reach / 2)."""
+
+
+class Noise(_Section):
+    p: Probability
+    """Probability of noise in the spectrum: an offset to each band, the same in all pixels."""
+    std: float = Field(ge=0, le=0.5)
+    """Largest standard deviation of the offsets, as a share of the full scale; the smallest is 0."""
+
+
+class BandDropout(_Section):
+    p: Probability
+    """Probability of filling some bands with background."""
+    share: float = Field(ge=0, le=1)
+    """Largest share of the bands, rounded up to whole ones; one band at least is filled, and one stays."""
+
+
+class GroupDropout(_Section):
+    p: Probability
+    """Probability of filling all bands of one modality with background."""
+
+
+class Spectral(_Section):
+    """What a view's spectra are; background stays as it is, unless bands are dropped."""
+
+    strength: float = Field(ge=0, le=1)
+    """Multiplies what this group does to the image, except group_dropout: 0 the image as it is, 1 as given below."""
+    shift: Shift
+    gain: Gain
+    gamma: Gamma
+    noise: Noise
+    band_dropout: BandDropout
+    group_dropout: GroupDropout
+
+
 class Augment(_Section):
     """The two views: every image and every view has its own draws. Each `p` is a probability."""
 
     geometry: Geometry
+    spectral: Spectral
     color: Color
     texture: Texture
 
@@ -215,6 +338,16 @@ class Architecture(_Section):
     64 px (appendix B.9)."""
     vit: Vit | None
     """Settings of a vision transformer; null: the model's own pooling and patches, and for every other model."""
+    # with defaults, as encoders saved without these keys are read too
+    modalities: list[str] | None = Field(default=None, min_length=1)
+    """Which modalities (groups of bands that dataset.yaml declares) the encoder sees, as [rgb]; null: all bands."""
+    fusion: Literal["concat", "separate", "attention"] = "concat"
+    """How modalities become one vector: one network over all bands; a network for each, their features (of unit length)
+    side by side; or a network for each, and the sum of their features by weights that are learnt for every image."""
+    normalisation: Literal["band", "pixel", "none"] = "band"
+    """What is done to values from 0 to 1 first: less their band's mean over the training split, divided by its standard
+    deviation; likewise within the bands of every pixel, which leaves a spectrum's shape without its brightness; or
+    nothing."""
 
 
 class Head(_Section):
@@ -226,6 +359,23 @@ class Head(_Section):
     """Width of the projections."""
     batch_norm: bool
     """Batch normalisation before each ReLU."""
+
+
+class Terms(_Section):
+    """Weights of what the loss is the sum of: the objective between the two views of an image as seen …"""
+
+    fused: float = Field(ge=0)
+    """… by the whole encoder (SimCLR)."""
+    intra: float = Field(ge=0)
+    """… each by the same modality, the mean over modalities; needs fusion separate or attention."""
+    cross: float = Field(ge=0)
+    """… each by another modality, the mean over pairs of modalities: what they share; needs fusion likewise."""
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Terms:
+        if not (self.fused or self.intra or self.cross):
+            raise ValueError("pretrain.terms: fused, intra and cross are 0: one at least must be > 0")
+        return self
 
 
 class Monitor(_Section):
@@ -254,6 +404,7 @@ class Pretrain(_Section):
     head: Head
     objective: Literal["nt_xent", "dcl"]
     """NT-Xent (the paper's), or the decoupled contrastive loss, for small batches."""
+    terms: Terms
     normalise: bool
     """Whether projections are brought to unit length: cosine or dot-product similarity (Table 5 of the paper)."""
     temperature: float = Field(gt=0)
@@ -311,6 +462,20 @@ class Pretrain(_Section):
             raise ValueError(
                 f"pretrain.micro_batch_size = {self.micro_batch_size}: must divide "
                 f"pretrain.batch_size = {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _terms_of_modalities(self) -> Pretrain:
+        for name, weight in self.terms.model_dump(include={"intra", "cross"}).items():
+            if weight and self.encoder.fusion == "concat":
+                raise ValueError(
+                    f"pretrain.terms.{name} = {weight}: needs pretrain.encoder.fusion: separate or attention"
+                )
+        if not self.terms.fused and self.encoder.fusion == "attention":
+            raise ValueError(
+                f"pretrain.terms.fused = {self.terms.fused}: must be > 0 with pretrain.encoder.fusion: attention, "
+                "whose weights learn from nothing else; or set separate"
             )
         return self
 
@@ -436,7 +601,7 @@ def change(tree: dict[str, Any], settings: Settings) -> None:
 
 
 def _line(error: Any, schema: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith("="))  # tags of a union's members
     match error["type"]:
         case "missing":
             return f"{key}: missing; add it"
@@ -451,6 +616,8 @@ def _line(error: Any, schema: type[BaseModel]) -> str:
             return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; remove it")
         case "value_error":
             return str(error["ctx"]["error"])
+    if error["type"] == "too_short":
+        return f"{key} = {error['input']!r}: must have {error['ctx']['min_length']} entry at least"
     wanted = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if error["type"] == "model_type":
         wanted = "a mapping of keys to values"
@@ -464,10 +631,15 @@ def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in schema.model_fields.items():
         key = prefix + (field.alias or name)
         keys.append(key)
-        for kind in (field.annotation, *get_args(field.annotation)):
+        for kind in _types(field.annotation):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 keys += _keys(kind, key + ".")
     return keys
+
+
+def _types(annotation: Any) -> list[Any]:
+    """The annotation, and all that it is made of."""
+    return [annotation, *(part for argument in get_args(annotation) for part in _types(argument))]
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Any:

@@ -50,15 +50,17 @@ def check() -> None:
     from simtrail.data.checks import validate
     from simtrail.data.manifest import scan
     from simtrail.data.page import validation_page
+    from simtrail.data.readers import BandFacts
 
     _fresh(MANIFEST.parent)
     dataset = Dataset(Path("data") / params.data.name)
     declared = dataset.declaration
     manifest, md5 = scan(dataset)
+    usual = manifest["facts"].mode()
     findings, rejected = validate(
         manifest,
         params.check,
-        bands=len(declared.bands) if declared.bands else None,
+        declared=declared.completed(BandFacts.model_validate_json(usual.iloc[0])) if len(usual) else declared,
         labelled=declared.label is not None or bool(manifest["label"].notna().any()),
         grouped=declared.group is not None,
     )
@@ -102,7 +104,7 @@ def check() -> None:
 def prepare() -> None:
     """Packed arrays of all usable images, their split, and the statistics of the training part."""
     params = load_params()
-    from simtrail.data.pack import pack, statistics
+    from simtrail.data.pack import pack, sample_pixels, statistics
     from simtrail.data.recipe import make_recipe
     from simtrail.data.split import assign, split_groups
 
@@ -110,11 +112,13 @@ def prepare() -> None:
     manifest = _read(pd.read_parquet, MANIFEST, "check")
     manifest = manifest[manifest["rejected"].isna()].reset_index(drop=True)
     dataset = Dataset(Path("data") / params.data.name)
-    recipe = make_recipe(manifest, dataset.declaration, params.prepare)
     split = assign(manifest, params.prepare)
+    held_out = manifest["label"].isin(_known_classes(params.evaluate.held_out_classes, manifest["label"]))
+    learnt = manifest["path"][(split == "train") & ~held_out].to_list()
+    sample = partial(sample_pixels, dataset.folder, learnt, params.prepare.seed)
+    recipe = make_recipe(manifest, dataset.declaration, params.prepare, sample)
     images = pack(dataset.folder, manifest, recipe, PACKED)
     meta = [c for c in manifest if c in ("path", "sha256", "label", "group") or c.startswith("meta.")]
-    held_out = manifest["label"].isin(_known_classes(params.evaluate.held_out_classes, manifest["label"]))
     table = manifest[meta].assign(split=split, block=split_groups(manifest), held_out=held_out)
     table.to_parquet(SPLIT)
     counts = split.value_counts().to_dict()
@@ -167,7 +171,9 @@ def training(p: Pretrain, group: str = "") -> Training:
     p = p.each_seed()[0]
     facts, table = _read_json(STATISTICS, "prepare"), _read(pd.read_parquet, SPLIT, "prepare")
     recipe = Recipe.model_validate(facts["recipe"])
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=facts["mean"], std=facts["std"])
+    config = EncoderConfig(
+        architecture=p.encoder, head=p.head, recipe=recipe, mean=facts["mean"], std=facts["std"], terms=p.terms
+    )
     weights = _local(p.weights)
     data, looks = (
         ("data/loader.py", "data/pack.py", "data/recipe.py"),

@@ -188,3 +188,21 @@ def test_the_image_is_rotated_before_its_perspective(augment, told):
     shown = inside(first) & inside(seen)
     assert shown.double().mean() > 0.2
     torch.testing.assert_close(both[shown], seen[shown], rtol=0, atol=1e-4)
+
+
+def test_a_crop_holds_the_share_of_the_organism_that_it_must(augment):
+    x, y = ramps(1)[0]
+    organism = ((x - 0.25).abs() < 0.3) & ((y + 0.5).abs() < 0.25)
+    settings = {"geometry.crop.p": 1.0, "geometry.crop.min_area": 0.1, "geometry.rotation.p": 1.0}
+    held = {}
+    for share in (0.0, 0.7):
+        params = augment(settings | {"geometry.rotation.degrees": 30.0, "geometry.crop.min_cover": share}).geometry
+        views = move(torch.stack([organism.float(), x, y]).repeat(400, 1, 1, 1), params, 0.0, Draws((0,), 200))
+        middle = SIZE // 2
+        right, down = (
+            views[:, 1:, *to] - views[:, 1:, middle, middle] for to in ((middle, middle + 1), (middle + 1, middle))
+        )
+        pixel = right.norm(dim=1) * down.norm(dim=1) * (SIZE / 2) ** 2  # of the view, in pixels of the image
+        held[share] = views[:, 0].sum((1, 2)) * pixel / organism.sum()
+    assert (held[0.0] < 0.6).float().mean() > 0.2
+    assert (held[0.7] < 0.6).float().mean() < 0.01

@@ -15,6 +15,12 @@ KINDS = {
     "geometry.rotation": {"degrees": 90.0},
     "geometry.perspective": {"distortion": 0.5},
     "geometry.thin_plate_spline": {"displacement": 0.3},
+    "spectral.shift": {"nm": 40.0},
+    "spectral.gain": {"reach": 0.5, "width": 50.0},
+    "spectral.gamma": {"reach": 0.5},
+    "spectral.noise": {"std": 0.1},
+    "spectral.band_dropout": {"share": 0.5},
+    "spectral.group_dropout": {},
     "color.jitter": {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2},
     "color.grayscale": {},
     "color.posterize": {"bits": 2},
@@ -28,7 +34,11 @@ EACH = pytest.mark.parametrize("kind", KINDS)
 def recipe(bands: list[str], background: float = 0.5, size: int = 16) -> Recipe:
     scale = {"low": [0.0] * len(bands), "high": [255.0] * len(bands)}
     packing = {"fit": "pad", "background": background, "composite": False, "dtype": "uint16", "mask_band": None}
-    return Recipe(size=size, file_dtype="uint16", file_bands=len(bands), bands=bands, **packing, **scale)
+    waves = [{"uv": 360.0, "violet": 420.0, "blue": 460.0, "green": 540.0, "red": 620.0}.get(b, 900.0) for b in bands]
+    waves = [nm + 300 * (b == "swir") for nm, b in zip(waves, bands, strict=True)]
+    groups = {"first": [0], "others": list(range(1, len(bands)))} if len(bands) > 1 else {}
+    shape = {"size": size, "file_dtype": "uint16", "file_bands": len(bands), "bands": bands}
+    return Recipe(**shape, wavelengths=waves, modalities=groups, **packing, **scale)
 
 
 def on(kinds: list[str], p: float) -> dict[str, float]:
@@ -59,7 +69,7 @@ def test_with_probability_1_it_changes_all_and_with_0_none(augment, kind):
     assert left.max() < 1e-5
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "flip" not in kind and "grayscale" not in kind])
+@pytest.mark.parametrize("kind", [k for k in KINDS if not any(few in k for few in ("flip", "grayscale", "dropout"))])
 def test_no_two_views_share_their_draws(augment, kind):
     views = two_views(augment, [kind])(pictures(1, size=64).repeat(20, 1, 1, 1), 0)
     assert len(views.flatten(1).unique(dim=0)) == (6 if kind == "color.posterize" else 40)

@@ -10,7 +10,7 @@ from conftest import DATASETS, photographs, with_changes
 from PIL import Image
 
 from simtrail.data.checks import validate
-from simtrail.data.dataset import Dataset
+from simtrail.data.dataset import Dataset, Declaration
 from simtrail.data.manifest import scan
 from simtrail.errors import InputError
 
@@ -20,7 +20,9 @@ RNG = np.random.default_rng(1)
 
 def verdict(folder: Path, **declared):
     manifest, _ = scan(Dataset(folder))
-    declared = {"bands": None, "labelled": True, "grouped": False, **declared}
+    bands = declared.pop("bands", None)
+    card = Declaration(bands=[f"b{i}" for i in range(bands)] if bands else None, **declared.pop("card", {}))
+    declared = {"declared": card, "labelled": True, "grouped": False, **declared}
     return validate(manifest, CHECK, **declared)
 
 
@@ -77,6 +79,7 @@ def test_sixty_hostile_files_are_each_named_with_their_reason(tmp_path):
         assert reason in rejected[path], path
     assert {f.title for f in findings if f.success} == {
         "every image has 3 bands",
+        "every file says the same of its bands: names, wavelengths, bad bands, scale",
         "every image has its label",
         "every class has 5 images or more",
     }

@@ -6,13 +6,20 @@ import pytest
 from conftest import with_changes
 
 from simtrail.data.dataset import Declaration
+from simtrail.data.readers import BandFacts
 from simtrail.data.recipe import Recipe, conform, make_recipe
+from simtrail.errors import InputError
 
 RNG = np.random.default_rng(0)
 
 
+def manifest(dtype: str, low: list[float], high: list[float], **facts) -> pd.DataFrame:
+    said = BandFacts(**facts).model_dump_json()
+    return pd.DataFrame({"bands": [len(low)], "dtype": [dtype], "min": [low], "max": [high], "facts": [said]})
+
+
 def recipe(bands: int = 3, dtype: str = "uint8", low=0.0, high=255.0, mask_band=None, **prepare) -> Recipe:
-    table = pd.DataFrame({"bands": [bands], "dtype": [dtype], "min": [[low] * bands], "max": [[high] * bands]})
+    table = manifest(dtype, [low] * bands, [high] * bands)
     names = [f"b{i}" for i in range(bands)]
     declaration = Declaration(bands=names, mask=None if mask_band is None else names[mask_band])
     settings = {f"prepare.{k}": v for k, v in {"size": 16, "background": 0.0, **prepare}.items()}
@@ -34,12 +41,13 @@ def test_integers_of_sixteen_bits_keep_their_precision(dtype, low, high):
     np.testing.assert_array_equal(np.rint(back).astype(dtype), image)
 
 
-def test_every_band_of_a_deep_image_uses_its_own_range():
+def test_every_band_of_floats_uses_its_own_range():
     image = np.stack([np.linspace(0, 100, 256).reshape(16, 16), np.linspace(-1, 1, 256).reshape(16, 16)]).astype(
         np.float32
     )
-    table = pd.DataFrame({"bands": [2], "dtype": ["float32"], "min": [[0.0, -1.0]], "max": [[100.0, 1.0]]})
-    r = make_recipe(table, Declaration(), with_changes({"prepare.size": 16}).prepare)
+    r = make_recipe(
+        manifest("float32", [0.0, -1.0], [100.0, 1.0]), Declaration(), with_changes({"prepare.size": 16}).prepare
+    )
     packed = conform(image, r) / r.full_scale
     np.testing.assert_allclose(packed[0], packed[1], atol=1e-4)
     assert packed.min() == 0
@@ -96,3 +104,71 @@ def test_downscaling_averages_instead_of_picking_pixels():
     board = np.indices((64, 64)).sum(0) % 2 * 255
     packed = conform(np.stack([board] * 3).astype(np.uint8), recipe())
     assert abs(packed.astype(int) - 127).max() < 12
+
+
+def test_integers_share_one_range_so_that_spectra_keep_their_shape():
+    r = make_recipe(manifest("uint16", [10, 5], [100, 4000]), Declaration(), with_changes({"prepare.size": 16}).prepare)
+    assert (r.low, r.high) == ([0, 0], [4000, 4000])
+    floats = manifest("float32", [0.0, 0.1], [0.5, 0.9], scale=1.0)
+    r = make_recipe(floats, Declaration(), with_changes({"prepare.size": 16}).prepare)
+    assert r.high == [0.9, 0.9]
+
+
+def test_what_files_say_of_their_bands_stands_in_for_dataset_yaml():
+    said = {"names": ["a", "b", "c"], "wavelengths": [380.0, 550.0, 800.0], "good": [True, False, True], "nodata": -9.0}
+    r = make_recipe(manifest("int16", [0] * 3, [9] * 3, **said), Declaration(), with_changes({}).prepare)
+    assert (r.bands, r.wavelengths, r.chosen, r.nodata) == (["a", "c"], [380.0, 800.0], [0, 2], -9.0)
+    assert r.modalities == {"uv": [0], "nir": [1]}
+    declared = Declaration(bands=["x", "y", "z"], modalities={"one": ["x", "y"], "two": ["z"]})
+    r = make_recipe(manifest("int16", [0] * 3, [9] * 3, **said), declared, with_changes({}).prepare)
+    assert (r.bands, r.modalities) == (["x", "z"], {"one": [0], "two": [1]})
+    wrong = Declaration(bands=["x", "y", "z"], modalities={"one": ["x", "yy"], "two": ["z"]})
+    with pytest.raises(InputError, match="yy"):
+        make_recipe(manifest("int16", [0] * 3, [9] * 3, **said), wrong, with_changes({}).prepare)
+
+
+def test_pixels_without_data_are_background():
+    for nodata, value in ((np.nan, np.nan), (-9999.0, -9999.0)):
+        image = np.full((2, 16, 16), 0.5, np.float32)
+        image[:, :4] = value
+        table = manifest("float32", [0.0] * 2, [1.0] * 2)
+        r = make_recipe(
+            table, Declaration(nodata=nodata), with_changes({"prepare.size": 16, "prepare.background": 0.25}).prepare
+        )
+        packed = conform(image, r) / r.full_scale
+        np.testing.assert_allclose(packed[:, :4], 0.25, atol=1e-4)
+        np.testing.assert_allclose(packed[:, 4:], 0.5, atol=1e-4)
+
+
+def test_a_mask_can_cut_the_image_to_the_organism():
+    image = np.full((2, 64, 64), 40, np.uint8)
+    image[0, 8:24, 8:24], image[1] = 200, 0
+    image[1, 8:24, 8:24] = 1
+    assert (conform(image, recipe(2, mask_band=1, mask="crop")) == 200).all()
+
+
+def test_principal_components_and_the_colours_of_uv_vision_take_the_place_of_bands():
+    image = RNG.integers(0, 256, (4, 16, 16), dtype=np.uint8)
+    table, names = manifest("uint8", [0] * 4, [255] * 4), ["u", "s", "m", "l"]
+    pixels = RNG.integers(0, 256, (500, 4)).astype(float)
+    prepare = with_changes({"prepare.size": 16, "prepare.bands": {"pca": 2}}).prepare
+    r = make_recipe(table, Declaration(bands=names), prepare, lambda: pixels)
+    assert r.bands == ["pc1", "pc2"]
+    assert conform(image, r).shape == (2, 16, 16)
+    cones = {"usml": {name: [name] for name in names}}
+    r = make_recipe(table, Declaration(bands=names), with_changes({"prepare.size": 16, "prepare.bands": cones}).prepare)
+    pure = np.zeros((4, 16, 16), np.uint8)
+    pure[0] = 255
+    assert conform(pure, r)[:, 0, 0].tolist() == [128, 85, 255, 64]  # x ½, y ⅓, z 1, luminance ¼
+
+
+def test_a_modality_alone_stands_where_its_bands_stand_in_the_whole():
+    image = RNG.integers(1, 256, (4, 16, 16), dtype=np.uint8)
+    names = ["red", "uv1", "uv2", "mask"]
+    declared = Declaration(bands=names, mask="mask", modalities={"vis": ["red"], "uv": ["uv1", "uv2"]})
+    r = make_recipe(manifest("uint8", [0] * 4, [255] * 4), declared, with_changes({"prepare.size": 16}).prepare)
+    alone = conform(image[1:3], r, "uv")
+    np.testing.assert_array_equal(alone[1:], conform(image, r, "uv")[1:])
+    assert (alone[0] == 0).all()
+    with pytest.raises(ValueError, match="must be"):
+        conform(image[1:3], r)

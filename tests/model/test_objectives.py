@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from simtrail.model.objectives import OBJECTIVES, contrastive_top1, dcl, nt_xent
+from simtrail.model.objectives import OBJECTIVES, contrastive_top1, dcl, nt_xent, terms
+from simtrail.params import Terms
 
 BOTH = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 NORMALISE = pytest.mark.parametrize("normalise", [True, False])
@@ -147,3 +149,50 @@ def test_top1_counts_the_partners_found(rows):
 def test_top1_goes_by_the_angle_not_by_the_length():
     a, b, _ = torch.eye(3)
     assert contrastive_top1(torch.stack([a, 100 * b + 20 * a, a, b])) == 1
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "weights", [(1.0, 0.5, 0.25), (1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 1.0, 1.0), (3.0, 0.0, 1.0)]
+)
+def test_the_terms_are_their_definition(objective, weights):
+    """Nested loops over images, views and three modalities, from the pairs that each term calls partners."""
+    images, chosen = 4, Terms(**dict(zip(("fused", "intra", "cross"), weights, strict=True)))
+    fused, *modalities = z = [views(images, 5).roll(i, 0) * (i + 1) - i for i in range(4)]
+    tau = 0.4
+
+    def of(first: torch.Tensor, second: torch.Tensor) -> float:
+        """The loss when image i's partners are its view 1 in `first` and its view 2 in `second`."""
+        rows = [first[i] for i in range(images)] + [second[images + i] for i in range(images)]
+        return oracle(objective, torch.stack(rows), tau, True)
+
+    cross = [(of(m, n) + of(n, m)) / 2 for i, m in enumerate(modalities) for n in modalities[i + 1 :]]
+    expected = {"fused": of(fused, fused), "intra": sum(of(m, m) for m in modalities) / 3, "cross": sum(cross) / 3}
+    expected = {name: value for name, value in expected.items() if getattr(chosen, name)}
+    heads = z[not chosen.fused : 4 if chosen.intra or chosen.cross else 1]
+    loss, found = terms(torch.cat(heads, 1), [5] * len(heads), chosen, partial(objective, temperature=tau))
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-12)
+    assert loss.item() == pytest.approx(sum(getattr(chosen, k) * v for k, v in expected.items()), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weights", "reached"),
+    [((1.0, 0.0, 0.0), "f"), ((0.0, 1.0, 0.0), "mn"), ((0.0, 0.0, 1.0), "mn"), ((0.1, 0.2, 0.0), "fmn")],
+)
+def test_a_term_reaches_its_own_projections_and_no_others(weights, reached):
+    chosen = Terms(**dict(zip(("fused", "intra", "cross"), weights, strict=True)))
+    z = {name: views(3 + i, 5)[:6].requires_grad_() for i, name in enumerate("fmn")}
+    heads = [z[name] for name in reached]
+    loss, _ = terms(torch.cat(heads, 1), [5] * len(heads), chosen, partial(nt_xent, temperature=0.3))
+    loss.backward()
+    assert [name for name in "fmn" if z[name].grad is not None and z[name].grad.abs().sum() > 0] == list(reached)
+
+
+def test_the_cross_term_is_low_only_where_the_modalities_of_an_image_agree():
+    one, weights = views(16, 8)[:16].repeat(2, 1), Terms(fused=0.0, intra=0.0, cross=1.0)
+    another = one.roll(1, 0)  # both views agree, with those of the next image
+    agree, differ = (
+        terms(torch.cat([one, other], 1), [8, 8], weights, partial(nt_xent, temperature=0.2))[0]
+        for other in (one, another)
+    )
+    assert agree < 0.5 * differ

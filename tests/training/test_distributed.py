@@ -23,7 +23,7 @@ changes = json.loads(sys.argv[1])
 p = with_changes({"pretrain.precision": "fp32", "pretrain.batch_size": 8, **changes}).pretrain
 recipe = Recipe(
     size=32, fit="pad", background=0, composite=True, file_dtype="uint8", file_bands=3, mask_band=None,
-    bands=["red", "green", "blue"], dtype="uint8", low=[0] * 3, high=[255] * 3,
+    bands=["red", "green", "blue"], modalities={"rg": [0, 1], "b": [2]}, dtype="uint8", low=[0] * 3, high=[255] * 3,
 )
 batch = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 torch.set_num_threads(1)
@@ -31,15 +31,16 @@ torch.set_num_threads(1)
 
 def measured():
     torch.manual_seed(0)
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=[0.5] * 3, std=[0.3] * 3)
+    facts = {"mean": [0.5] * 3, "std": [0.3] * 3, "terms": p.terms}
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **facts)
     encoder = Encoder(config).train()
     learner = Learner(encoder, TwoViews(p.augment, recipe), p)
     share = len(batch) // world()
     mine = batch[rank() * share : (rank() + 1) * share]
-    loss, projections = learner._gradient(mine, (0, 0, 0))
+    loss, _, projections = learner._gradient(mine, (0, 0, 0))
     grads = {k: w.grad.clone() for k, w in encoder.named_parameters()}
     buffers = {k: b.clone() for k, b in encoder.named_buffers()}
-    later = [learner.step(mine, 0.01, 0, 0, step)[0].item() for step in (1, 2)]
+    later = [learner.step(mine, 0.001, 0, 0, step)[0].item() for step in (1, 2)]
     return {"loss": loss.item(), "projections": projections, "grads": grads, "buffers": buffers, "later": later}
 
 
@@ -67,6 +68,20 @@ with processes():
                 "pretrain.micro_batch_size": 2,
             },
             id="cached",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(  # no fused head: nothing may wait for a gradient that never comes
+            {
+                "pretrain.encoder.fusion": "separate",
+                "pretrain.terms": {"fused": 0.0, "intra": 1.0, "cross": 1.0},
+                "pretrain.optimiser": "sgd",
+            },
+            id="separate",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"pretrain.encoder.fusion": "attention", "pretrain.optimiser": "sgd"},
+            id="attention",
             marks=pytest.mark.slow,
         ),
     ],

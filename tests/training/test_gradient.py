@@ -27,7 +27,10 @@ def gradients(norm: nn.Module, micro: int | None, objective) -> tuple[float, lis
     net = network(norm)
     batch = torch.rand(12, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     batch = batch.double()
-    loss, projections = backward(net, batch, two_views, lambda z: objective(z, 0.2), OFF, nullcontext(), micro)
+    loss, found, projections = backward(
+        net, batch, two_views, lambda z: (objective(z, 0.2), {"one": objective(z, 0.2)}), OFF, nullcontext(), micro
+    )
+    assert found["one"] == loss
     assert projections.shape == (24, 8)
     return loss.item(), [p.grad for p in net.parameters()], net
 

@@ -31,9 +31,11 @@ def learner(changes: dict, bands: int = 3, batch_size: int = 4) -> tuple[Learner
     recipe = Recipe(
         size=32, fit="pad", background=0.5, composite=True, file_dtype="uint16", file_bands=bands, mask_band=None,
         bands=names, dtype="uint16", low=[0] * bands, high=[65535] * bands,
+        modalities={"rgb": [0, 1, 2], "rest": list(range(3, bands))} if bands > 3 else {},
     )  # fmt: skip
     torch.manual_seed(0)
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=[0.5] * bands, std=[0.3] * bands)
+    facts = {"mean": [0.5] * bands, "std": [0.3] * bands, "terms": p.terms}
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **facts)
     batch = torch.rand(batch_size, bands, 32, 32, generator=torch.Generator().manual_seed(1))
     return Learner(Encoder(config).train(), TwoViews(p.augment, recipe), p), batch
 
@@ -43,9 +45,10 @@ def learner(changes: dict, bands: int = 3, batch_size: int = 4) -> tuple[Learner
 def test_many_bands_go_through_every_augmentation_and_the_encoder(bands, model):
     mine, batch = learner({**EVERYTHING, **model}, bands)
     before = [w.clone() for w in mine.encoder.parameters()]
-    loss, top1 = mine.step(batch, 0.001, 0, 0, 0)
+    loss, told = mine.step(batch, 0.001, 0, 0, 0)
     assert torch.isfinite(loss)
-    assert 0 <= top1 <= 1
+    assert set(told) == {"contrastive_top1"}
+    assert 0 <= told["contrastive_top1"] <= 1
     changed = [not torch.equal(a, b) for a, b in zip(before, mine.encoder.parameters(), strict=True)]
     assert changed[0]  # the first layer has a gradient
     assert changed[-1]
@@ -78,10 +81,94 @@ def test_gradient_checkpointing_changes_nothing_and_is_refused_where_there_is_no
         learner({"pretrain.encoder.model": "pit_ti_224", "pretrain.gradient_checkpointing": True})
 
 
+FUSED = {
+    "pretrain.encoder.model": "test_resnet",
+    "pretrain.encoder.fusion": "separate",
+    "pretrain.terms": {"fused": 1.0, "intra": 0.5, "cross": 0.5},
+}
+
+
+def test_each_term_is_told_and_the_loss_is_their_sum_by_weight():
+    mine, batch = learner(FUSED, bands=6)
+    loss, told = mine.step(batch, 0.001, 0, 0, 0)
+    assert set(told) == {"contrastive_top1", "loss_fused", "loss_intra", "loss_cross"}
+    assert loss == pytest.approx(told["loss_fused"] + 0.5 * told["loss_intra"] + 0.5 * told["loss_cross"])
+
+
+@pytest.mark.parametrize(
+    ("fusion", "terms"),
+    [("separate", (1.0, 0.0, 0.0)), ("separate", (0.0, 1.0, 0.0)), ("separate", (0.0, 0.0, 1.0)),
+     ("separate", (1.0, 1.0, 1.0)), ("attention", (1.0, 0.0, 0.0)), ("attention", (1.0, 0.5, 0.5))],
+)  # fmt: skip
+def test_everything_in_the_encoder_learns_from_the_terms(fusion, terms):
+    named = dict(zip(("fused", "intra", "cross"), terms, strict=True))
+    mine, batch = learner({**FUSED, "pretrain.encoder.fusion": fusion, "pretrain.terms": named}, bands=6, batch_size=8)
+    mine._gradient(batch, (0, 0, 0))
+    assert [name for name, w in mine.encoder.named_parameters() if w.grad is None] == []
+    for branch in mine.encoder.branches.values():
+        assert branch.net.conv1[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("fusion", ["separate", "attention"])
+@pytest.mark.parametrize("micro", [2, 4])
+def test_cached_gradients_of_modalities_are_those_of_the_whole_batch(fusion, micro):
+    changes = {**FUSED, "pretrain.encoder.model": "test_convnext", "pretrain.head.batch_norm": False}
+    changes |= {"pretrain.encoder.fusion": fusion}
+    found = []
+    for settings in (changes, {**changes, "pretrain.micro_batch_size": micro}):
+        mine, batch = learner(settings, bands=6, batch_size=8)
+        loss, told, _ = mine._gradient(batch, (0, 0, 0))
+        found.append((loss, told, {name: w.grad for name, w in mine.encoder.named_parameters()}))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+def test_branches_checkpoint_average_and_clip_like_one_network():
+    changes = {"pretrain.gradient_checkpointing": True, "pretrain.ema": 0.5, "pretrain.clip": 1.0}
+    plain, batch = learner({**FUSED, **RESNET}, bands=6)
+    mine, _ = learner({**FUSED, **RESNET, **changes}, bands=6)
+    assert mine.step(batch, 0.01, 0, 0, 0)[0] == pytest.approx(plain.step(batch, 0.01, 0, 0, 0)[0].item())
+    assert all(branch.net.grad_checkpointing for branch in mine.encoder.branches.values())
+    assert mine.kept.branches["rgb"] is not mine.encoder.branches["rgb"]
+    mine.step(batch, 0.01, 0, 0, 1)
+    assert not torch.equal(mine.kept.eval()(batch), mine.encoder.eval()(batch))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pretrain.terms.cross": 1.0}, "pretrain.terms.cross = 1.0: needs pretrain.encoder.fusion: separate or atten"),
+        ({"pretrain.terms.intra": 0.5}, "pretrain.terms.intra = 0.5: needs pretrain.encoder.fusion: separate or atten"),
+        ({"pretrain.terms.fused": 0.0}, "pretrain.terms: fused, intra and cross are 0: one at least must be > 0"),
+        ({"pretrain.terms.cross": -1.0}, "pretrain.terms.cross = -1.0: must be ≥ 0"),
+        (
+            {"pretrain.terms.fused": 0.0, "pretrain.terms.cross": 1.0, "pretrain.encoder.fusion": "attention"},
+            "pretrain.terms.fused = 0.0: must be > 0 with pretrain.encoder.fusion: attention, whose weights learn",
+        ),
+        ({"pretrain.encoder.modalities": []}, "pretrain.encoder.modalities = []: must"),
+    ],
+)  # fmt: skip
+def test_terms_that_would_contrast_or_train_nothing_are_refused_by_key(changes, words):
+    with pytest.raises(InputError) as fault:
+        with_changes(changes)
+    assert words in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
 @pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_losses():
     plain, batch = learner(RESNET)
     compiled, _ = learner({**RESNET, "pretrain.compile": True})
+    for step in range(3):
+        loss = plain.step(batch, 0.001, 0, 0, step)[0].item()
+        assert compiled.step(batch, 0.001, 0, 0, step)[0].item() == pytest.approx(loss, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_compiled_branches_give_the_same_losses():
+    plain, batch = learner({**FUSED, **RESNET, "pretrain.encoder.fusion": "attention"}, bands=6)
+    compiled, _ = learner(
+        {**FUSED, **RESNET, "pretrain.encoder.fusion": "attention", "pretrain.compile": True}, bands=6
+    )
     for step in range(3):
         loss = plain.step(batch, 0.001, 0, 0, step)[0].item()
         assert compiled.step(batch, 0.001, 0, 0, step)[0].item() == pytest.approx(loss, rel=1e-2)

@@ -154,8 +154,8 @@ def test_a_loss_that_is_not_finite_stops_at_once_with_step_rate_and_checkpoint(p
     def poisoned(self, batch, rate, *seed):
         nonlocal steps
         steps += 1
-        loss, top1 = inner(self, batch, rate, *seed)
-        return (loss * torch.nan if steps >= 5 else loss), top1
+        loss, told = inner(self, batch, rate, *seed)
+        return (loss * torch.nan if steps >= 5 else loss), told
 
     monkeypatch.setattr(loop.Learner, "step", poisoned)
     words = r"the loss is nan at step 5 of 9, learning rate [\d.e-]+; the checkpoint of step 4 is kept"
@@ -217,6 +217,37 @@ def test_a_collapse_is_said(prepared, monkeypatch):
     assert "epoch 1: the features collapse: standard deviation 0.0001" in said
 
 
+def test_modalities_have_their_columns_and_an_interrupted_run_the_same(prepared, tmp_path, monkeypatch):
+    images, recipe, classes, facts = prepared
+    two = (images, recipe.model_copy(update={"modalities": {"warm": [0, 1], "cold": [2]}}), classes, facts)
+    changes = {
+        "pretrain.encoder.fusion": "attention",
+        "pretrain.terms": {"fused": 1.0, "intra": 0.5, "cross": 0.5},
+        "pretrain.epochs": 2,
+        "pretrain.checkpoint.every_steps": 1,
+    }
+    whole, checkpoints = fit(two, changes), Checkpoints(tmp_path, "key")
+    row = whole.history[-1]
+    assert row["loss"] == pytest.approx(row["loss_fused"] + 0.5 * row["loss_intra"] + 0.5 * row["loss_cross"], rel=1e-5)
+    assert row["val_weight_warm"] + row["val_weight_cold"] == pytest.approx(1)
+    assert row["val_feature_std_warm"] > 0 < row["val_feature_std_cold"]
+    inner, steps = loop.Learner.step, 0
+
+    def interrupted(self, batch, rate, *seed):
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise KeyboardInterrupt
+        return inner(self, batch, rate, *seed)
+
+    monkeypatch.setattr(loop.Learner, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(two, changes, checkpoints=checkpoints)
+    resumed = fit(two, changes, checkpoints=checkpoints)
+    assert same(resumed.encoder, whole.encoder)
+    assert {**resumed.history[-1], "images_per_second": 0} == {**row, "images_per_second": 0}
+
+
 def test_a_moving_average_is_what_is_kept(prepared):
     plain, average = fit(prepared), fit(prepared, {"pretrain.ema": 0.5})
     assert losses(plain.history) == losses(average.history)
@@ -224,14 +255,14 @@ def test_a_moving_average_is_what_is_kept(prepared):
 
 
 def test_out_of_memory_names_the_batch_size_and_one_that_fits(prepared, monkeypatch):
-    inner = loop.Encoder.project
+    inner = loop.Encoder.projections
 
     def small_memory(self, batch):
         if self.training and len(batch) > 8:  # the views of 4 images
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return inner(self, batch)
 
-    monkeypatch.setattr(loop.Encoder, "project", small_memory)
+    monkeypatch.setattr(loop.Encoder, "projections", small_memory)
     with pytest.raises(
         InputError, match=r"batch_size = 8: out of memory with the views of 8 images at once; 4 fit: set"
     ):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from math import exp, log
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.training import monitors
-from simtrail.training.monitors import Monitor, collapsed
+from simtrail.training.monitors import Monitor, collapsed, concerns
 
 RECIPE = Recipe(
     size=8, fit="pad", background=0, composite=True, file_dtype="uint8", file_bands=2, mask_band=None,
@@ -34,7 +35,7 @@ class Recorded(PackedImages):
 class Pixel(nn.Module):
     """Features and projections are the values of the upper left pixel: (B, 2)."""
 
-    device = torch.device("cpu")
+    device, modalities, width = torch.device("cpu"), (), 2
 
     def forward(self, batch):
         assert not self.training
@@ -42,6 +43,19 @@ class Pixel(nn.Module):
         return batch[:, :, 0, 0]
 
     project = forward
+
+
+class TwoBranches(Pixel):
+    """The same, and its two modalities: the pixel's values, with a weight of their own each, and one value always."""
+
+    modalities, branches = ("seen", "dull"), dict.fromkeys(("seen", "dull"), SimpleNamespace(width=2))
+
+    def __init__(self, weights):
+        super().__init__()
+        self.backbone = SimpleNamespace(scores=weights, weights=lambda parts: torch.tensor([weights] * len(parts[0])))
+
+    def parts(self, batch):
+        return [self(batch), torch.ones(len(batch), 2)]
 
 
 @pytest.fixture
@@ -177,6 +191,21 @@ def test_without_two_classes_in_both_parts_nothing_needs_labels(images, labels):
 
 
 def test_collapse_is_a_tenth_of_the_spread_of_isotropic_features():
-    assert collapsed({"val_feature_std": 0.0}, 512)
-    assert collapsed({"val_feature_std": 0.0099}, 100)
-    assert not collapsed({"val_feature_std": 0.0101}, 100)
+    assert collapsed(0.0, 512)
+    assert collapsed(0.0099, 100)
+    assert not collapsed(0.0101, 100)
+
+
+@pytest.mark.parametrize("weights", [[], [0.985, 0.015]])
+def test_each_modality_is_measured_and_the_one_that_says_nothing_is_named(images, weights):
+    encoder = TwoBranches(weights)
+    look = Monitor(images, TRAIN, VAL, None, twice, 0).look(encoder)
+    assert look["val_feature_std_seen"] == pytest.approx(0.5)
+    assert look["val_feature_std_dull"] == 0
+    told = {name: value for name, value in look.items() if name.startswith("val_weight_")}
+    assert told == pytest.approx(dict(zip(("val_weight_seen", "val_weight_dull"), weights, strict=False)))
+    assert concerns(look, encoder) == [
+        "the features of dull collapse: standard deviation 0",
+        *["attention leaves dull out: its mean weight is 0.015" for _ in weights[:1]],
+    ]
+    assert concerns({}, encoder) == []

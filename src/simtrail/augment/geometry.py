@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from simtrail.params import Geometry
 
 CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 TRIES = 10  # as in torchvision's RandomResizedCrop
+POINTS = 12  # of a crop's side that are looked up for what it holds
 
 
 def move(views: torch.Tensor, params: Geometry, background: float, draws: Draws) -> torch.Tensor:
@@ -21,8 +23,11 @@ def move(views: torch.Tensor, params: Geometry, background: float, draws: Draws)
     view is led back to the image in the opposite order.
     """
     n, size = len(views), views.shape[-1]
-    crop = _crop(n, params, draws).to(views.device)
+    crops, mirrored = _crops(n, params, draws)
     turn = (_rotation(n, params, draws) @ _perspective(n, params, draws)).to(views.device)
+    if params.crop.min_cover:
+        crops.fits &= _holds(crops, turn, views, background, params.crop.min_cover)
+    crop = _framed(crops, mirrored).to(views.device)
     spline = _thin_plate_spline(params, draws)
     centres = (torch.arange(size, device=views.device) * 2 + 1) / size - 1
     y, x = torch.meshgrid(centres, centres, indexing="ij")
@@ -44,17 +49,50 @@ def move(views: torch.Tensor, params: Geometry, background: float, draws: Draws)
     return moved.masked_fill_(outside.reshape(n, 1, size, size), background)
 
 
-def _crop(n: int, params: Geometry, draws: Draws) -> torch.Tensor:
-    """Random resized crops and flips, (n, 3, 3): scale and place of the view in the image."""
+@dataclass
+class _Crops:
+    """Random resized crops, `TRIES` for each of n views: width and height, place of the centre, whether it will do."""
+
+    sides: torch.Tensor  # (2, n, TRIES), 1 for the whole image
+    places: torch.Tensor  # (2, n, TRIES)
+    fits: torch.Tensor  # (n, TRIES)
+
+
+def _crops(n: int, params: Geometry, draws: Draws) -> tuple[_Crops, torch.Tensor]:
+    """The crops to choose from, and (n, 2) signs of the axes."""
     smallest = 1 - params.strength * (1 - params.crop.min_area)
     area = draws.between(smallest, 1, TRIES)
     ratio = draws.between(math.log(3 / 4), math.log(4 / 3), TRIES).exp()
     sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()])  # width, height
     fits = (sides <= 1).all(0) & (draws.uniform(1) < params.crop.p)
-    first = fits.int().argmax(1, keepdim=True).expand(2, n, 1)
-    sides = torch.where(fits.any(1), sides.gather(2, first)[..., 0], 1.0)
-    places = (1 - sides) * draws.between(-1, 1, 2).T
+    places = (1 - sides) * draws.between(-1, 1, 2).T[..., None]
     mirrored = 1 - 2 * (draws.uniform(2) < torch.tensor([params.horizontal_flip.p, params.vertical_flip.p])).float()
+    return _Crops(sides, places, fits), mirrored
+
+
+def _holds(crops: _Crops, turn: torch.Tensor, views: torch.Tensor, background: float, share: float) -> torch.Tensor:
+    """(n, TRIES) whether a crop holds that share of the pixels that are not background, by a grid of points in it."""
+    _, n, tries = crops.sides.shape
+    inside = (views != background).any(1, keepdim=True).float()
+    centres = (torch.arange(POINTS) * 2 + 1) / POINTS - 1
+    grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy")).reshape(2, 1, 1, -1)
+    points = crops.places[..., None] + crops.sides[..., None] * grid  # (2, n, TRIES, P)
+    points = torch.cat([points, torch.ones_like(points[:1])]).permute(1, 0, 2, 3).reshape(n, 3, -1).to(views.device)
+    points = turn @ points
+    places = (points[:, :2] / points[:, 2:]).mT.reshape(n, tries, -1, 2)
+    hit = F.grid_sample(inside, places, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0].mean(2)
+    held = hit * crops.sides.prod(0).to(views.device) / inside.mean((2, 3)).clamp_min(1e-9)
+    return (held >= share).cpu()
+
+
+def _framed(crops: _Crops, mirrored: torch.Tensor) -> torch.Tensor:
+    """The first crop that will do, or else the whole image, and its flips, (n, 3, 3): the view's scale and place."""
+    n = len(mirrored)
+    first = crops.fits.int().argmax(1, keepdim=True).expand(2, n, 1)
+    sides, places = (
+        torch.where(crops.fits.any(1), of.gather(2, first)[..., 0], whole)
+        for of, whole in ((crops.sides, 1.0), (crops.places, 0.0))
+    )
     matrix = torch.zeros(n, 3, 3)
     matrix[:, :2, :2] = torch.diag_embed((sides * mirrored.T).T)
     matrix[:, :2, 2] = places.T

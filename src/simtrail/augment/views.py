@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from simtrail.augment import spectral
 from simtrail.augment.color import recolour
 from simtrail.augment.draws import Draws
 from simtrail.augment.geometry import move
@@ -11,18 +12,25 @@ from simtrail.augment.texture import retexture
 from simtrail.data.recipe import Recipe
 from simtrail.params import Augment
 
+SPECTRAL = 7  # sets its draws apart: a setting of spectra leaves the other draws as they are
+
 
 class TwoViews:
     """Draws views of (B, C, S, S) float32 batches in [0, 1]; every image and every view has draws of its own."""
 
     def __init__(self, params: Augment, recipe: Recipe):
         self.params, self.recipe = params, recipe
+        self.wavelengths = recipe.wavelengths or [None] * len(recipe.bands)
+        self.modalities = recipe.modalities or {"all": list(range(len(recipe.bands)))}
 
     def ineffective(self) -> list[str]:
         """One line for each setting that can't act on these bands."""
+        lines = spectral.ineffective(self.params.spectral, self.wavelengths, self.modalities)
+        if self.params.geometry.crop.min_cover and not self.recipe.composite:
+            lines.append("pretrain.augment.geometry.crop.min_cover: no effect: prepare.mask leaves the background in")
         color, strength = self.params.color, self.params.color.strength
         if self.recipe.rgb:
-            return []
+            return lines
         jitter = color.jitter.p * strength
         settings = {
             "jitter.saturation": jitter * color.jitter.saturation,
@@ -30,7 +38,7 @@ class TwoViews:
             "grayscale.p": color.grayscale.p,
         }
         why = "no effect: no bands are named red, green and blue"
-        return [f"pretrain.augment.color.{key}: {why}" for key, value in settings.items() if value]
+        return lines + [f"pretrain.augment.color.{key}: {why}" for key, value in settings.items() if value]
 
     @torch.no_grad()
     def __call__(self, batch: torch.Tensor, *seed: int, start: int = 0, total: int | None = None) -> torch.Tensor:
@@ -41,5 +49,9 @@ class TwoViews:
         """
         draws = Draws(seed, len(batch), start, total)
         views = move(batch.repeat(2, 1, 1, 1), self.params.geometry, self.recipe.background, draws)
+        apart = Draws((*seed, SPECTRAL), len(batch), start, total)
+        views = spectral.perturb(
+            views, self.params.spectral, self.wavelengths, self.modalities, self.recipe.background, apart
+        )
         views = recolour(views, self.params.color, self.recipe.rgb, draws)
         return retexture(views, self.params.texture, self.recipe.background, draws)

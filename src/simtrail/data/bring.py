@@ -14,7 +14,7 @@ import yaml
 from tqdm import tqdm
 
 from simtrail.data.dataset import Dataset, missing_data
-from simtrail.data.readers import SUFFIXES
+from simtrail.data.readers import SUFFIXES, image_of
 from simtrail.errors import InputError
 
 DATA = Path("data")
@@ -98,13 +98,11 @@ def _gather(source: Path, building: Path, link: bool) -> tuple[int, list[str]]:
         relative = path.relative_to(source)
         if relative.as_posix() in ("metadata.csv", "dataset.yaml"):
             to = building / relative
-        elif path.suffix.lower() in SUFFIXES and (not shaped or relative.parts[0] == "images"):
+        elif image_of(path) and (not shaped or relative.parts[0] == "images"):
             to = building / relative if shaped else building / "images" / relative
-            count += 1
+            count += image_of(path) == path  # the data of an ENVI image are no second one
         else:
-            left_out.append(
-                f"{path}: not an image" if path.suffix.lower() not in SUFFIXES else f"{path}: outside images/"
-            )
+            left_out.append(f"{path}: {'outside images/' if image_of(path) else 'not an image'}")
             continue
         to.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -116,7 +114,7 @@ def _gather(source: Path, building: Path, link: bool) -> tuple[int, list[str]]:
                 ) from None
             if to.parent == building:
                 raise InputError(f"{path}: {fault.strerror}") from None
-            count -= 1
+            count -= image_of(path) == path
             reason = f"broken link to {path.readlink()}" if path.is_symlink() else fault.strerror
             left_out.append(f"{path}: {reason}")
     sheet = building / "metadata.csv"

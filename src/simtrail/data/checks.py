@@ -8,11 +8,15 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from simtrail.data.dataset import Declaration
 from simtrail.params import Check
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+SATURATED = 0.01  # share of a band's pixels at its type's largest value that is warned of
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,17 @@ class Finding:
 
 
 def validate(
-    manifest: pd.DataFrame, params: Check, *, bands: int | None, labelled: bool, grouped: bool
+    manifest: pd.DataFrame, params: Check, *, declared: Declaration, labelled: bool, grouped: bool
 ) -> tuple[list[Finding], dict[str, str]]:
     """Every finding about a manifest, and path → reasons for each image that must not be used.
 
-    `bands` is the declared number of bands; without one, and always for the type, what most images have is expected.
-    Findings of severity `warning` never reject an image.
+    `declared` is what dataset.yaml says, completed by what the files say of their bands; without a declared number of
+    bands, and always for the type, what most images have is expected. Findings of severity `warning` never reject an
+    image.
     """
     images = _evidence(manifest)
     readable = images[images["readable"]]
-    expected_bands = bands or _most_common(readable["bands"])
+    expected_bands = len(declared.bands or ()) or _most_common(readable["bands"])
     expected_dtype = _most_common(readable["dtype"])
     classes = images["label"].value_counts().rename_axis("class").reset_index(name="images")
     side = f"{params.min_side} to {params.max_side} px"
@@ -47,7 +52,7 @@ def validate(
     def among(column: str, values: list[Any], **kwargs: Any) -> tuple[str, dict[str, Any]]:
         return "ExpectColumnValuesToBeInSet", {"column": column, "value_set": values, **kwargs}
 
-    def within(column: str, low: int, high: int | None) -> tuple[str, dict[str, Any]]:
+    def within(column: str, low: float | None, high: float | None) -> tuple[str, dict[str, Any]]:
         return "ExpectColumnValuesToBeBetween", {"column": column, "min_value": low, "max_value": high}
 
     # title, table, index column, expectation, severity, reason given for an offending row
@@ -66,6 +71,13 @@ def validate(
             among("dtype", [expected_dtype]),
             "critical",
             f"pixels are {{dtype}}, expected {expected_dtype}",
+        ),
+        (
+            "every file says the same of its bands: names, wavelengths, bad bands, scale",
+            readable,
+            among("facts", [_most_common(readable["facts"])]),
+            "critical",
+            "names, wavelengths, bad bands or scale in its header differ from those of most files",
         ),
         (
             f"heights are {side}",
@@ -92,6 +104,42 @@ def validate(
         ),
         ("no image stands twice", readable, among("twin", [""]), "warning", "same bytes as {twin}"),
     ]
+    if expected_dtype != "uint8":  # photographs of 8 bits are clipped by design
+        rare = f"at most {SATURATED:.0%} of a band's pixels are saturated"
+        stated.append((rare, readable, within("most_saturated", 0, SATURATED), "warning", ""))
+    if str(expected_dtype).startswith(("int", "uint")) and expected_dtype not in ("int8", "uint8"):
+        deep = images[["path"]].assign(largest=readable["largest"].max()).head(1)  # of all images: one may be dark
+        wide = f"values use more than 8 bits of {expected_dtype}"
+        stated.append((wide, deep, within("largest", 256, None), "warning", ""))
+    if declared.scale:
+        bright = "no reflectance is above 2"
+        stated.append((bright, readable, within("largest", None, 2 * declared.scale), "warning", ""))
+    if (expected_bands or 1) > 1:
+        stated.append(("no band is constant", readable, among("constant_bands", [0]), "warning", ""))
+    if declared.mask:
+        cover = f"{params.min_mask_cover:g} to {params.max_mask_cover:g} of the image"
+        masked = readable[readable["mask_cover"].notna()]
+        stated += [
+            (
+                "every mask is binary",
+                masked,
+                among("mask_binary", [True]),
+                "critical",
+                "the mask has more than two values",
+            ),
+            (
+                f"masks cover {cover}",
+                masked,
+                within("mask_cover", params.min_mask_cover, params.max_mask_cover),
+                "critical",
+                f"the mask covers {{mask_cover:.3g}} of the image, must be {cover}",
+            ),
+        ]
+    if wavelengths := [nm for nm in declared.wavelengths or () if nm is not None]:
+        rising = pd.DataFrame({"wavelength": [f"{nm:g} nm" for nm in wavelengths], "nm": wavelengths})
+        rising["nm"] *= 1 if wavelengths[0] <= wavelengths[-1] else -1  # red before blue is an order too
+        order = "ExpectColumnValuesToBeIncreasing", {"column": "nm", "strictly": True}
+        stated.append(("wavelengths rise, or fall, from band to band", rising, order, "warning", ""))
     if grouped:
         stated.append(
             (
@@ -134,7 +182,12 @@ def validate(
 
 def _evidence(manifest: pd.DataFrame) -> pd.DataFrame:
     """The manifest with the path of each exact duplicate's `twin`, and of one labelled otherwise, its `clash`."""
-    images = manifest.assign(twin="", clash="").reset_index(drop=True)
+    images = manifest.assign(
+        twin="",
+        clash="",
+        most_saturated=[np.nan if values is None else max(values) for values in manifest["saturated"]],
+        largest=[np.nan if values is None else max(values) for values in manifest["max"]],
+    ).reset_index(drop=True)
     repeated = images[images["sha256"].notna() & images["sha256"].duplicated(keep=False)]
     for _, copies in repeated.groupby("sha256"):
         for i in copies.index:

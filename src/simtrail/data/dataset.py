@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from simtrail.data.readers import SUFFIXES
+from simtrail.data.readers import SUFFIXES, BandFacts, image_of
 from simtrail.errors import InputError
 from simtrail.params import parse
 
@@ -32,7 +34,10 @@ class Declaration(BaseModel):
     modality: Literal["grey", "rgb", "multispectral", "hyperspectral"] | None = None
     bands: list[str] | None = Field(None, min_length=1)
     wavelengths: list[float | None] | None = None  # nm, one per band
+    modalities: dict[str, list[str]] | None = None  # names of the bands that belong together: rgb, uv, …
     mask: str | None = None  # the band that is 0 on the background
+    nodata: float | None = None  # the value of pixels without data: background
+    scale: float | None = Field(None, gt=0)  # the value that stands for reflectance 1
     label: str | None = None  # column of metadata.csv
     group: str | None = None  # column of metadata.csv, kept on one side of every split
 
@@ -42,11 +47,23 @@ class Declaration(BaseModel):
             raise ValueError(
                 f"wavelengths: {len(self.wavelengths)} values for {len(self.bands or ())} bands; give one per band"
             )
+        if wrong := [nm for nm in self.wavelengths or [] if nm is not None and not 0 < nm < math.inf]:
+            raise ValueError(f"wavelengths: {wrong[0]}: must be > 0 nm, or null for a band without one")
         if self.mask is not None and self.mask not in (self.bands or ()):
             raise ValueError(
                 f"mask = {self.mask!r}: must be one of bands: {', '.join(self.bands or ['none declared'])}"
             )
+        if odd := [name for name in self.modalities or {} if not re.fullmatch(r"[\w. -]+", name)]:
+            raise ValueError(f"modalities: {odd[0]!r}: a name has letters, digits, '_', '-', '.' and spaces alone")
+        twice = [name for i, name in enumerate(self.bands or []) if name in (self.bands or [])[:i]]
+        if twice:
+            raise ValueError(f"bands: {twice[0]!r} stands there twice; every band needs a name of its own")
         return self
+
+    def completed(self, facts: BandFacts) -> Declaration:
+        """This declaration, with what the files say of their bands where dataset.yaml says nothing."""
+        said = {"bands": facts.names, "wavelengths": facts.wavelengths, "nodata": facts.nodata, "scale": facts.scale}
+        return self.model_copy(update={key: value for key, value in said.items() if getattr(self, key) is None})
 
 
 class Dataset:
@@ -61,15 +78,19 @@ class Dataset:
         self.declaration = parse(Declaration, tree, card)
 
     def files(self) -> tuple[list[str], list[str]]:
-        """Paths relative to the folder, sorted, of the image files under images/ and of all other files."""
+        """Paths relative to the folder, sorted, of the image files under images/ and of all other files.
+
+        An ENVI image is its header; the data beside it are neither.
+        """
         images: list[str] = []
         others: list[str] = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_dir():
                 continue
             relative = path.relative_to(self.folder).as_posix()
-            wanted = relative.startswith("images/") and path.suffix.lower() in SUFFIXES
-            (images if wanted else others).append(relative)
+            image = image_of(path) if relative.startswith("images/") else None
+            if image in (None, path):
+                (images if image else others).append(relative)
         return images, others
 
     def table(self) -> pd.DataFrame:
@@ -110,6 +131,7 @@ class Dataset:
         for column in ("path", self.declaration.label, self.declaration.group):
             if column is not None and column not in meta:
                 raise InputError(f"{sheet}: no column {column!r}; it has {', '.join(map(str, meta.columns))}")
+        meta["path"] = [self._image(path) for path in meta["path"]]
         if meta["path"].isna().any():
             raise InputError(f"{sheet}: row {meta['path'].isna().idxmax() + 2}: the path is empty")
         repeated = meta["path"][meta["path"].duplicated()]
@@ -131,6 +153,11 @@ class Dataset:
         table = table.join(meta.drop(columns="path").add_prefix("meta."))
         unlisted = sorted(set(images) - set(meta["path"]))
         return pd.concat([table, pd.DataFrame({"path": unlisted})], ignore_index=True).astype("object")
+
+    def _image(self, path: Any) -> Any:
+        """The path as listed; of the data of an ENVI image, its header's."""
+        image = image_of(self.folder / path) if isinstance(path, str) else None
+        return image.relative_to(self.folder).as_posix() if image else path
 
 
 def missing_data(folder: Path) -> str:

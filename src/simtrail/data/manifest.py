@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -17,29 +18,36 @@ import pandas as pd
 from tqdm import tqdm
 
 from simtrail.data.dataset import Dataset
-from simtrail.data.readers import decode
+from simtrail.data.readers import MAPPED, Picture, decode, files_of, open_image
 
+BLOCK = 2**22  # values of an image looked at at once
 _UNREAD = {
-    **dict.fromkeys(("sha256", "md5", "dtype")),
-    **dict.fromkeys(("bytes", "height", "width", "bands"), 0),
-    **dict.fromkeys(("alpha", "readable", "finite", "constant"), False),
-    **dict.fromkeys(("min", "max", "mean", "std")),
+    **dict.fromkeys(("sha256", "dtype", "facts", "crc", "min", "max", "mean", "std", "saturated")),
+    **dict.fromkeys(("bytes", "height", "width", "bands", "constant_bands"), 0),
+    **dict.fromkeys(("alpha", "readable", "finite", "constant", "mask_binary"), False),
+    **dict.fromkeys(("mask_cover",), np.nan),
 }
 
 
 def scan(dataset: Dataset) -> tuple[pd.DataFrame, str]:
     """The manifest of a dataset, and the md5 that identifies its bytes.
 
-    Columns: `path`, `label`, `group`, `split`, `meta.*` (see Dataset.table), `sha256`, `md5`, `bytes`, `height`,
-    `width`, `bands` (without alpha), `alpha`, `dtype`, lists `min`, `max`, `mean`, `std` with one value per band,
-    `readable`, `finite`, `constant` (one value everywhere), `reason` (why it is unreadable, else null). The md5 is the
-    one that DVC gives the folder, computed from the bytes just read, so that it is true whoever calls.
+    Columns: `path`, `label`, `group`, `split`, `meta.*` (see Dataset.table), `sha256`, `bytes`, `height`, `width`,
+    `bands` (without alpha), `alpha`, `dtype`, `facts` (JSON of BandFacts), lists `min`, `max`, `mean`, `std`,
+    `saturated` (share of pixels at the largest value of an integer type) with one value per band, without pixels that
+    are no data, `crc` (of each band, only for images read by memory map), `constant_bands` (their number), `readable`,
+    `finite`, `constant` (one value everywhere), `mask_cover` (share of the image) and `mask_binary` where a mask band
+    is declared, `reason` (why it is unreadable, else null). The md5 is the one that DVC gives the folder, computed from
+    the bytes just read, so that it is true whoever calls.
     """
-    table = dataset.table()
-    rows = in_processes(partial(_scan_file, dataset.folder), table["path"], "check")
+    table, declared = dataset.table(), dataset.declaration
+    mask = declared.bands.index(declared.mask) if declared.mask and declared.bands else None
+    look = partial(_scan_file, dataset.folder, mask, declared.nodata)
+    rows = in_processes(look, table["path"], "check")
+    hashes = {path: md5 for row in rows for path, md5 in row.pop("md5").items()}
     manifest = pd.concat([table, pd.DataFrame(rows)], axis=1)
-    others = {path: _md5(dataset.folder / path) for path in dataset.files()[1]}
-    hashes = others | {p: h for p, h in zip(manifest["path"], manifest["md5"], strict=True) if h}
+    everything = (p.relative_to(dataset.folder).as_posix() for p in dataset.folder.rglob("*") if not p.is_dir())
+    hashes |= {path: _md5(dataset.folder / path) for path in everything if path not in hashes}
     tree = [{"md5": hashes[path], "relpath": path} for path in sorted(hashes)]
     return manifest, hashlib.md5(json.dumps(tree, sort_keys=True).encode()).hexdigest() + ".dir"
 
@@ -57,9 +65,14 @@ def in_processes(function: Callable[[Any], Any], items: Iterable[Any], title: st
         return list(tqdm(done, title, total=len(items), unit="image", disable=None, leave=False))
 
 
-def _scan_file(folder: Path, relative: str) -> dict[str, Any]:
+def band_crc(band: np.ndarray, crc: int = 0) -> int:
+    """The CRC-32 of a band's bytes, going on from that of the rows above."""
+    return zlib.crc32(np.ascontiguousarray(band).data, crc)
+
+
+def _scan_file(folder: Path, mask: int | None, nodata: float | None, relative: str) -> dict[str, Any]:
     path = folder / relative
-    row: dict[str, Any] = dict(_UNREAD, reason=None)
+    row: dict[str, Any] = dict(_UNREAD, md5={}, reason=None)
     try:
         if not os.path.lexists(path):
             raise ValueError("listed in metadata.csv, but there is no such file")
@@ -67,35 +80,110 @@ def _scan_file(folder: Path, relative: str) -> dict[str, Any]:
             raise ValueError(f"broken link to {path.readlink()}")
         if not path.stat().st_mode & 0o444:  # root reads it all the same; nobody else will
             raise ValueError("no permission to read it; chmod +r the file")
-        data = path.read_bytes()
-        row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "md5": hashlib.md5(data).hexdigest()}
-        image, alpha = decode(data)
+        picture = _read(folder, path, row)
     except PermissionError:
         return row | {"reason": "no permission to read it; chmod +r the file"}
     except (ValueError, OSError, MemoryError) as fault:
         return row | {"reason": str(fault) or type(fault).__name__}
+    image, alpha, facts = picture
     bands = image[:-1] if alpha else image
-    statistics = np.array([_statistics(band) for band in bands]).T
+    mapped = path.suffix.lower() in MAPPED
+    statistics, crc = _statistics(bands, facts.nodata if nodata is None else nodata, mapped)
+    if mask is not None and mask < len(bands):
+        row |= {"mask_cover": float((bands[mask] > 0).mean()), "mask_binary": len(np.unique(bands[mask])) <= 2}
+    varies = statistics["min"] < statistics["max"]
     return row | {
         "height": image.shape[1],
         "width": image.shape[2],
         "bands": len(bands),
         "alpha": alpha,
-        "dtype": str(image.dtype),
-        **{name: values.tolist() for name, values in zip(("min", "max", "mean", "std"), statistics, strict=True)},
+        "dtype": str(image.dtype.newbyteorder("=")),
+        "facts": facts.model_dump_json(),
+        **{name: values.tolist() for name, values in statistics.items()},
+        "crc": crc,
+        "constant_bands": int((~np.delete(varies, [] if mask is None else mask)).sum()),
         "readable": True,
-        "finite": bool(np.isfinite(statistics).all()),
-        "constant": bool((statistics[0] == statistics[1]).all()),
+        "finite": bool(np.isfinite([statistics[name] for name in ("min", "max", "mean", "std")]).all()),
+        "constant": not varies.any(),
     }
 
 
-def _statistics(band: np.ndarray) -> tuple[float, float, float, float]:
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are findings here, not faults
-        return (
-            float(band.min()),
-            float(band.max()),
-            float(band.mean(dtype=np.float64)),
-            float(band.std(dtype=np.float64)),
+def _read(folder: Path, path: Path, row: dict[str, Any]) -> Picture:
+    """The image of a path; its size and hashes are noted in the row as soon as they are known."""
+    if path.suffix.lower() not in MAPPED:
+        data = path.read_bytes()
+        md5 = {path.relative_to(folder).as_posix(): hashlib.md5(data).hexdigest()}
+        row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "md5": md5}
+        return decode(data)
+    whole = hashlib.sha256()
+    for part in files_of(path):
+        own = hashlib.md5()
+        with part.open("rb") as file:
+            while chunk := file.read(2**22):
+                whole.update(chunk)
+                own.update(chunk)
+        row["bytes"] += part.stat().st_size
+        row["md5"] = {**row["md5"], part.relative_to(folder).as_posix(): own.hexdigest()}
+    row["sha256"] = whole.hexdigest()
+    return open_image(path)
+
+
+def _statistics(
+    image: np.ndarray, nodata: float | None, with_crc: bool
+) -> tuple[dict[str, np.ndarray], list[int] | None]:
+    """min, max, mean, std and saturated share of every band, in one pass in the order of the file, and CRCs."""
+    bands = len(image)
+    low, high = np.full(bands, np.inf), np.full(bands, -np.inf)
+    count, total, squares, full = np.zeros((4, bands))
+    crc = [0] * bands
+    origin = np.nan_to_num(image[:, 0, 0].astype(np.float64), posinf=0, neginf=0)  # sums about it lose no digits
+    top = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else None
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # NaN and Inf are findings here, not faults
+        for span, block in _blocks(image):
+            if with_crc:
+                for i, band in zip(range(bands)[span], block, strict=True):
+                    crc[i] = band_crc(band, crc[i])
+            x = block.reshape(len(block), -1)
+            if nodata is None:
+                low[span], high[span] = np.minimum(low[span], x.min(1)), np.maximum(high[span], x.max(1))
+                there: Any = x.shape[1]
+            else:
+                keep = ~(np.isnan(x) if np.isnan(nodata) else x == nodata)
+                low[span] = np.minimum(low[span], np.where(keep, x, np.inf).min(1))
+                high[span] = np.maximum(high[span], np.where(keep, x, -np.inf).max(1))
+                there = keep.sum(1)
+            shifted = x - origin[span, None]
+            if nodata is not None:
+                shifted[~keep] = 0
+            count[span] += there
+            total[span] += shifted.sum(1)
+            squares[span] += np.einsum("cp,cp->c", shifted, shifted)
+            if top is not None:
+                full[span] += (x == top).sum(1)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    found = {"min": low, "max": high, "mean": mean + origin, "std": std, "saturated": full / count}
+    empty = count == 0  # no data at all: constant at the value that says so
+    for name in ("min", "max", "mean"):
+        found[name][empty] = nodata
+    for name in ("std", "saturated"):
+        found[name][empty] = 0
+    return found, crc if with_crc else None
+
+
+def _blocks(image: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Contiguous (C', H', W') pieces of at most `BLOCK` values where possible, in the order of the file, each with the
+    slice of its bands."""
+    axis = int(np.argmax(np.abs(image.strides))) if image.size else 0
+    step = max(1, BLOCK * image.shape[axis] // image.size)
+    if axis == 2:  # rows must follow each other
+        axis, step = 1, max(1, BLOCK * image.shape[1] // image.size)
+    for start in range(0, image.shape[axis], step):
+        span = slice(start, start + step)
+        yield (
+            (span, np.ascontiguousarray(image[span]))
+            if axis == 0
+            else (slice(None), np.ascontiguousarray(image[:, span]))
         )
 
 

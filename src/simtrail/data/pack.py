@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from simtrail.data.manifest import in_processes
-from simtrail.data.readers import decode
+from simtrail.data.manifest import band_crc, in_processes
+from simtrail.data.readers import decode, open_image, take
 from simtrail.data.recipe import Recipe, conform
 from simtrail.errors import InputError
 
 SHARD_BYTES = 512 * 2**20
+SAMPLED, PIXELS = 256, 64  # images, and pixels of each, that bands are chosen by
 
 
 class PackedImages:
@@ -51,7 +53,7 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> Pac
     for number, start in enumerate(range(0, len(manifest), rows)):
         count = min(rows, len(manifest) - start)
         np.lib.format.open_memmap(_shard(out, number), "w+", recipe.dtype, (count, *shape)).flush()
-    items = list(zip(range(len(manifest)), manifest["path"], manifest["sha256"], strict=True))
+    items = list(zip(range(len(manifest)), manifest["path"], manifest["sha256"], manifest["crc"], strict=True))
     faults = in_processes(partial(_pack_one, folder, out, recipe, rows), items, "prepare")
     if changed := [fault for fault in faults if fault]:
         raise InputError("\n".join(changed[:20]) + "\nrun the check stage again: dvc repro check")
@@ -70,15 +72,40 @@ def statistics(images: PackedImages, rows: np.ndarray) -> dict[str, list[float]]
     return {"mean": mean.tolist(), "std": np.where(std > 1e-6, std, 1.0).tolist()}  # a constant band stays at zero
 
 
-def _pack_one(folder: Path, out: Path, recipe: Recipe, rows: int, item: tuple[int, str, str]) -> str | None:
-    number, path, sha256 = item
+def sample_pixels(folder: Path, paths: Sequence[str], seed: int) -> np.ndarray:
+    """(P, C) float64 values, in the files' own units, of `PIXELS` seeded pixels in each of `SAMPLED` seeded images."""
+    rng = np.random.default_rng(seed)
+    pixels = []
+    for path in rng.permutation(np.array(paths, dtype=object))[:SAMPLED]:
+        image, alpha, _ = open_image(folder / path)
+        _, height, width = image.shape
+        rows = np.unique(rng.integers(0, height, 8))  # of whole rows: in a line-interleaved file few pages are read
+        at = rng.choice(len(rows) * width, min(PIXELS, len(rows) * width), replace=False)
+        pixels.append(image[: len(image) - alpha, rows].reshape(len(image) - alpha, -1)[:, at].T.astype(np.float64))
+    return np.concatenate(pixels)
+
+
+def _pack_one(
+    folder: Path, out: Path, recipe: Recipe, rows: int, item: tuple[int, str, str, np.ndarray | None]
+) -> str | None:
+    number, path, sha256, crc = item
     try:
-        data = (folder / path).read_bytes()
+        if crc is None:
+            data = (folder / path).read_bytes()
+            image, same = decode(data).image, hashlib.sha256(data).hexdigest() == sha256
+        else:  # too large to read whole: the bands that are needed are looked at
+            image = open_image(folder / path).image
+            needed = [*recipe.read, *([] if recipe.mask_band is None else [recipe.mask_band])]
+            same = len(image) == len(crc) and [band_crc(band) for band in take(image, needed)] == [
+                crc[i] for i in needed
+            ]
     except OSError as fault:
         return f"{folder / path}: {fault.strerror or fault}"
-    if hashlib.sha256(data).hexdigest() != sha256:
+    except ValueError:
+        same = False
+    if not same:
         return f"{folder / path}: changed since it was checked"
-    _open(_shard(out, number // rows))[number % rows] = conform(decode(data)[0], recipe)
+    _open(_shard(out, number // rows))[number % rows] = conform(image, recipe)
     return None
 
 

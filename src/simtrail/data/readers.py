@@ -1,4 +1,4 @@
-"""Image files as arrays in their own type: PNG, JPEG, BMP, PPM, and TIFF of any band count."""
+"""Image files as arrays in their own type: PNG, JPEG, BMP, PPM, TIFF of any band count, ENVI cubes, NumPy arrays."""
 
 from __future__ import annotations
 
@@ -7,10 +7,78 @@ import struct
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".hdr", ".npy"})
+MAPPED = (".hdr", ".npy")  # read by memory map: bands that are not asked for stay on disk
+
+
+class BandFacts(BaseModel):
+    """What a file itself says of its bands; null where it says nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: list[str] | None = None
+    wavelengths: list[float | None] | None = None  # nm
+    good: list[bool] | None = None  # false: a bad band
+    scale: float | None = None  # the value that stands for reflectance 1
+    nodata: float | None = None  # the value of pixels without data
+
+
+class Picture(NamedTuple):
+    """An image, (C, H, W) in the file's own type, whether its last band is alpha, and what its file says of bands."""
+
+    image: np.ndarray
+    alpha: bool = False
+    facts: BandFacts = BandFacts()
+
+
+def open_image(path: str | Path) -> Picture:
+    """The image of a file; of an ENVI header or a .npy file a view of the memory-mapped data, read when it is used.
+
+    A .npy array is (H, W) or (H, W, C). Raises OSError for a file that cannot be read, ValueError for bytes that are
+    no whole image.
+    """
+    path = Path(path)
+    match path.suffix.lower():
+        case ".hdr":
+            from simtrail.data.envi import open_envi, read_header
+
+            header = read_header(path)
+            fields = {"names": header.names, "wavelengths": header.wavelengths, "good": header.good}
+            listed = {name: list(values) for name, values in fields.items() if values}
+            return Picture(open_envi(path), False, BandFacts(**listed, scale=header.scale, nodata=header.nodata))
+        case ".npy":
+            return Picture(_open_npy(path))
+    return decode(path.read_bytes())
+
+
+def take(image: np.ndarray, bands: list[int], rows: int = 16) -> np.ndarray:
+    """A copy of some bands of a (C, H, W) image, in the order given, in the machine's byte order.
+
+    A few rows at a time: where all bands of a pixel lie side by side, the file is walked through once, not per band.
+    """
+    taken = np.empty((len(bands), *image.shape[1:]), image.dtype.newbyteorder("="))
+    for start in range(0, image.shape[1], rows):
+        taken[:, start : start + rows] = image[bands, start : start + rows]
+    return taken
+
+
+def image_of(path: Path) -> Path | None:
+    """The image that a file is or belongs to: the header, for the data of an ENVI image; None where it is no image."""
+    from simtrail.data.envi import header_of
+
+    return path if path.suffix.lower() in SUFFIXES else header_of(path)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that an image consists of: an ENVI header and its data, else the file alone."""
+    from simtrail.data.envi import data_of
+
+    return [path, data_of(path)] if path.suffix.lower() == ".hdr" else [path]
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -19,30 +87,42 @@ def read_image(path: str | Path) -> np.ndarray:
     Palettes are resolved to RGB and 1-bit images to uint8; an alpha channel is the last band; a photograph's EXIF
     orientation is applied. Raises OSError for a file that cannot be read, ValueError for bytes that are no whole image.
     """
-    return decode(Path(path).read_bytes())[0]
+    return np.ascontiguousarray(open_image(path).image)
 
 
-def decode(data: bytes) -> tuple[np.ndarray, bool]:
-    """The (C, H, W) array of an image file's bytes, and whether its last band is alpha; ValueError says why not."""
+def decode(data: bytes) -> Picture:
+    """The image of a file's bytes; ValueError says why not."""
     if not data:
         raise ValueError("empty file (0 bytes)")
     try:
         if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            image, alpha = _decode_tiff(data)
+            image, alpha, facts = _decode_tiff(data)
         elif data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
-            image, alpha = _decode_deep_png(data)
+            (image, alpha), facts = _decode_deep_png(data), BandFacts()
         else:
-            image, alpha = _decode_pillow(data)
+            (image, alpha), facts = _decode_pillow(data), BandFacts()
     except Exception as fault:  # decoders raise all kinds on broken bytes; the caller needs one
         if isinstance(fault, MemoryError):
             raise
         raise ValueError(_reason(fault)) from fault
     if image.dtype.kind not in "uif":
         raise ValueError(f"pixels of type {image.dtype}: must be integers or floats; convert the file")
-    return np.ascontiguousarray(image), alpha
+    return Picture(np.ascontiguousarray(image), alpha, facts)
 
 
-def _decode_tiff(data: bytes) -> tuple[np.ndarray, bool]:
+def _open_npy(path: Path) -> np.ndarray:
+    try:
+        image = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as fault:
+        raise ValueError(f"not a whole NumPy array ({' '.join(str(fault).split())})") from None
+    if image.ndim not in (2, 3) or not image.size or image.dtype.kind not in "uif":
+        raise ValueError(
+            f"array of {image.dtype} {image.shape}: must be numbers, (height, width) or (height, width, bands)"
+        )
+    return image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
+
+
+def _decode_tiff(data: bytes) -> tuple[np.ndarray, bool, BandFacts]:
     from tifffile import TiffFile
 
     with TiffFile(BytesIO(data)) as tiff:
@@ -55,13 +135,35 @@ def _decode_tiff(data: bytes) -> tuple[np.ndarray, bool]:
             axes = "".join(axis for axis, k in zip(axes, keep, strict=True) if k)
             image = image.reshape([n for n, k in zip(image.shape, keep, strict=True) if k])
         if image.ndim == 2:
-            return image[None], False
+            return image[None], False, _tiff_facts(page, 1)
         if image.ndim != 3 or "Y" not in axes or "X" not in axes:
             raise ValueError(f"TIFF with axes {axes} {image.shape}: must be one image of height, width and bands")
         band_axis = next(i for i, axis in enumerate(axes) if axis not in "YX")
         # tag 338, ExtraSamples: 1 is associated, 2 unassociated alpha; further bands of science TIFFs carry 0
         alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2) and len(page.extrasamples) == 1
-        return np.moveaxis(image, band_axis, 0), alpha and image.shape[band_axis] in (2, 4)
+        alpha = alpha and image.shape[band_axis] in (2, 4)
+        return np.moveaxis(image, band_axis, 0), alpha, _tiff_facts(page, image.shape[band_axis] - alpha)
+
+
+def _tiff_facts(page: Any, bands: int) -> BandFacts:
+    """What the tags of GDAL say: names and wavelengths of bands (42112), and the value without data (42113)."""
+    tags = {code: str(page.tags.valueof(code) or "") for code in (42112, 42113)}
+    items = re.findall(r'<Item name="(\w+)" sample="(\d+)"[^>]*>([^<]*)</Item>', tags[42112])
+    said: dict[str, dict[int, str]] = {}
+    for name, sample, value in items:
+        said.setdefault(name.lower(), {})[int(sample)] = value.strip()
+    names, lengths, units = (said.get(key, {}) for key in ("description", "wavelength", "wavelength_units"))
+    scale = 1000 if units.get(0, "").lower().startswith("micro") else 1
+    try:
+        wavelengths = [float(lengths[i]) * scale for i in range(bands)] if len(lengths) == bands else None
+        nodata = float(tags[42113].strip("\0 ")) if tags[42113] else None
+    except (ValueError, KeyError):
+        raise ValueError(f"GDAL tags that are no numbers: wavelengths {lengths}, no-data {tags[42113]!r}") from None
+    return BandFacts(
+        names=[names[i] for i in range(bands)] if set(names) == set(range(bands)) else None,
+        wavelengths=list(wavelengths) if wavelengths else None,
+        nodata=nodata,
+    )
 
 
 def _decode_deep_png(data: bytes) -> tuple[np.ndarray, bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -9,8 +11,10 @@ import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from simtrail.data.bands import Mix, choose, make_mix, modalities
 from simtrail.data.dataset import Declaration
-from simtrail.params import Prepare
+from simtrail.data.readers import BandFacts, take
+from simtrail.params import Bands, Prepare
 
 
 class Recipe(BaseModel):
@@ -21,14 +25,21 @@ class Recipe(BaseModel):
     size: int
     fit: Literal["pad", "crop"]
     background: float
-    composite: bool  # on the background, where alpha or the mask band is zero
+    composite: bool  # on the background, where alpha or the mask band is zero, or there are no data
+    cut: bool = False  # to the rectangle around what is not background
     file_dtype: str  # type of a file's pixels
     file_bands: int  # bands of a file, without alpha, with the mask
     mask_band: int | None  # its index among file_bands; it never reaches the network
+    nodata: float | None = None  # a pixel whose bands all have this value is background
+    chosen: list[int] = []  # indices among file_bands of the bands that are read; none: all but the mask
+    mix: Mix | None = None  # what they are turned into
     bands: list[str]  # names of the bands that reach the network
+    wavelengths: list[float | None] = []  # of those, in nm; none: not known
+    modalities: dict[str, list[int]] = {}  # groups of them, by position among `bands`; none: all are one
     dtype: Literal["uint8", "uint16"]
-    low: list[float]  # per band: the file's value that becomes 0 …
+    low: list[float]  # per band read: the file's value that becomes 0 …
     high: list[float]  # … and the one that becomes 1
+    scale: float | None = None  # the file's value that stands for reflectance 1
 
     @property
     def full_scale(self) -> int:
@@ -36,75 +47,133 @@ class Recipe(BaseModel):
         return int(np.iinfo(self.dtype).max)
 
     @property
+    def read(self) -> list[int]:
+        """Indices among a file's bands of those that are read."""
+        return self.chosen or [i for i in range(self.file_bands) if i != self.mask_band]
+
+    @property
     def rgb(self) -> list[int] | None:
         """Positions of red, green and blue among `bands`, or None where they are not declared."""
         names = [name.lower() for name in self.bands]
-        return [names.index(c) for c in ("red", "green", "blue")] if {"red", "green", "blue"} <= set(names) else None
+        if {"red", "green", "blue"} <= set(names):
+            return [names.index(c) for c in ("red", "green", "blue")]
+        declared = self.modalities.get("rgb", [])
+        return declared if len(declared) == 3 else None
 
 
-def make_recipe(manifest: pd.DataFrame, declaration: Declaration, params: Prepare) -> Recipe:
+def make_recipe(
+    manifest: pd.DataFrame, declaration: Declaration, params: Prepare, sample: Callable[[], np.ndarray] | None = None
+) -> Recipe:
     """The recipe for the images of a (checked) manifest.
 
-    8-bit images keep their values. Other types are packed as 16 bits over each band's range in the manifest (from zero,
-    where nothing is negative), so that integer types of up to 16 bits lose nothing.
+    `sample` gives pixels (P, file bands) of training images, for the rules that look at them. 8-bit images keep their
+    values. Integers of up to 16 bits, and reflectance of a declared scale, are packed as 16 bits over one range for all
+    bands, so that spectra keep their shape (integers lose nothing). Other types are packed over each band's own range.
+    Ranges are those of the manifest, from zero where nothing is negative.
     """
     n = int(manifest["bands"].iloc[0])
-    names = declaration.bands or {1: ["grey"], 3: ["red", "green", "blue"]}.get(n) or [f"band{i + 1}" for i in range(n)]
-    mask = names.index(declaration.mask) if declaration.mask else None
-    kept = [i for i in range(n) if i != mask]
-    if manifest["dtype"].iloc[0] == "uint8":
-        dtype, low, high = "uint8", np.zeros(n), np.full(n, 255.0)
-    else:
-        dtype = "uint16"
-        low = np.minimum(0, np.stack(manifest["min"].to_list()).min(0))
-        high = np.stack(manifest["max"].to_list()).max(0)
-        high = np.where(high > low, high, low + 1)
+    facts = BandFacts.model_validate_json(manifest["facts"].iloc[0])
+    said = declaration.completed(facts)
+    names = said.bands or {1: ["grey"], 3: ["red", "green", "blue"]}.get(n) or [f"band{i + 1}" for i in range(n)]
+    mask = names.index(said.mask) if said.mask else None
+    pixels = cache(sample) if sample else None
+    left_out = [] if mask is None else [mask]
+
+    def raw() -> np.ndarray:
+        if pixels is None:
+            raise ValueError("these bands are chosen by the pixels of training images: a sample of them is needed")
+        return pixels()
+
+    chosen = choose(params.bands, names, said.wavelengths, facts.good, left_out, raw)
+    mixed_colours = isinstance(params.bands, Bands) and params.bands.usml is not None  # catches are sums over bands
+    dtype, file_dtype = "uint16", str(manifest["dtype"].iloc[0])
+    low = np.minimum(0, np.stack(manifest["min"].to_list()).min(0))[chosen]
+    high = np.stack(manifest["max"].to_list()).max(0)[chosen]
+    if file_dtype == "uint8":
+        dtype, low, high = "uint8", np.zeros(len(chosen)), np.full(len(chosen), 255.0)
+    elif said.scale or mixed_colours or file_dtype in ("int8", "int16", "uint16"):
+        low, high = np.full(len(chosen), low.min()), np.full(len(chosen), high.max())
+    high = np.where(high > low, high, low + 1)
+
+    mix = make_mix(params.bands, [names[i] for i in chosen], lambda: (raw()[:, chosen] - low) / (high - low))
+    bands = mix.names if mix else [names[i] for i in chosen]
+    wavelengths = [said.wavelengths[i] for i in chosen] if said.wavelengths and not mix else []
+    every = [i for i in range(n) if i != mask]
+    lengths = [said.wavelengths[i] for i in every] if said.wavelengths else None
+    whole = modalities([names[i] for i in every], lengths, said.modalities, said.modality or "all")
+    places = {name: [chosen.index(every[i]) for i in group if every[i] in chosen] for name, group in whole.items()}
+    groups = {mix.kind: list(range(len(bands)))} if mix else {name: group for name, group in places.items() if group}
     return Recipe(
         size=params.size,
         fit=params.fit,
         background=params.background,
-        composite=params.mask == "apply",
-        file_dtype=manifest["dtype"].iloc[0],
+        composite=params.mask != "ignore",
+        cut=params.mask == "crop",
+        file_dtype=file_dtype,
         file_bands=n,
         mask_band=mask,
-        bands=[names[i] for i in kept],
+        nodata=said.nodata,
+        chosen=chosen,
+        mix=mix,
+        bands=bands,
+        wavelengths=wavelengths,
+        modalities=groups,
         dtype=dtype,
-        low=low[kept].tolist(),
-        high=high[kept].tolist(),
+        low=low.tolist(),
+        high=high.tolist(),
+        scale=said.scale,
     )
 
 
-def conform(image: np.ndarray, recipe: Recipe) -> np.ndarray:
+def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> np.ndarray:
     """A file's (C, H, W) array as the recipe's (len(bands), size, size) array of its dtype.
 
-    C is `file_bands`, or one more for alpha. Raises ValueError for any other number of bands, and for another type,
-    whose values would mean something else.
+    C is `file_bands`, or one more for alpha; of a memory-mapped image only the bands that are needed are read. With a
+    `modality`, C may also be the number of its bands: then the others are black, and nothing is masked. Raises
+    ValueError for any other number of bands, and for another type, whose values would mean something else.
     """
-    if str(image.dtype) != recipe.file_dtype:
-        raise ValueError(f"pixels are {image.dtype}: must be {recipe.file_dtype}, as in the images this was made for")
+    dtype = str(image.dtype.newbyteorder("="))
+    if dtype != recipe.file_dtype:
+        raise ValueError(f"pixels are {dtype}: must be {recipe.file_dtype}, as in the images this was made for")
+    alone = recipe.modalities[modality] if modality and recipe.mix is None else []
+    if alone and image.ndim == 3 and len(image) == len(alone) != recipe.file_bands:
+        whole = np.zeros((recipe.file_bands, *image.shape[1:]), image.dtype)
+        whole[[recipe.read[i] for i in alone]] = image
+        if recipe.mask_band is not None:
+            whole[recipe.mask_band] = 1
+        image = whole
     if image.ndim != 3 or len(image) not in (recipe.file_bands, recipe.file_bands + 1):
         raise ValueError(
             f"image of shape {image.shape}: must be (bands, height, width) with {recipe.file_bands} bands, "
             "or one more for alpha"
         )
-    kept = [i for i in range(recipe.file_bands) if i != recipe.mask_band]
     low, high = (np.array(v, np.float32)[:, None, None] for v in (recipe.low, recipe.high))
-    unit = np.clip((image[kept].astype(np.float32) - low) / (high - low), 0, 1)
-    if recipe.composite:
-        unit = _on_background(unit, image, recipe)
+    bands = take(image, recipe.read)
+    unit = np.clip((np.nan_to_num(bands.astype(np.float32), nan=0.0) - low) / (high - low), 0, 1)
+    cover = _cover(image, bands, recipe) if recipe.composite else None
+    if recipe.mix:
+        unit = recipe.mix.apply(unit)
+    if cover is not None:
+        unit = recipe.background + (unit - recipe.background) * cover
+    if cover is not None and recipe.cut and cover.any():
+        rows, columns = (np.flatnonzero(cover.any(axis)) for axis in (1, 0))
+        unit = unit[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     square = _fit(unit, recipe)
     return np.rint(square * recipe.full_scale).astype(recipe.dtype)
 
 
-def _on_background(unit: np.ndarray, image: np.ndarray, recipe: Recipe) -> np.ndarray:
-    cover = None
+def _cover(image: np.ndarray, bands: np.ndarray, recipe: Recipe) -> np.ndarray | None:
+    """(H, W) from 0, background, to 1; None where the whole image counts."""
+    covers = []
     if len(image) > recipe.file_bands:
         alpha = image[-1]
-        cover = alpha.astype(np.float32) / (np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1)
+        covers.append(alpha.astype(np.float32) / (np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1))
     if recipe.mask_band is not None:
-        inside = (image[recipe.mask_band] > 0).astype(np.float32)
-        cover = inside if cover is None else cover * inside
-    return unit if cover is None else recipe.background + (unit - recipe.background) * cover
+        covers.append((image[recipe.mask_band] > 0).astype(np.float32))
+    if recipe.nodata is not None:
+        empty = np.isnan(bands) if np.isnan(recipe.nodata) else bands == recipe.nodata
+        covers.append((~empty.all(0)).astype(np.float32))
+    return np.prod(covers, axis=0) if covers else None
 
 
 def _fit(unit: np.ndarray, recipe: Recipe) -> np.ndarray:

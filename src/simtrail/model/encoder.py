@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,12 +19,13 @@ from torch import nn
 from tqdm import tqdm
 
 from simtrail.data.loader import to_unit
-from simtrail.data.readers import SUFFIXES, read_image
+from simtrail.data.readers import SUFFIXES, open_image
 from simtrail.data.recipe import Recipe, conform
 from simtrail.errors import InputError
 from simtrail.model.backbone import Backbone, pretrained_weights
+from simtrail.model.fusion import BranchInput, Fusion, branch_bands
 from simtrail.model.projector import projection_head
-from simtrail.params import Architecture, Head
+from simtrail.params import Architecture, Head, Terms
 
 WEIGHTS, CONFIG = "encoder.safetensors", "config.json"
 
@@ -37,55 +40,136 @@ class EncoderConfig(BaseModel):
     recipe: Recipe
     mean: list[float]  # per band, on the 0 to 1 scale, of the training split
     std: list[float]
+    terms: Terms = Terms(fused=1.0, intra=0.0, cross=0.0)  # of the loss: only heads that one of them trains are there
 
 
 class Encoder(nn.Module):
-    """Maps images to features, (B, bands, size, size) float32 in [0, 1] → (B, width).
+    """Maps images to features, (B, bands, size, size) float32 in [0, 1] → (B, width), of the bands that it uses.
 
     With `head_layers` = k the features are those after the first k layers of the projection head, from which
-    SimCLRv2 fine-tunes (arXiv 2006.10029, section 2.3). Raises InputError for what can't be built.
+    SimCLRv2 fine-tunes (arXiv 2006.10029, section 2.3). `modalities` are the names of those that have a branch each,
+    none with fusion concat; `branches` are the backbones by name, one with concat. Called with a `modality`, it gives
+    the features of that one's bands alone, at unit length. Raises InputError for what can't be built or given.
     """
-
-    mean: torch.Tensor
-    std: torch.Tensor
 
     def __init__(self, config: EncoderConfig, head_layers: int = 0):
         super().__init__()
-        if not 0 <= head_layers <= config.head.depth:
+        architecture, terms, size = config.architecture, config.terms, config.recipe.size
+        # heads that no term of the loss trains are not there: they would be noise, and DDP waits for their gradient
+        depth = config.head.depth if terms.fused else 0
+        if not 0 <= head_layers <= depth:
             raise InputError(
-                f"head_layers = {head_layers}: must be from 0 to {config.head.depth}, the layers of the projection head"
+                f"head_layers = {head_layers}: must be from 0 to {depth}, the layers of the projection head"
             )
-        self.config, self.head_layers = config, head_layers
-        self.backbone = Backbone(config.architecture, len(config.recipe.bands), config.recipe.size)
-        self.head = projection_head(self.backbone.width, config.head)
+        bands = branch_bands(architecture, config.recipe)
+        self.config, self.head_layers, self.names = config, head_layers, list(bands)
+        self.modalities = [] if architecture.fusion == "concat" else self.names
+        self.inputs = nn.ModuleList(
+            BranchInput(each, architecture.normalisation, config.mean, config.std) for each in bands.values()
+        )
+        counts = [len(each) for each in bands.values()]
+        self.backbone: Any = (
+            Fusion(architecture, counts, size) if self.modalities else Backbone(architecture, counts[0], size)
+        )
+        self.head = projection_head(self.backbone.width, config.head.model_copy(update={"depth": depth}))
+        own = self.branches.values() if terms.intra or terms.cross else []
+        self.heads = nn.ModuleList([projection_head(branch.width, config.head) for branch in own])
         widths = [self.backbone.width, *(m.out_features for m in self.head.modules() if isinstance(m, nn.Linear))]
         self.width = widths[head_layers]
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(config, name)).view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        normalised = (batch - self.mean) / self.std
-        return self.head[: self.head_layers](self.backbone(normalised.contiguous(memory_format=torch.channels_last)))
+    @property
+    def branches(self) -> dict[str, Backbone]:
+        return dict(zip(self.names, self.backbone.branches if self.modalities else [self.backbone], strict=True))
+
+    def forward(self, batch: torch.Tensor, modality: str | None = None) -> torch.Tensor:
+        if modality is None or (number := self._branch(modality)) is None:
+            return self.head[: self.head_layers](self.backbone(*self._seen(batch)))
+        return self.backbone.part(number, self.inputs[number](batch))
+
+    def parts(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        """The features of each of `modalities`, (B, W) at unit length, of which the fused ones are made."""
+        return self.backbone.parts(*self._seen(batch))
+
+    def projections(self, batch: torch.Tensor) -> torch.Tensor:
+        """The projections that the loss is made of, side by side, (B, Σ projection_widths).
+
+        Those of the fused features stand first, where the term fused has a weight; those of each modality follow, where
+        intra or cross has.
+        """
+        seen = self._seen(batch)
+        if not self.heads:
+            return self.head(self.backbone(*seen))
+        parts = self.backbone.parts(*seen)
+        fused = [self.head(self.backbone.fuse(parts))] if self.config.terms.fused else []
+        return torch.cat([*fused, *(head(part) for head, part in zip(self.heads, parts, strict=True))], 1)
+
+    @property
+    def projection_widths(self) -> list[int]:
+        fused, head = [self.backbone.width] if self.config.terms.fused else [], self.config.head
+        own = [branch.width for branch in self.branches.values()] if self.heads else []
+        return [head.output if head.depth else width for width in fused + own]
+
+    def joined(self, projections: torch.Tensor) -> torch.Tensor:
+        """What stands for an image among its projections: those of the fused features, or, where the loss has no such
+        term, those of all modalities at unit length."""
+        heads = projections.split(self.projection_widths, 1)
+        return heads[0] if self.config.terms.fused else torch.cat([F.normalize(z, dim=1) for z in heads], 1)
 
     def project(self, batch: torch.Tensor) -> torch.Tensor:
-        """The projections, (B, head.output), of images (B, bands, size, size) in [0, 1]; the features at depth 0."""
-        return self.head[self.head_layers :](self(batch))
+        """The `joined` projections, (B, head.output), of images (B, bands, size, size) in [0, 1]; the features at depth
+        0; without a fused term (B, modalities × head.output)."""
+        return self.joined(self.projections(batch))
+
+    def _seen(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        return [of_branch(batch) for of_branch in self.inputs]
+
+    def _branch(self, modality: str) -> int | None:
+        """The number of a modality's branch; None where it is all that the encoder sees."""
+        known = self.config.architecture.modalities or list(self.config.recipe.modalities)
+        if modality not in known:
+            raise InputError(
+                f"modality = {modality!r}: "
+                + (f"must be among {', '.join(known)}" if known else "the images have none; leave it out")
+            )
+        if self.names == [modality]:
+            return None
+        if not self.modalities:
+            raise InputError(
+                f"modality = {modality!r}: the encoder was trained on all its bands at once; train with "
+                f"pretrain.encoder.fusion: separate or attention, or pretrain.encoder.modalities: [{modality}]"
+            )
+        if self.head_layers:
+            raise InputError(
+                f"modality = {modality!r}: the projection head takes all modalities; load the encoder with "
+                f"head_layers = 0, not {self.head_layers}"
+            )
+        return self.modalities.index(modality)
 
     @property
     def device(self) -> torch.device:
-        return self.mean.device
+        return next(self.parameters()).device
 
     @torch.inference_mode()
-    def features(self, batches: Iterator[np.ndarray]) -> np.ndarray:
-        """The float32 features, (N, width), of batches of packed images (B, bands, size, size)."""
-        self.eval()
-        parts = [
-            self(to_unit(batch, self.config.recipe.full_scale, self.device)).float().cpu().numpy() for batch in batches
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+    def features(self, batches: Iterator[np.ndarray], modality: str | None = None) -> np.ndarray:
+        """The float32 features, (N, width), of batches of packed images (B, bands, size, size).
 
-    def embed(self, images: str | Path | Sequence[str | Path] | np.ndarray, batch_size: int = 64) -> pd.DataFrame:
-        """One row per image: columns `0` … `width − 1`, indexed by path (by position, for arrays).
+        With a `modality`, the features of its bands alone, at unit length, by its branch of the encoder; InputError
+        where it has none.
+        """
+        self.eval()
+        alone = modality is not None and self._branch(modality) is not None  # refused before anything is read
+        width, scale = next(iter(self.branches.values())).width if alone else self.width, self.config.recipe.full_scale
+        parts = [self(to_unit(batch, scale, self.device), modality).float().cpu().numpy() for batch in batches]
+        return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+
+    def embed(
+        self,
+        images: str | Path | Sequence[str | Path] | np.ndarray,
+        batch_size: int = 64,
+        modality: str | None = None,
+    ) -> pd.DataFrame:
+        """One row per image: columns `0` … `width − 1`, indexed by path (by position, for arrays); of the bands of one
+        `modality` alone, as `features` gives them, where it is named.
 
         `images` is a folder (searched through), one path, a list of paths, or an array (N, C, H, W) of any height and
         width in the bands and value range of the files the encoder was trained on. Raises InputError naming each file
@@ -95,7 +179,7 @@ class Encoder(nn.Module):
 
         def load(item: Path | np.ndarray) -> np.ndarray | str:
             try:
-                return conform(read_image(item) if isinstance(item, Path) else item, self.config.recipe)
+                return conform(open_image(item).image if isinstance(item, Path) else item, self.config.recipe, modality)
             except (ValueError, OSError) as fault:
                 return f"{item if isinstance(item, Path) else 'array'}: {fault}"
 
@@ -114,7 +198,7 @@ class Encoder(nn.Module):
             if faults:
                 raise InputError("\n".join(dict.fromkeys(faults)))
 
-        return pd.DataFrame(self.features(batches()), index=index)
+        return pd.DataFrame(self.features(batches(), modality), index=index)
 
     def save(self, folder: Path) -> None:
         """Writes encoder.safetensors and config.json."""
@@ -148,13 +232,15 @@ def load_weights(encoder: Encoder, weights: str) -> list[str]:
 
     `weights` is pretrain.weights, a registry URI fetched before: `random` (nothing is done), `pretrained` (timm's) or
     the folder of an encoder, whose backbone must be of the same model, width and stem; other bands, image and patch
-    sizes are adapted to (see Backbone.adopt). The projection head is taken over where it has the same layers.
-    Raises InputError for weights that are not there or are for another model.
+    sizes are adapted to (see Backbone.adopt). A branch takes the weights of the same modality, or those of the only
+    branch there is. Projection heads are taken over where they have the same layers. Raises InputError for weights that
+    are not there, or are for another model or other modalities.
     """
     if weights == "random":
         return []
     if weights == "pretrained":
-        return encoder.backbone.adopt(pretrained_weights(encoder.config.architecture, encoder.config.recipe.size))
+        given = pretrained_weights(encoder.config.architecture, encoder.config.recipe.size)
+        return _adopted(encoder, dict.fromkeys(encoder.names, given))
     if not Path(weights).is_dir():
         raise InputError(
             f"pretrain.weights = {weights!r}: must be random, pretrained, an encoder's folder, or models:/NAME@ALIAS"
@@ -166,13 +252,42 @@ def load_weights(encoder: Encoder, weights: str) -> list[str]:
             raise InputError(
                 f"pretrain.encoder.{key} = {ours!r}: must be {theirs!r} with pretrain.weights = {weights!r}"
             )
-    lines = encoder.backbone.adopt(source.backbone.state_dict())
-    theirs, ours = source.head.state_dict(), encoder.head.state_dict()
-    if {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}:
-        encoder.head.load_state_dict(theirs)
-    else:
-        lines.append("head stays random: the weights have another one")
+    of_branch = {name: branch.state_dict() for name, branch in source.branches.items()}
+    only = next(iter(of_branch.values())) if len(of_branch) == 1 else None
+    found = {name: of_branch.get(name, only) for name in encoder.names}
+    if not any(found.values()):
+        raise InputError(
+            f"pretrain.weights = {weights!r}: these are of a branch each for {', '.join(of_branch)}; name one of them "
+            f"in pretrain.encoder.modalities, or set pretrain.encoder.fusion: {source.config.architecture.fusion}"
+        )
+    lines, theirs_above = _adopted(encoder, found), _above(source)
+    for name, own in _above(encoder).items():
+        new = theirs_above.get(name, {})
+        if {k: v.shape for k, v in new.items()} == {k: v.shape for k, v in own.items()}:
+            for key, value in own.items():
+                value.copy_(new[key])
+        else:
+            lines.append(f"{name} begins anew: the weights have another one, or none")
     return lines
+
+
+def _adopted(encoder: Encoder, weights: Mapping[str, Mapping[str, torch.Tensor] | None]) -> list[str]:
+    """What each branch says of the weights it was given, by its name."""
+    lines = []
+    for name, branch in encoder.branches.items():
+        given = weights[name]
+        said = ["stays random: the weights have no such modality"] if given is None else branch.adopt(given)
+        lines += [f"{name}: {line}" for line in said] if encoder.modalities else said
+    return lines
+
+
+def _above(encoder: Encoder) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights above the branches, by what they are; only such as there are."""
+    parts = {"head": encoder.head.state_dict()}
+    scores = encoder.backbone.scores if encoder.modalities else []
+    for kind, modules in {"head": encoder.heads, "score": scores}.items():
+        parts |= {f"{kind} of {name}": m.state_dict() for name, m in zip(encoder.modalities, modules, strict=False)}
+    return {name: weights for name, weights in parts.items() if weights}
 
 
 def _listed(images: str | Path | Sequence[str | Path] | np.ndarray) -> tuple[list[Path] | list[np.ndarray], pd.Index]:

@@ -6,11 +6,14 @@ Shapes: V = 2B views, D dimensions, R rows of the similarity matrix at a time. R
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from simtrail.params import Terms
 
 
 def nt_xent(projections: torch.Tensor, temperature: float, *, normalise: bool = True, rows: int = 1024) -> torch.Tensor:
@@ -37,6 +40,33 @@ def dcl(projections: torch.Tensor, temperature: float, *, normalise: bool = True
 
 
 OBJECTIVES = {"nt_xent": nt_xent, "dcl": dcl}
+
+
+def terms(
+    projections: torch.Tensor, widths: Sequence[int], weights: Terms, objective: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss Σ weight · term, a scalar, and the terms whose weight is above 0, by name, without gradient.
+
+    `projections` is (2B, Σ widths): those of the whole encoder, where fused is above 0, then, where intra or cross is,
+    z_m of each of M modalities. With L the objective of a (2B, D) tensor, whose halves are the two views:
+
+        fused = L(z),  intra = mean_m L(z_m),  cross = mean_{m ≠ n} L(first half of z_m, second half of z_n),
+
+    the last over all ordered pairs, so that each modality sees each view (as Tian et al. 2020, arXiv 1906.05849, eq. 6,
+    over the full graph of views).
+    """
+    heads = list(projections.split(list(widths), 1))
+    found = {}
+    if weights.fused:
+        found["fused"] = objective(heads.pop(0))
+    if weights.intra:
+        found["intra"] = torch.stack([objective(z_VD) for z_VD in heads]).mean()
+    if weights.cross:
+        images = len(projections) // 2
+        pairs = [torch.cat([a_VD[:images], b_VD[images:]]) for a_VD, b_VD in permutations(heads, 2)]
+        found["cross"] = torch.stack([objective(z_VD) for z_VD in pairs]).mean()
+    loss = torch.stack([getattr(weights, name) * value for name, value in found.items()]).sum()
+    return loss, {name: value.detach() for name, value in found.items()}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simtrail.training.distributed import gathered
 
-Objective = Callable[[torch.Tensor], torch.Tensor]
+Objective = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 Draw = Callable[[torch.Tensor, int], torch.Tensor]
 
 
@@ -23,22 +23,23 @@ def backward(
     scaler: torch.amp.GradScaler,
     autocast: AbstractContextManager,
     micro_batch: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss, and the projections (2B, D) of the whole batch; the gradient is left, scaled, in the weights.
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """The loss, its terms, and the projections (2B, D) of the whole batch; the weights keep the gradient, scaled.
 
     `batch` is this process's share, `draw(images, start)` gives the two views of a part of it, `network` turns views
-    into projections. With a `micro_batch`, projections are computed without a graph first; the loss leaves its gradient
-    in them; then each part is computed again and led on from there (GradCache, arXiv 2101.06983). The result is that of
-    the whole batch, except that batch normalisation sees one part at a time.
+    into projections, `objective` these into a loss and its terms by name. With a `micro_batch`, projections are
+    computed without a graph first; the loss leaves its gradient in them; then each part is computed again and led on
+    from there (GradCache, arXiv 2101.06983). The result is that of the whole batch, except that batch normalisation
+    sees one part at a time.
     """
     if micro_batch is None or micro_batch >= len(batch):
         views = draw(batch, 0)  # in float32: warps lose accuracy in less
         with autocast:
             local = network(views)
         projections = gathered(local.float())
-        loss = objective(projections)
+        loss, terms = objective(projections)
         scaler.scale(loss).backward()
-        return loss.detach(), projections.detach()
+        return loss.detach(), terms, projections.detach()
 
     starts = range(0, len(batch), micro_batch)
 
@@ -51,7 +52,7 @@ def backward(
         cached = torch.cat([part(start) for start in starts], 1)
     cached.requires_grad_()
     projections = gathered(cached.flatten(0, 1))
-    loss = objective(projections)
+    loss, terms = objective(projections)
     scaler.scale(loss).backward()
     assert cached.grad is not None
     for start in starts:
@@ -59,7 +60,7 @@ def backward(
         # processes exchange their gradients once, with the last part
         with network.no_sync() if not last and isinstance(network, DistributedDataParallel) else nullcontext():
             part(start).backward(cached.grad[:, start : start + micro_batch])
-    return loss.detach(), projections.detach()
+    return loss.detach(), terms, projections.detach()
 
 
 @contextmanager

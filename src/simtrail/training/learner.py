@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from simtrail.augment.views import TwoViews
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
-from simtrail.model.objectives import OBJECTIVES, contrastive_top1
+from simtrail.model.objectives import OBJECTIVES, contrastive_top1, terms
 from simtrail.params import Pretrain
 from simtrail.training.distributed import rank, synchronised, world
 from simtrail.training.gradient import backward
@@ -32,7 +32,8 @@ class Learner:
         self.device = encoder.device
         if params.gradient_checkpointing:
             try:
-                encoder.backbone.net.set_grad_checkpointing(True)
+                for branch in encoder.branches.values():
+                    branch.net.set_grad_checkpointing(True)
             except (AssertionError, AttributeError):
                 model = params.encoder.model
                 raise InputError(f"pretrain.gradient_checkpointing: not offered by {model}; set it to false") from None
@@ -51,20 +52,23 @@ class Learner:
             else None
         )
         self.autocast = torch.autocast(self.device.type, LOW[params.precision], enabled=params.precision != "fp32")
-        self.objective = partial(
-            OBJECTIVES[params.objective], temperature=params.temperature, normalise=params.normalise
-        )
+        alone = partial(OBJECTIVES[params.objective], temperature=params.temperature, normalise=params.normalise)
+        self.objective = partial(terms, widths=encoder.projection_widths, weights=encoder.config.terms, objective=alone)
 
     @property
     def kept(self) -> Encoder:
         """The encoder that is looked at and kept: the moving average, where there is one."""
         return self.average.module if self.average else self.encoder  # type: ignore[return-value]
 
-    def step(self, batch: torch.Tensor, rate: float, *seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and contrastive top-1 of the whole batch, of which `batch` is this process's share; weights follow."""
+    def step(self, batch: torch.Tensor, rate: float, *seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of the whole batch, of which `batch` is this process's share, and what else is told of it; weights
+        follow.
+
+        Told are contrastive_top1 and, where the loss has several terms, each as loss_fused, loss_intra, loss_cross.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss, projections = self._gradient(batch, seed)
+        loss, found, projections = self._gradient(batch, seed)
         if self.params.clip:
             self.scaler.unscale_(self.optimiser)
             clip_grad_norm_(self.encoder.parameters(), self.params.clip)
@@ -73,15 +77,18 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:
             self.average.update_parameters(self.encoder)
-        return loss, contrastive_top1(projections)
+        told = {f"loss_{name}": value for name, value in found.items() if len(found) > 1}
+        return loss, {"contrastive_top1": contrastive_top1(self.encoder.joined(projections)), **told}
 
-    def _gradient(self, batch: torch.Tensor, seed: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _gradient(
+        self, batch: torch.Tensor, seed: tuple[int, ...]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         whole = self.params.batch_size
 
         def draw(images: torch.Tensor, start: int) -> torch.Tensor:
             return self.views(images, *seed, start=rank() * len(batch) + start, total=whole)
 
-        def attempt(images: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def attempt(images: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
             return backward(self.network, batch[:images], draw, self.objective, self.scaler, self.autocast, at_once)
 
         at_once = min(self.params.micro_batch_size or len(batch), len(batch))
@@ -112,4 +119,4 @@ class _Projections(nn.Module):
         self.encoder = encoder
 
     def forward(self, views: torch.Tensor) -> torch.Tensor:
-        return self.encoder.project(views)
+        return self.encoder.projections(views)

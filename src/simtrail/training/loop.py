@@ -20,7 +20,7 @@ from simtrail.model.encoder import Encoder, EncoderConfig, best_device, load_wei
 from simtrail.params import Pretrain
 from simtrail.training.distributed import from_first, rank, world
 from simtrail.training.learner import Learner
-from simtrail.training.monitors import Monitor, collapsed
+from simtrail.training.monitors import Monitor, concerns
 from simtrail.training.optimisers import learning_rate, peak_rate
 from simtrail.training.state import Checkpoints
 
@@ -52,7 +52,8 @@ def fit(
 
     Trains on `train_rows` of the packed images and on nothing else; looks at `val_rows` every few epochs, with `labels`
     (class number of every packed row, −1 for none) where there are any, and keeps the weights that did best there.
-    After an interruption the same call goes on from the last checkpoint and ends with the same weights. `on_look` is
+    The loss is made of `params.terms`, and the encoder keeps the projection heads that they train. After an
+    interruption the same call goes on from the last checkpoint and ends with the same weights. `on_look` is
     given the encoder at each look and returns further measures for the history, `on_epoch` is given the history so far
     after each epoch, `say` each remark. In several processes, the first alone writes.
 
@@ -62,7 +63,7 @@ def fit(
     epochs, device, peak = math.ceil(steps / per_epoch), best_device(), peak_rate(params)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(params.seed)  # on the CPU, so that a GPU starts from the same weights
-        encoder = Encoder(config)
+        encoder = Encoder(config.model_copy(update={"terms": params.terms}))
         for line in load_weights(encoder, params.weights):
             say(line)
         views = TwoViews(params.augment, config.recipe)
@@ -70,8 +71,8 @@ def fit(
         monitor = Monitor(images, train_rows, val_rows, labels, views, params.seed)
         metric = monitor.choose(params.monitor.metric)
 
-        # what a checkpoint holds beside the learner; loss and top-1 are sums over the epoch so far
-        at: dict[str, Any] = {"step": 0, "loss": 0.0, "top1": 0.0, "history": [], "best": None, "looks_since_best": 0}
+        # what a checkpoint holds beside the learner; sums are of loss, top-1 and terms, over the epoch so far
+        at: dict[str, Any] = {"step": 0, "sums": {}, "history": [], "best": None, "looks_since_best": 0}
         saver = _Saver(checkpoints, learner, at)
         saver.restore()
         if rank() == 0:
@@ -92,8 +93,9 @@ def fit(
             )  # fmt: skip
             for batch in batches:
                 rate = learning_rate(at["step"], steps, peak, params.warmup)
-                loss, top1 = learner.step(batch, rate, params.seed, epoch, at["step"])
-                at |= {"step": at["step"] + 1, "loss": at["loss"] + loss, "top1": at["top1"] + top1}
+                loss, told = learner.step(batch, rate, params.seed, epoch, at["step"])
+                sums = {name: at["sums"].get(name, 0.0) + value for name, value in {"loss": loss, **told}.items()}
+                at |= {"step": at["step"] + 1, "sums": sums}
                 watch.follow(loss, at["step"], rate)
                 bar.update()
                 if at["step"] == steps:
@@ -106,22 +108,21 @@ def fit(
             row = {
                 "epoch": epoch + 1,
                 "step": at["step"],
-                "loss": float(at["loss"]) / (at["step"] - epoch * per_epoch),
-                "contrastive_top1": float(at["top1"]) / (at["step"] - epoch * per_epoch),
+                **{name: float(total) / (at["step"] - epoch * per_epoch) for name, total in at["sums"].items()},
                 "learning_rate": learning_rate(at["step"] - 1, steps, peak, params.warmup),
                 "images_per_second": (at["step"] - first) * params.batch_size / (time.perf_counter() - begun),
             }
             if (epoch + 1) % params.monitor.every == 0 or at["step"] == steps:
                 row |= from_first({**monitor.look(learner.kept), **on_look(learner.kept)} if rank() == 0 else {})
                 encoder.train()  # on_look may have left it otherwise
-                if "val_feature_std" in row and collapsed(row, encoder.width):
-                    say(f"epoch {epoch + 1}: the features collapse: standard deviation {row['val_feature_std']:.2g}")
+                for line in concerns(row, encoder):
+                    say(f"epoch {epoch + 1}: {line}")
                 at["looks_since_best"] += 1
                 if metric and (at["best"] is None or row[metric] > at["best"]["value"]):
                     weights = {k: v.detach().cpu().clone() for k, v in learner.kept.state_dict().items()}
                     at["best"] = {"value": row[metric], "epoch": epoch + 1, "weights": weights}
                     at["looks_since_best"] = 0
-            at |= {"loss": 0.0, "top1": 0.0, "history": [*at["history"], row]}
+            at |= {"sums": {}, "history": [*at["history"], row]}
             bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{row['loss']:.3f}")
             if at["step"] == steps or saver.due(params.checkpoint):
                 saver.save()
@@ -175,7 +176,7 @@ class _Saver:
         if state:
             self.learner.load_state_dict(state["learner"])
             self.at |= state["at"]
-            self.at |= {sums: torch.as_tensor(self.at[sums]).to(self.learner.device) for sums in ("loss", "top1")}
+            self.at["sums"] = {name: total.to(self.learner.device) for name, total in self.at["sums"].items()}
             torch.set_rng_state(state["rng"])
             self.step = self.at["step"]
 

@@ -19,6 +19,7 @@ from simtrail.model.objectives import contrastive_top1
 
 BANK, LOOKED_AT = 10_000, 4096  # images at most: labelled ones of the training split, ones of the validation split
 NEIGHBOURS, BATCH = 10, 256
+LEFT_OUT = 0.02
 
 
 class Monitor:
@@ -53,7 +54,8 @@ class Monitor:
         val_knn, val_probe: accuracy on labelled validation images, by labelled training images; left out where
         either holds fewer than two classes. val_effective_rank, val_feature_std: of the features of the images as they
         are. val_alignment, val_uniformity, val_contrastive_top1: of the projections of two views of each image, the
-        last among the views of all images.
+        last among the views of all images. Where modalities have a branch each, val_feature_std_<modality> too, and
+        val_weight_<modality>, the mean of the weights that attention gives it.
         """
         if len(self.val) < 2:
             return {}
@@ -72,6 +74,7 @@ class Monitor:
                 "val_contrastive_top1": float(contrastive_top1(torch.cat([first, second]))),
                 "val_effective_rank": effective_rank(val),
                 "val_feature_std": feature_std(val),
+                **self._of_modalities(encoder),
             }
             if self.labelled:
                 bank, known = self._features(encoder, self.bank), self.labels[self.bank]
@@ -100,6 +103,18 @@ class Monitor:
                 return f"val_{metric}"
         raise InputError(f"pretrain.monitor.metric = {metric!r}: needs {needs}, or set auto")
 
+    def _of_modalities(self, encoder: Encoder) -> dict[str, float]:
+        if not encoder.modalities:
+            return {}
+        seen = [encoder.parts(batch) for batch in self._batches(self.val, encoder.device)]
+        parts = [torch.cat(part) for part in zip(*seen, strict=True)]
+        named = zip(encoder.modalities, parts, strict=True)
+        measures = {f"val_feature_std_{name}": feature_std(part) for name, part in named}
+        if encoder.backbone.scores:
+            weights = encoder.backbone.weights(parts).mean(0).tolist()
+            measures |= {f"val_weight_{name}": w for name, w in zip(encoder.modalities, weights, strict=True)}
+        return measures
+
     def _features(self, encoder: Encoder, rows: np.ndarray) -> torch.Tensor:
         return torch.cat([encoder(batch).float() for batch in self._batches(rows, encoder.device)])
 
@@ -109,7 +124,20 @@ class Monitor:
             yield to_unit(packed, self.images.recipe.full_scale, device)
 
 
-def collapsed(row: dict[str, float], width: int) -> bool:
-    """Whether the features of a look, `width` wide, all point nearly one way: val_feature_std under a tenth of the
-    1/√width of vectors that point every way."""
-    return row["val_feature_std"] < 0.1 / math.sqrt(width)
+def concerns(row: dict[str, float], encoder: Encoder) -> list[str]:
+    """One line for features, of all or of one modality, that nearly all point one way, and for each modality that
+    attention leaves out: of a mean weight under `LEFT_OUT`. None for a row without a look."""
+    lines = []
+    for name, width in [("", encoder.width), *((name, encoder.branches[name].width) for name in encoder.modalities)]:
+        spread = row.get("val_feature_std" + (name and f"_{name}"), math.inf)
+        if collapsed(spread, width):
+            lines.append(f"the features {name and f'of {name} '}collapse: standard deviation {spread:.2g}")
+        if (weight := row.get(f"val_weight_{name}", 1.0)) < LEFT_OUT:
+            lines.append(f"attention leaves {name} out: its mean weight is {weight:.2g}")
+    return lines
+
+
+def collapsed(spread: float, width: int) -> bool:
+    """Whether features, `width` wide, all point nearly one way: their val_feature_std is under a tenth of the 1/√width
+    of vectors that point every way."""
+    return spread < 0.1 / math.sqrt(width)

@@ -1,0 +1,203 @@
+"""Images of many bands through scan, checks and packing: ENVI cubes, NumPy arrays, masks, values without data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from conftest import with_changes
+
+from simtrail import read_image
+from simtrail.data.bring import _gather
+from simtrail.data.checks import validate
+from simtrail.data.dataset import Dataset
+from simtrail.data.manifest import scan
+from simtrail.data.pack import pack, sample_pixels
+from simtrail.data.readers import open_image
+from simtrail.data.recipe import make_recipe
+from simtrail.errors import InputError
+
+BANDS, SIDE = 12, 20
+WAVELENGTHS = [400 + 50 * i for i in range(BANDS)]
+AXES = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (1, 2, 0)}
+
+
+def cube(seed: int, dtype: str = "uint16") -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 4000, (BANDS, SIDE, SIDE)).astype(dtype)
+
+
+def write_envi(folder: Path, name: str, image: np.ndarray, interleave: str = "bil", **more: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    bands, lines, samples = image.shape
+    said = {"samples": samples, "lines": lines, "bands": bands, "header offset": 0, "data type": 12, "byte order": 0}
+    said |= {"interleave": interleave, "wavelength units": "nm", "wavelength": WAVELENGTHS, **more}
+    lists = {k: f"{{{', '.join(map(str, v))}}}" if isinstance(v, list) else v for k, v in said.items()}
+    (folder / f"{name}.hdr").write_text("ENVI\n" + "".join(f"{k} = {v}\n" for k, v in lists.items()))
+    image.astype("<u2").transpose(AXES[interleave]).tofile(folder / f"{name}.dat")
+
+
+@pytest.fixture
+def cubes(tmp_path):
+    for i in range(6):
+        write_envi(tmp_path / "images", f"c{i}", cube(i), list(AXES)[i % 3], bbl=[1, 1, 0] + [1] * (BANDS - 3))
+    return tmp_path
+
+
+def checked(folder: Path, **changes):
+    dataset = Dataset(folder)
+    manifest, _ = scan(dataset)
+    facts = open_image(folder / manifest["path"].iloc[0]).facts
+    said = dataset.declaration.completed(facts)
+    findings, rejected = validate(manifest, with_changes(changes).check, declared=said, labelled=False, grouped=False)
+    return manifest, {f.title: f for f in findings}, rejected
+
+
+def test_a_header_is_the_image_and_its_data_belong_to_it(cubes):
+    images, others = Dataset(cubes).files()
+    assert images == [f"images/c{i}.hdr" for i in range(6)]
+    assert others == []
+    (cubes / "metadata.csv").write_text("path,kind\n" + "".join(f"images/c{i}.dat,a\n" for i in range(6)))
+    table = Dataset(cubes).table()
+    assert table["path"].tolist() == images
+    assert (table["meta.kind"] == "a").all()
+
+
+def test_statistics_of_every_band_are_those_of_the_whole_array_in_any_interleave(cubes, monkeypatch):
+    monkeypatch.setattr("simtrail.data.manifest.BLOCK", 1000)
+    manifest, _ = scan(Dataset(cubes))
+    for i, row in manifest.iterrows():
+        image = cube(int(i)).astype(float)
+        for name, expected in {
+            "min": image.min((1, 2)),
+            "max": image.max((1, 2)),
+            "mean": image.mean((1, 2)),
+            "std": image.std((1, 2)),
+        }.items():
+            np.testing.assert_allclose(row[name], expected, rtol=1e-12)
+    assert manifest["readable"].all()
+    assert manifest["sha256"].nunique() == 6
+
+
+def test_the_md5_covers_headers_and_data(cubes):
+    _, before = scan(Dataset(cubes))
+    data = cubes / "images/c3.dat"
+    data.write_bytes(data.read_bytes()[:-1] + b"\xff")
+    assert scan(Dataset(cubes))[1] != before
+
+
+def test_packed_cubes_are_the_good_bands_and_a_change_of_one_is_refused(cubes):
+    manifest, found, rejected = checked(cubes)
+    assert not rejected
+    assert found["wavelengths rise, or fall, from band to band"].success
+    recipe = make_recipe(manifest, Dataset(cubes).declaration, with_changes({"prepare.size": SIDE}).prepare)
+    assert recipe.wavelengths == [nm for i, nm in enumerate(WAVELENGTHS) if i != 2]
+    out = cubes / "out"
+    out.mkdir()
+    images = pack(cubes, manifest, recipe, out)
+    low, high = np.array(recipe.low)[:, None, None], np.array(recipe.high)[:, None, None]
+    for i in range(6):
+        back = low + images.rows(np.array([i]))[0] / recipe.full_scale * (high - low)
+        np.testing.assert_array_equal(np.rint(back), np.delete(cube(i), 2, 0))
+    data = np.memmap(cubes / "images/c0.dat", "<u2", "r+")  # bsq
+    data[2 * SIDE * SIDE + 5] += 1  # of the bad band, which is not read
+    data.flush()
+    pack(cubes, manifest, recipe, out)
+    data[3 * SIDE * SIDE + 5] += 1
+    data.flush()
+    with pytest.raises(InputError, match=r"c0\.hdr: changed since it was checked"):
+        pack(cubes, manifest, recipe, out)
+
+
+def test_a_truncated_cube_and_another_order_of_bands_are_named(cubes):
+    data = cubes / "images/c1.dat"
+    data.write_bytes(data.read_bytes()[:-2])
+    write_envi(cubes / "images", "c2", cube(2), wavelength=WAVELENGTHS[::-1], bbl=[1, 1, 0] + [1] * (BANDS - 3))
+    _, _, rejected = checked(cubes)
+    assert "truncated" in rejected["images/c1.hdr"]
+    assert "differ from those of most files" in rejected["images/c2.hdr"]
+    assert len(rejected) == 2
+
+
+def test_numpy_arrays_are_height_width_bands(tmp_path):
+    np.save(tmp_path / "a.npy", cube(0).transpose(1, 2, 0))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.npy"), cube(0))
+    np.save(tmp_path / "b.npy", np.array(["a"]))
+    with pytest.raises(ValueError, match="must be numbers"):
+        read_image(tmp_path / "b.npy")
+
+
+def test_the_sample_holds_pixels_of_the_images_in_their_own_units(cubes):
+    pixels = sample_pixels(cubes, ["images/c1.hdr"], 0)
+    assert pixels.shape[1] == BANDS
+    whole = {tuple(p) for p in cube(1).reshape(BANDS, -1).T}
+    assert all(tuple(p) in whole for p in pixels.astype(int))
+
+
+def test_adding_data_brings_headers_and_their_data_as_one_image(cubes, tmp_path):
+    count, left_out = _gather(cubes, tmp_path / "building", link=False)
+    assert (count, left_out) == (6, [])
+    assert (tmp_path / "building/images/c5.dat").exists()
+
+
+def masked(folder: Path, mask: np.ndarray, name: str = "a") -> None:
+    (folder / "images").mkdir(exist_ok=True)
+    bands = np.stack([*cube(0)[:2], mask.astype(np.uint16)])
+    tifffile.imwrite(folder / f"images/{name}.tif", bands, planarconfig="separate", photometric="minisblack")
+    (folder / "dataset.yaml").write_text("bands: [green, nir, mask]\nmask: mask\n")
+
+
+def test_masks_must_be_binary_and_cover_as_much_as_declared(tmp_path):
+    half = np.zeros((SIDE, SIDE))
+    half[: SIDE // 2] = 1
+    for name, mask in {"a": half, "b": half, "grey": half * np.arange(SIDE), "full": half + 1}.items():
+        masked(tmp_path, mask, name)
+    manifest, _, rejected = checked(tmp_path, **{"check.max_mask_cover": 0.9})
+    assert manifest["mask_cover"].tolist() == pytest.approx([0.5, 0.5, 1.0, 0.475])
+    assert set(rejected) == {"images/grey.tif", "images/full.tif"}
+    assert "more than two values" in rejected["images/grey.tif"]
+    assert "covers 1 of the image, must be 0.01 to 0.9" in rejected["images/full.tif"]
+
+
+def test_saturated_constant_and_shallow_bands_are_warned_of(tmp_path):
+    image = cube(0) % 256
+    image[3] = 7
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(tmp_path / "images/shallow.tif", image, planarconfig="separate", photometric="minisblack")
+    _, found, rejected = checked(tmp_path)
+    assert not rejected
+    assert found["no band is constant"].offenders == ["images/shallow.tif"]
+    assert not found["values use more than 8 bits of uint16"].success
+    image[5, :4] = 65535
+    tifffile.imwrite(tmp_path / "images/shallow.tif", image, planarconfig="separate", photometric="minisblack")
+    _, found, _ = checked(tmp_path)
+    assert found["at most 1% of a band's pixels are saturated"].offenders == ["images/shallow.tif"]
+    assert found["values use more than 8 bits of uint16"].success
+
+
+def test_values_without_data_do_not_count(tmp_path):
+    image = cube(0, "float32")
+    image[:, :5] = -9999
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(tmp_path / "images/a.tif", image, planarconfig="separate", photometric="minisblack")
+    (tmp_path / "dataset.yaml").write_text("nodata: -9999\n")
+    manifest, _ = scan(Dataset(tmp_path))
+    np.testing.assert_allclose(manifest["mean"][0], image[:, 5:].mean((1, 2)), rtol=1e-5)
+    assert min(manifest["min"][0]) > 0
+
+
+def test_gdal_tags_say_names_wavelengths_and_the_value_without_data(tmp_path):
+    items = "".join(
+        f'<Item name="DESCRIPTION" sample="{i}" role="description">b{i}</Item>'
+        f'<Item name="wavelength" sample="{i}">0.{i + 4}</Item>'
+        f'<Item name="wavelength_units" sample="{i}">Micrometers</Item>'
+        for i in range(3)
+    )
+    tags = [(42112, "s", 0, f"<GDALMetadata>{items}</GDALMetadata>", True), (42113, "s", 0, "-1", True)]
+    tifffile.imwrite(tmp_path / "a.tif", cube(0)[:3], planarconfig="separate", photometric="minisblack", extratags=tags)
+    facts = open_image(tmp_path / "a.tif").facts
+    assert (facts.names, facts.nodata) == (["b0", "b1", "b2"], -1)
+    assert facts.wavelengths == pytest.approx([400, 500, 600])
+    assert isinstance(pd.Series([facts.model_dump_json()]).iloc[0], str)
