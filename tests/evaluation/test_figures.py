@@ -15,7 +15,7 @@ from PIL import Image
 from simtrail.augment.views import TwoViews
 from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
-from simtrail.evaluation.figures import charts, pictures
+from simtrail.evaluation.figures import charts, pictures, spectra
 from simtrail.evaluation.figures import map as maps
 
 RNG = np.random.default_rng(0)
@@ -308,3 +308,51 @@ def test_in_a_browser_points_can_be_seen_chosen_and_zoomed(tmp_path, width):
         assert tab.evaluate("view.k") == 1
         assert faults == []
         browser.close()
+
+
+def importance(groups: list[str], *measures: str) -> pd.DataFrame:
+    table = pd.DataFrame({"group": groups})
+    return table.assign(
+        **{m + bound: 0.1 + at for m in measures for bound, at in (("", 0), ("_low", -0.2), ("_high", 0.1))}
+    )
+
+
+@pytest.mark.parametrize(("bands", "modalities"), [(6, ["rgb", "uv"]), (24, ["visible"]), (1, None)])
+def test_importance_bars_show_every_band_and_modality_in_both_measures(tmp_path, drawn, bands, modalities):
+    groups = [f"{400 + 25 * i}–{424 + 25 * i} nm" for i in range(bands)]
+    above = importance(modalities, "angle", "drop") if modalities else None
+    spectra.importance_bars(importance(groups, "angle", "drop"), above, tmp_path / "bands.png")
+    assert {*groups, *(modalities or []), *spectra.MEASURES.values()} <= set(drawn)
+
+
+def test_importance_without_labels_is_the_angle_alone(tmp_path, drawn):
+    spectra.importance_bars(importance(["red", "uv"], "angle"), None, tmp_path / "bands.png")
+    assert spectra.MEASURES["angle"] in drawn
+    assert spectra.MEASURES["drop"] not in drawn
+
+
+def class_spectra(classes: int, bands: int) -> pd.DataFrame:
+    names = [f"class {c}" for c in range(classes) for _ in range(bands)]
+    table = pd.DataFrame({"class": names, "band": [f"b{i}" for i in range(bands)] * classes})
+    table["images"] = [classes - c for c in range(classes) for _ in range(bands)]
+    return table.assign(mean=RNG.random(len(table)), sd=0.1)
+
+
+@pytest.mark.parametrize(("classes", "bands", "known"), [(1, 6, False), (8, 6, True), (12, 408, True), (3, 60, False)])
+def test_spectra_name_at_most_eight_classes_with_their_images(tmp_path, drawn, classes, bands, known):
+    nm = np.linspace(400, 1000, bands).tolist() if known else [400.0, *[None] * (bands - 1)]
+    spectra.spectra(class_spectra(classes, bands), nm, tmp_path / "spectra.png", "reflectance")
+    named = [text for text in drawn if text.startswith("class ")]
+    assert sorted(named) == [f"class {c} ({classes - c})" for c in range(min(classes, 8))]
+    assert ("wavelength, nm" in drawn) == known
+    assert ("b0" in drawn) == (not known)
+    assert "reflectance, mean ± sd over images" in drawn
+
+
+def test_a_spectrum_is_drawn_in_the_order_of_wavelengths(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", lambda f: lines.extend(f.axes[0].get_lines()))
+    table = class_spectra(1, 3)
+    spectra.spectra(table, [620.0, 540.0, 460.0], tmp_path / "spectra.png")
+    assert lines[0].get_xdata().tolist() == [460, 540, 620]
+    assert lines[0].get_ydata().tolist() == table["mean"].tolist()[::-1]

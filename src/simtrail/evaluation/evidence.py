@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from simtrail.data.pack import PackedImages
-from simtrail.evaluation import label_efficiency
+from simtrail.evaluation import label_efficiency, saliency
 from simtrail.evaluation.angles import ClassAngles, class_angles, examples, outliers
 from simtrail.evaluation.assess import Assessment
+from simtrail.evaluation.bands import band_groups, mean_spectra, occlusion, permutation
 from simtrail.evaluation.classifiers import nearest
 from simtrail.evaluation.figures import charts, map, pictures
-from simtrail.evaluation.saliency import occlusion
+from simtrail.evaluation.figures.spectra import importance_bars, spectra
 from simtrail.evaluation.scores import TITLES
 from simtrail.evaluation.structure import clusters, components, components_for, dimensions, duplicates, retrieval
 from simtrail.evaluation.tasks import Result, Task
@@ -23,6 +24,7 @@ from simtrail.params import Evaluate
 
 QUERIES, NEAREST = 6, 5
 SHOWN = 12  # images whose saliency is drawn
+OCCLUDED = 500  # images whose bands are hidden
 EXAMPLES = 30  # classes, the most frequent, whose images are shown
 
 
@@ -60,6 +62,8 @@ def gather(
             tables |= _main(task, result, angles, features, images, paths, metrics, p, drawn)
     if found.tasks:
         tables |= _scores(found)
+    if len(images.recipe.bands) > 3 or len(images.recipe.modalities) > 1:
+        tables |= _bands(found, encoder, images, table, features, test, p, drawn)
     predictions(found, table).to_parquet(folder / "predictions.parquet")
     labels = table["label"].fillna("").to_numpy(dtype=str)
     _neighbours(features, images, table, labels, p.seed, drawn)
@@ -67,6 +71,48 @@ def gather(
     (folder / "tables").mkdir()
     for name, content in tables.items():
         content.to_csv(folder / f"tables/{name}.csv", index=False)
+
+
+def _bands(
+    found: Assessment,
+    encoder: Encoder,
+    images: PackedImages,
+    table: pd.DataFrame,
+    features: np.ndarray,
+    test: np.ndarray,
+    p: Evaluate,
+    drawn: Path,
+) -> dict[str, pd.DataFrame]:
+    """Figures and tables of what single bands and modalities tell the encoder, and of the classes' spectra."""
+    recipe, block = images.recipe, table["block"].to_numpy()
+    fill = np.array(encoder.config.mean) * recipe.full_scale
+    rows = np.random.default_rng(p.seed).permutation(test)[:OCCLUDED]
+
+    def importance(groups: dict[str, list[int]]) -> pd.DataFrame:
+        hidden = occlusion(encoder, images, rows, groups, fill, block[rows])
+        if not found.tasks:
+            return hidden
+        task, c = found.tasks[0], found.results[0].penalty
+        mixed = permutation(encoder, images, task, features, groups, c, balanced=p.balanced, seed=p.seed)
+        return hidden.merge(mixed, on="group")
+
+    bands, modalities = band_groups(recipe.bands, recipe.wavelengths, recipe.modalities)
+    tables = {"importance_bands": importance(bands)}
+    if modalities:
+        tables["importance_modalities"] = importance(modalities)
+    importance_bars(tables["importance_bands"], tables.get("importance_modalities"), drawn / "importance.png")
+    if found.tasks:
+        task = found.tasks[0]
+        rows, labels, names = task.rows[task.test], task.labels[task.test], task.names
+    else:
+        rows, labels, names = test, np.zeros(len(test), int), ["test images"]
+    unit = recipe.scale or 1.0
+    ends = ([0.0] * len(recipe.bands), [1.0] * len(recipe.bands)) if recipe.mix else (recipe.low, recipe.high)
+    low, high = (np.array(end) / unit for end in ends)
+    tables["spectra"] = mean_spectra(images, rows, labels, names, low, high, recipe.background, seed=p.seed)
+    quantity = "reflectance" if recipe.scale else "pixel value"
+    spectra(tables["spectra"], recipe.wavelengths or None, drawn / "spectra.png", quantity)
+    return tables
 
 
 def metadata(table: pd.DataFrame) -> pd.DataFrame:
@@ -214,7 +260,7 @@ def _saliency(
     first = pd.Series(labels[order]).drop_duplicates().index if len(set(labels[test])) > 1 else order[:SHOWN].argsort()
     rows = order[np.asarray(first)[:SHOWN]]
     packed = images.rows(rows)
-    maps = occlusion(encoder, packed)
+    maps = saliency.occlusion(encoder, packed)
     pictures.saliency_grid(pictures.rgb(packed, images.recipe), maps, labels[rows].tolist(), drawn / "saliency.png")
 
 

@@ -21,7 +21,7 @@ ROWS = 20  # of a table; the rest are in its CSV file
 FEW_GROUPS = 30  # below it, a percentile interval is itself uncertain
 LARGEST_SVG, LARGEST_MAP = 300_000, 5_000_000  # bytes
 HEADINGS = {"r2": "R²", "f1": "F1", "q": "q (false discovery rate)", "angle": "angle, °", "limit": "limit, °"}
-HEADINGS |= {"top5": "top 5", "same_group": "same group"}
+HEADINGS |= {"top5": "top 5", "same_group": "same group", "angle turned": "turned by, °", "drop": "accuracy lost"}
 
 
 def report_page(facts: dict[str, Any], folder: Path) -> str:
