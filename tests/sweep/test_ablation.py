@@ -22,6 +22,7 @@ CELLS = {
     "batch_epochs": 15,
     "color_strength": 5,
     "projection_head": 7,
+    "modalities": 5,
     "temperature": 6,
 }
 TINY = {

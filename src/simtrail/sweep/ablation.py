@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from simtrail import stages
 from simtrail.errors import InputError, TrainingError
 from simtrail.params import Params, Pretrain, Settings, change, load_params, parse, read_yaml
+from simtrail.sweep.validation import validation_scores
 
 PRESETS = Path("sweeps/ablations")
 # never the contrastive loss, which other temperatures, batches or views make another quantity
@@ -59,8 +60,8 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
     """
     source, out = PRESETS / f"{name}.yaml", PRESETS / name
     overrides = dict(_assignment(text) for text in assignments)
-    preset = load_preset(source)
-    cells = grid(preset, load_params(), overrides, " --set ".join([str(source), *assignments]))
+    preset, base = load_preset(source), load_params()
+    cells = grid(preset, base, overrides, " --set ".join([str(source), *assignments]))
     plan = [(n, p.model_copy(update={"seeds": [p.seed + i]})) for n, p in cells.items() for i in range(seeds)]
     rows: list[dict[str, Any]] = []
     warned: set[str] = set()
@@ -74,7 +75,7 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
         known = file.exists()
         measured: dict[str, Any] = {}
         try:
-            measured = _run(training, params, file, label)
+            measured = _run(training, params, base, file, label)
         except (InputError, TrainingError) as fault:  # such as a batch larger than the data: the other cells are sound
             print(f"{label}: failed: {fault}", flush=True)
         else:
@@ -135,12 +136,18 @@ def _assignment(text: str) -> tuple[str, Any]:
     return key, read_yaml(value, f"--set {text}")
 
 
-def _run(training: stages.Training, params: Pretrain, file: Path, label: str) -> dict[str, Any]:
-    """The measures of a run at its kept epoch, that epoch, and the seconds it took; from its file, if it has one."""
+def _run(training: stages.Training, params: Pretrain, base: Params, file: Path, label: str) -> dict[str, Any]:
+    """The measures of a run at its kept epoch, those of accuracy with their 95 % intervals over groups, that epoch, and
+    the seconds it took; from its file, if it has one."""
     if not file.exists():
         begun = time.monotonic()
         trained = training.fit(say=lambda line: print(f"{label}: {line}", flush=True))
         result = {"pretrain": params.model_dump(), "history": trained.history, "epoch": trained.epoch}
+        result["bounds"] = {
+            f"{measure}_{bound}": scores[f"accuracy_{bound}"]
+            for measure, scores in validation_scores(trained.encoder, base).items()
+            for bound in ("low", "high")
+        }
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_suffix(".tmp")
         fresh.write_text(json.dumps({**result, "seconds": time.monotonic() - begun}, indent=2) + "\n")
@@ -148,7 +155,8 @@ def _run(training: stages.Training, params: Pretrain, file: Path, label: str) ->
         shutil.rmtree(training.checkpoints.folder, ignore_errors=True)
     result = json.loads(file.read_text())
     kept = result["history"][result["epoch"] - 1]
-    return {m: kept[m] for m in MEASURES if m in kept} | {k: result[k] for k in ("epoch", "seconds")}
+    measures = {m: kept[m] for m in MEASURES if m in kept}
+    return measures | result["bounds"] | {k: result[k] for k in ("epoch", "seconds")}
 
 
 def _report(preset: Preset, table: pd.DataFrame, assignments: list[str], seeds: int, out: Path) -> None:
@@ -161,14 +169,24 @@ def _report(preset: Preset, table: pd.DataFrame, assignments: list[str], seeds: 
     means = values.mean(-2)
     deviations = values.std(-2, ddof=1) if seeds > 1 else np.full_like(means, np.nan)
 
+    bounds = {
+        m: table[[f"{m}_low", f"{m}_high"]].to_numpy().reshape(*means.shape[:-1], seeds, 2)[..., 0, :]
+        for m in measures
+        if f"{m}_low" in table
+    }
+
     def cell(at: tuple[int, ...], measure: int) -> str:
         mean, deviation = means[(*at, measure)], deviations[(*at, measure)]
         if np.isnan(mean):
             return "failed"
         digits = 1 if measures[measure] == "val_effective_rank" else 3
-        return f"{mean:.{digits}f}" + ("" if np.isnan(deviation) else f" ± {deviation:.{digits}f}")
+        text = f"{mean:.{digits}f}"
+        if seeds > 1:
+            return text if np.isnan(deviation) else f"{text} ± {deviation:.{digits}f}"
+        ends = bounds.get(measures[measure])
+        return text if ends is None else f"{text} ({ends[(*at, 0)]:.3f} – {ends[(*at, 1)]:.3f})"
 
-    repeats = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
+    repeats = "one seed, 95 % intervals over groups" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
     note = f"Validation split, weights of the kept epoch, {repeats}"
     heads = [*axes, *(MEASURES[m] for m in measures)]
     lines = [f"# {preset.title}", "", f"After {preset.source}. {note}" + ", ".join(["", *assignments]) + ".", ""]

@@ -17,14 +17,11 @@ from scipy.stats import spearmanr
 from simtrail import stages
 from simtrail.errors import InputError
 from simtrail.evaluation.assess import assess, features_of
-from simtrail.evaluation.classifiers import knn, ridge_probe
 from simtrail.evaluation.evidence import predictions
-from simtrail.evaluation.scores import with_intervals
-from simtrail.evaluation.tasks import main_task
 from simtrail.params import Params, load_params
 from simtrail.sweep.space import FOLDER, Space, pretrain_of
+from simtrail.sweep.validation import validation_scores
 from simtrail.sweep.worker import MEASURES
-from simtrail.training.monitors import NEIGHBOURS
 
 RANKED = 10  # of fewer trials, a rank correlation says next to nothing
 SECONDS = ("seconds_to_start", "seconds_logging")
@@ -165,17 +162,9 @@ def _interval(study: optuna.Study, space: Space, params: Params) -> str:
     """The 95 % interval of the best value, over groups of the validation split; empty where there are no labels."""
     if space.objective not in ("val_probe", "val_knn"):
         return ""
-    encoder = _winner(study, space, params)[0]
-    table = pd.read_parquet(stages.SPLIT)
-    data = main_task(table)
-    if data is None:
+    scores = validation_scores(_winner(study, space, params)[0], params).get(space.objective)
+    if not scores:
         return ""
-    features = features_of(encoder, stages.packed(encoder.config.recipe), params.embed.batch_size)[data.rows]
-    train, val = data.split == "train", data.split == "val"
-    bank, known, queries = features[train], data.labels[train], features[val]
-    guess = knn(bank, known, queries, NEIGHBOURS) if space.objective == "val_knn" else ridge_probe(bank, known, queries)
-    p = params.evaluate
-    scores, _ = with_intervals(data.labels[val], guess, data.group[val], len(data.names), p.bootstrap, p.seed)
     text = f", 95 % interval {scores['accuracy_low']:.3f} – {scores['accuracy_high']:.3f} over the validation groups"
     if abs(scores["accuracy"] - study.best_value) > 0.002:  # of the kept weights, read back: should be the same
         text += f" (measured again, on classes with training images: {scores['accuracy']:.4g})"
