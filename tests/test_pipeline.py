@@ -131,7 +131,7 @@ def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
     assert drawn == {p.stem for p in stages.FIGURES.glob("*.svg")} == {
         "scores-species", "confusion-species", "per_class-species", "reliability", "angles", "explained_variance",
         "dimensions", "label_efficiency", "fine_tune", "map", "map_thumbnails", "class_examples-1", "neighbours",
-        "saliency",
+        "saliency", "importance", "spectra",
     }  # fmt: skip
 
 
@@ -499,7 +499,8 @@ def test_without_labels_only_label_free_measures_are_made(copied):
     assert metrics["tasks"] == {}
     assert metrics["features"]["effective_rank"] > 1
     drawn = {p.stem for p in stages.FIGURES.glob("*.png")}
-    assert drawn == {"explained_variance", "dimensions", "map", "map_thumbnails", "neighbours", "saliency"}
+    kinds = ("explained_variance", "dimensions", "map", "map_thumbnails", "neighbours", "saliency", "importance")
+    assert drawn == {*kinds, "spectra"}
     assert "no labels" in stages.CARD.read_text().lower()
 
 

@@ -312,6 +312,8 @@ def evaluate() -> None:
         fine_tune_bars(few, FIGURES / "fine_tune.png")
     if others := [ENCODER / f"seeds/{seed}" for seed in params.pretrain.seeds[1:]]:
         found.metrics["seeds"] = assess.over_seeds(found, (Encoder.load(other) for other in others), images, p)
+    if own := assess.by_modality(found, encoder, images, np.flatnonzero(table["split"] == "test"), p):
+        found.metrics["modalities"] = own
     _write_json(METRICS, found.metrics)
     files = [METRICS, VALIDATION, PAGE, *sorted(folder.glob("*.parquet")), folder / "map.html"]
     files += [*sorted((folder / "tables").iterdir()), *sorted(FIGURES.glob("*.png"))]
@@ -446,6 +448,15 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
             if s := told["scores"].get(name):
                 interval = f"{s['accuracy_low']:.3f} – {s['accuracy_high']:.3f}"
                 lines.append(f"{title:<26}{s['accuracy']:>9.3f}  {interval}{s['balanced_accuracy']:>11.3f}")
+    own = metrics.get("modalities", {})
+    for name, s in own.get("alone", {}).items():
+        bounds = f"{s['accuracy_low']:.3f} – {s['accuracy_high']:.3f}"
+        lines.append(
+            f"{name + ' alone, linear probe':<26}{s['accuracy']:>9.3f}  {bounds}{s['balanced_accuracy']:>11.3f}"
+        )
+    for pair, found in own.get("retrieval", {}).items():
+        back, chance = found["recall_back_at_1"], found["chance_at_1"]
+        lines.append(f"{pair}: recall at 1 {found['recall_at_1']:.3f}, back {back:.3f}, by chance {chance:.3f}")
     free = ("effective_rank", "uniformity", "alignment", "feature_std")
     lines.append(", ".join(f"{k.replace('_', ' ')} {metrics['features'][k]:.3g}" for k in free))
     if seeds := metrics.get("seeds"):
@@ -548,6 +559,10 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
     """The metrics as MLflow shows them: a section per classifier of the main task, and per other task; of the
     intervals, those of the accuracy."""
     rows = {f"features/{name}": value for name, value in metrics["features"].items()}
+    for name, scores in metrics.get("modalities", {}).get("alone", {}).items():
+        rows[f"modalities/{name} alone"] = scores["accuracy"]
+    for pair, found in metrics.get("modalities", {}).get("retrieval", {}).items():
+        rows |= {f"modalities/{pair} {name}": value for name, value in found.items()}
     for number, (task, told) in enumerate(metrics["tasks"].items()):
         under = re.sub(r"[^\w. -]", "", f"{task} ") if number else ""
         rows |= {f"{under}geometry/{name}": value for name, value in told.get("geometry", {}).items()}

@@ -12,10 +12,11 @@ import pandas as pd
 
 from simtrail.data.manifest import band_crc, in_processes
 from simtrail.data.readers import decode, open_image, take
-from simtrail.data.recipe import Recipe, conform
+from simtrail.data.recipe import Recipe, conform, conform_bands
 from simtrail.errors import InputError
 
 SHARD_BYTES = 512 * 2**20
+BLOCK = 2**22  # values looked at at once
 SAMPLED, PIXELS = 256, 64  # images, and pixels of each, that bands are chosen by
 
 
@@ -62,11 +63,13 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> Pac
 
 def statistics(images: PackedImages, rows: np.ndarray) -> dict[str, list[float]]:
     """Mean and standard deviation of every band over the given images, on the 0 to 1 scale, in float64."""
-    total = squares = np.zeros(len(images.recipe.bands))
-    for chunk in np.array_split(rows, max(1, len(rows) // 256)):
-        values = images.rows(chunk).astype(np.float64) / images.recipe.full_scale
-        total = total + values.mean((2, 3)).sum(0)
-        squares = squares + (values**2).mean((2, 3)).sum(0)
+    recipe = images.recipe
+    total, squares = np.zeros((2, len(recipe.bands)))
+    at_once = max(1, BLOCK // (len(recipe.bands) * recipe.size**2))
+    for start in range(0, len(rows), at_once):
+        values = images.rows(rows[start : start + at_once]).astype(np.float64) / recipe.full_scale
+        total += values.mean((2, 3)).sum(0)
+        squares += np.einsum("nchw,nchw->c", values, values) / recipe.size**2
     mean = total / len(rows)
     std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
     return {"mean": mean.tolist(), "std": np.where(std > 1e-6, std, 1.0).tolist()}  # a constant band stays at zero
@@ -93,19 +96,20 @@ def _pack_one(
         if crc is None:
             data = (folder / path).read_bytes()
             image, same = decode(data).image, hashlib.sha256(data).hexdigest() == sha256
+            packed = conform(image, recipe) if same else None
         else:  # too large to read whole: the bands that are needed are looked at
-            image = open_image(folder / path).image
-            needed = [*recipe.read, *([] if recipe.mask_band is None else [recipe.mask_band])]
-            same = len(image) == len(crc) and [band_crc(band) for band in take(image, needed)] == [
-                crc[i] for i in needed
-            ]
+            needed = recipe.read + ([] if recipe.mask_band is None else [recipe.mask_band])
+            bands = take(open_image(folder / path).image, needed)
+            same = [band_crc(band) for band in bands] == [crc[i] for i in needed]
+            mask = None if recipe.mask_band is None else bands[-1]
+            packed = conform_bands(bands[: len(recipe.read)], mask, None, recipe) if same else None
     except OSError as fault:
         return f"{folder / path}: {fault.strerror or fault}"
-    except ValueError:
-        same = False
-    if not same:
+    except (ValueError, IndexError):
+        packed = None
+    if packed is None:
         return f"{folder / path}: changed since it was checked"
-    _open(_shard(out, number // rows))[number % rows] = conform(image, recipe)
+    _open(_shard(out, number // rows))[number % rows] = packed
     return None
 
 

@@ -147,10 +147,21 @@ def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> n
             f"image of shape {image.shape}: must be (bands, height, width) with {recipe.file_bands} bands, "
             "or one more for alpha"
         )
+    mask = None if recipe.mask_band is None else image[recipe.mask_band]
+    alpha = image[-1] if len(image) > recipe.file_bands else None
+    return conform_bands(take(image, recipe.read), mask, alpha, recipe)
+
+
+def conform_bands(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray | None, recipe: Recipe) -> np.ndarray:
+    """As `conform`, from the bands that the recipe reads, and the mask band and alpha channel where there are any."""
     low, high = (np.array(v, np.float32)[:, None, None] for v in (recipe.low, recipe.high))
-    bands = take(image, recipe.read)
-    unit = np.clip((np.nan_to_num(bands.astype(np.float32), nan=0.0) - low) / (high - low), 0, 1)
-    cover = _cover(image, bands, recipe) if recipe.composite else None
+    unit = bands.astype(np.float32)
+    if bands.dtype.kind == "f":
+        np.nan_to_num(unit, copy=False, nan=0.0)
+    unit -= low
+    unit /= high - low
+    np.clip(unit, 0, 1, out=unit)
+    cover = _cover(bands, mask, alpha, recipe) if recipe.composite else None
     if recipe.mix:
         unit = recipe.mix.apply(unit)
     if cover is not None:
@@ -158,18 +169,17 @@ def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> n
     if cover is not None and recipe.cut and cover.any():
         rows, columns = (np.flatnonzero(cover.any(axis)) for axis in (1, 0))
         unit = unit[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    square = _fit(unit, recipe)
-    return np.rint(square * recipe.full_scale).astype(recipe.dtype)
+    square = _fit(unit, recipe) * np.float32(recipe.full_scale)
+    return np.rint(square, out=square).astype(recipe.dtype)
 
 
-def _cover(image: np.ndarray, bands: np.ndarray, recipe: Recipe) -> np.ndarray | None:
+def _cover(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray | None, recipe: Recipe) -> np.ndarray | None:
     """(H, W) from 0, background, to 1; None where the whole image counts."""
     covers = []
-    if len(image) > recipe.file_bands:
-        alpha = image[-1]
+    if alpha is not None:
         covers.append(alpha.astype(np.float32) / (np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1))
-    if recipe.mask_band is not None:
-        covers.append((image[recipe.mask_band] > 0).astype(np.float32))
+    if mask is not None:
+        covers.append((mask > 0).astype(np.float32))
     if recipe.nodata is not None:
         empty = np.isnan(bands) if np.isnan(recipe.nodata) else bands == recipe.nodata
         covers.append((~empty.all(0)).astype(np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from simtrail.augment.views import TwoViews
 from simtrail.data.loader import to_unit
 from simtrail.data.pack import PackedImages
 from simtrail.errors import InputError
+from simtrail.evaluation.bands import retrieval_between
 from simtrail.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
 from simtrail.evaluation.probe import Views
 from simtrail.evaluation.tasks import Result, Task, classify, small_pixels, tasks
@@ -21,6 +23,7 @@ from simtrail.model.encoder import Encoder, load_weights
 from simtrail.params import Augment, Evaluate
 
 BATCH = 256
+PROBE = "linear_probe"
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,29 @@ def over_seeds(
     return {name: {"mean": v.mean(), "sd": v.std(ddof=1), "seeds": len(v)} for name, v in values.items()}
 
 
-def features_of(encoder: Encoder, images: PackedImages, batch_size: int = BATCH) -> np.ndarray:
-    """The (N, D) features of all packed images."""
+def by_modality(
+    found: Assessment, encoder: Encoder, images: PackedImages, test: np.ndarray, p: Evaluate
+) -> dict[str, dict[str, Any]]:
+    """`alone`: the linear probe's scores of the main task by each modality of an encoder that has a branch for each;
+    `retrieval`: recalls between the modalities of the images `test`, by 'first to second'. {} for other encoders."""
+    own = {name: features_of(encoder, images, modality=name) for name in encoder.modalities}
+    if not own:
+        return {}
+    pairs = {
+        f"{first} to {second}": retrieval_between(own[first][test], own[second][test], seed=p.seed)
+        for first, second in combinations(own, 2)
+    }
+    alone = {name: classify(found.tasks[0], x, {}, p).scores[PROBE] for name, x in own.items() if found.tasks}
+    return {"alone": alone, "retrieval": pairs}
+
+
+def features_of(
+    encoder: Encoder, images: PackedImages, batch_size: int = BATCH, modality: str | None = None
+) -> np.ndarray:
+    """The (N, D) features of all packed images; of the bands of one modality, where it is named."""
     starts = range(0, len(images), batch_size)
-    return encoder.features(images.rows(np.arange(i, min(i + batch_size, len(images)))) for i in starts)
+    batches = (images.rows(np.arange(i, min(i + batch_size, len(images)))) for i in starts)
+    return encoder.features(batches, modality)
 
 
 def _floors(encoder: Encoder, images: PackedImages, p: Evaluate) -> dict[str, np.ndarray]:
