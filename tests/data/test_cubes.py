@@ -19,6 +19,7 @@ from simtrail.data.pack import pack, sample_pixels
 from simtrail.data.readers import open_image
 from simtrail.data.recipe import make_recipe
 from simtrail.errors import InputError
+from simtrail.model.encoder import Encoder, EncoderConfig
 
 BANDS, SIDE = 12, 20
 WAVELENGTHS = [400 + 50 * i for i in range(BANDS)]
@@ -201,3 +202,18 @@ def test_gdal_tags_say_names_wavelengths_and_the_value_without_data(tmp_path):
     assert (facts.names, facts.nodata) == (["b0", "b1", "b2"], -1)
     assert facts.wavelengths == pytest.approx([400, 500, 600])
     assert isinstance(pd.Series([facts.model_dump_json()]).iloc[0], str)
+
+
+def test_an_encoder_takes_raw_cubes_and_arrays_of_all_or_of_one_modality(cubes):
+    manifest, _ = scan(Dataset(cubes))
+    p = with_changes({"prepare.size": 32, "pretrain.encoder.modalities": ["nir"]})
+    recipe = make_recipe(manifest, Dataset(cubes).declaration, p.prepare)
+    count, architecture = len(recipe.bands), p.pretrain.encoder.model_copy(update={"model": "test_resnet"})
+    scale = {"mean": [0.3] * count, "std": [0.2] * count}
+    encoder = Encoder(EncoderConfig(architecture=architecture, head=p.pretrain.head, recipe=recipe, **scale)).eval()
+    whole = encoder.embed(cubes / "images")
+    assert list(whole.index) == [str(cubes / f"images/c{i}.hdr") for i in range(6)]
+    arrays = np.stack([cube(i) for i in range(6)])
+    np.testing.assert_array_equal(encoder.embed(arrays), whole)
+    nir = [recipe.read[i] for i in recipe.modalities["nir"]]
+    np.testing.assert_array_equal(encoder.embed(arrays[:, nir], modality="nir"), whole)

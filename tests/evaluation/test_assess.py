@@ -10,7 +10,7 @@ from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.evaluation import assess as module
-from simtrail.evaluation.assess import assess, features_of, over_seeds
+from simtrail.evaluation.assess import assess, by_modality, features_of, over_seeds
 from simtrail.model.encoder import Encoder, EncoderConfig
 
 LABELS = np.arange(60) % 3
@@ -100,3 +100,16 @@ def test_seeds_are_told_as_mean_and_standard_deviation(images):
     ]
     values = [f.results[0].scores["knn"]["accuracy"] for f in own]
     assert told["knn"] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1), "seeds": 3})
+
+
+def test_each_modality_is_scored_alone_and_sought_in_the_other(images):
+    recipe = images.recipe.model_copy(update={"modalities": {"vis": [0, 1], "uv": [2]}})
+    p = with_changes({"pretrain.encoder.model": "resnet10t", "pretrain.encoder.fusion": "separate"}).pretrain
+    torch.manual_seed(0)
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=[0.35] * 3, std=[0.2] * 3)
+    found, test = assessed(images), np.flatnonzero(TABLE["split"] == "test")
+    own = by_modality(found, Encoder(config).eval(), images, test, PARAMS.evaluate)
+    assert set(own["alone"]) == {"vis", "uv"}
+    assert own["alone"]["vis"]["accuracy"] > own["alone"]["uv"]["accuracy"]  # uv tells one class from two
+    assert own["retrieval"]["vis to uv"]["chance_at_1"] == pytest.approx(1 / 12)
+    assert by_modality(found, encoder(images), images, test, PARAMS.evaluate) == {}
