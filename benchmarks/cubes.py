@@ -1,4 +1,4 @@
-"""A hundred hyperspectral cubes from file to registered model: `python benchmarks/cubes.py FOLDER`; a table in results/.
+"""A hundred hyperspectral cubes from file to registered model: `python benchmarks/cubes.py FOLDER`; table in results/.
 
 Writes 100 ENVI cubes of 408 bands × 256 × 256 uint16 (5.3 GB) into a new project in FOLDER, band by band in the file,
 and runs every stage with 24 of the bands. Beside `prepare`: the seconds that a loop of plain memory maps takes to read
@@ -53,7 +53,8 @@ def write(folder: Path) -> None:
         cube.tofile(images / f"kind{kind}/{i:03}.img")
         wavelengths = ", ".join(f"{w:.2f}" for w in nm)
         (images / f"kind{kind}/{i:03}.hdr").write_text(
-            f"ENVI\nsamples = {SIDE}\nlines = {SIDE}\nbands = {BANDS}\ndata type = 12\ninterleave = bsq\nbyte order = 0\n"
+            f"ENVI\nsamples = {SIDE}\nlines = {SIDE}\nbands = {BANDS}\ndata type = 12\n"
+            f"interleave = bsq\nbyte order = 0\n"
             f"wavelength units = nm\nreflectance scale factor = 10000\nwavelength = {{{wavelengths}}}\n"
         )
 

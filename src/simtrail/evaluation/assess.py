@@ -23,6 +23,7 @@ from simtrail.model.encoder import Encoder, load_weights
 from simtrail.params import Augment, Evaluate
 
 BATCH = 256
+HELD = 2**25  # values of images that go through an encoder at once: 128 MiB
 PROBE = "linear_probe"
 
 
@@ -112,8 +113,8 @@ def features_of(
     encoder: Encoder, images: PackedImages, batch_size: int = BATCH, modality: str | None = None
 ) -> np.ndarray:
     """The (N, D) features of all packed images; of the bands of one modality, where it is named."""
-    starts = range(0, len(images), batch_size)
-    batches = (images.rows(np.arange(i, min(i + batch_size, len(images)))) for i in starts)
+    step = max(1, min(batch_size, HELD // (len(images.recipe.bands) * images.recipe.size**2)))
+    batches = (images.rows(np.arange(i, min(i + step, len(images)))) for i in range(0, len(images), step))
     return encoder.features(batches, modality)
 
 
