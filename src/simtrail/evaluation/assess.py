@@ -20,7 +20,8 @@ from simtrail.evaluation.geometry import alignment, effective_rank, feature_std,
 from simtrail.evaluation.probe import Views
 from simtrail.evaluation.tasks import Result, Task, classify, small_pixels, tasks
 from simtrail.model.encoder import Encoder, load_weights
-from simtrail.params import Augment, Evaluate
+from simtrail.model.fusion import branch_bands
+from simtrail.params import Augment, Evaluate, GroupDropout
 
 BATCH = 256
 HELD = 2**25  # values of images that go through an encoder at once: 128 MiB
@@ -113,16 +114,22 @@ def features_of(
     encoder: Encoder, images: PackedImages, batch_size: int = BATCH, modality: str | None = None
 ) -> np.ndarray:
     """The (N, D) features of all packed images; of the bands of one modality, where it is named."""
+    return encoder.features(
+        (images.rows(part) for part in _parts(np.arange(len(images)), images, batch_size)), modality
+    )
+
+
+def _parts(rows: np.ndarray, images: PackedImages, batch_size: int = BATCH) -> list[np.ndarray]:
     step = max(1, min(batch_size, HELD // (len(images.recipe.bands) * images.recipe.size**2)))
-    batches = (images.rows(np.arange(i, min(i + step, len(images)))) for i in range(0, len(images), step))
-    return encoder.features(batches, modality)
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
 def _floors(encoder: Encoder, images: PackedImages, p: Evaluate) -> dict[str, np.ndarray]:
     """What the classifiers make of something that learnt nothing here: pixels, random weights, pretrained weights."""
-    pieces = np.array_split(np.arange(len(images)), max(1, len(images) // BATCH))
-    pixels = [small_pixels(images.rows(rows), images.recipe.full_scale) for rows in pieces]
-    config = encoder.config
+    config, recipe = encoder.config, images.recipe
+    seen = sorted({band for bands in branch_bands(config.architecture, recipe).values() for band in bands})
+    parts = _parts(np.arange(len(images)), images)
+    pixels = [small_pixels(images.rows(rows)[:, seen], recipe.full_scale) for rows in parts]
     with torch.random.fork_rng([]):
         torch.manual_seed(p.seed)
         untrained = Encoder(config).to(encoder.device)
@@ -142,7 +149,9 @@ def _floors(encoder: Encoder, images: PackedImages, p: Evaluate) -> dict[str, np
 
 def _more_views(encoder: Encoder, images: PackedImages, rows: np.ndarray, augment: Augment, p: Evaluate) -> Views:
     """Features of `probe_views` moved, not recoloured, views of every image of `rows`."""
-    off = {group: getattr(augment, group).model_copy(update={"strength": 0.0}) for group in ("color", "texture")}
+    kinds = ("color", "texture", "spectral")
+    off = {group: getattr(augment, group).model_copy(update={"strength": 0.0}) for group in kinds}
+    off["spectral"] = off["spectral"].model_copy(update={"group_dropout": GroupDropout(p=0.0)})
     two_views = TwoViews(augment.model_copy(update=off), images.recipe)
     pairs = [_views(encoder, images, rows, two_views, p.seed, pair) for pair in range((p.probe_views + 1) // 2)]
     flat = [view for pair in pairs for view in pair][: p.probe_views]
@@ -156,9 +165,9 @@ def _views(
     """The features of two views of every image."""
 
     def pairs() -> Iterator[torch.Tensor]:
-        for start in range(0, len(rows), BATCH):
-            batch = to_unit(images.rows(rows[start : start + BATCH]), images.recipe.full_scale, encoder.device)
-            yield encoder(two_views(batch, *seed, start)).float().cpu()
+        for number, part in enumerate(_parts(rows, images)):
+            batch = to_unit(images.rows(part), images.recipe.full_scale, encoder.device)
+            yield encoder(two_views(batch, *seed, number)).float().cpu()
 
     encoder.eval()
     first, second = zip(*(pair.chunk(2) for pair in pairs()), strict=True)
