@@ -191,6 +191,8 @@ def _figures(study: optuna.Study, folder: Path) -> list[Path]:
         if kind == "contour":  # drawn for a fixed size: every panel has labels of its own
             for axis in figure.axes[: parameters**2]:
                 axis.label_outer()
+                axis.tick_params(which="both", labelsize=7)
+                axis.tick_params(axis="x", which="both", rotation=60)
         figure.savefig(folder / f"{kind}.png", dpi=110, bbox_inches="tight")
         plt.close(figure)
         paths.append(folder / f"{kind}.png")
