@@ -370,11 +370,19 @@ class Terms(_Section):
     """… each by the same modality, the mean over modalities; needs fusion separate or attention."""
     cross: float = Field(ge=0)
     """… each by another modality, the mean over pairs of modalities: what they share; needs fusion likewise."""
+    local: float = Field(0.0, ge=0)
+    """… patch by patch: between the patches of the last feature map that show the same place of the image, the mean
+    over modalities that have a branch. Against the patches of other images, and those further off in the same."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether features of the whole encoder are projected: for their term, or as no others stand for an image."""
+        return self.fused > 0 or not (self.intra or self.cross)
 
     @model_validator(mode="after")
     def _one_at_least(self) -> Terms:
-        if not (self.fused or self.intra or self.cross):
-            raise ValueError("pretrain.terms: fused, intra and cross are 0: one at least must be > 0")
+        if not any(self.model_dump().values()):
+            raise ValueError("pretrain.terms: fused, intra, cross and local are 0: one at least must be > 0")
         return self
 
 

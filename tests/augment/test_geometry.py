@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from simtrail.augment.draws import Draws
-from simtrail.augment.geometry import CORNERS, move
+from simtrail.augment.geometry import CORNERS, empty, look, move
 
 SIZE = 48
 CENTRES = (torch.arange(SIZE) * 2 + 1) / SIZE - 1
@@ -206,3 +206,42 @@ def test_a_crop_holds_the_share_of_the_organism_that_it_must(augment):
         held[share] = views[:, 0].sum((1, 2)) * pixel / organism.sum()
     assert (held[0.0] < 0.6).float().mean() > 0.2
     assert (held[0.7] < 0.6).float().mean() < 0.01
+
+
+EVERY = {f"geometry.{k}.p": 1.0 for k in ("crop", "rotation", "perspective", "thin_plate_spline", "horizontal_flip")}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"geometry.vertical_flip.p": 1.0}, {"geometry.crop.p": 1.0, "geometry.rotation.p": 1.0}, EVERY],
+    ids=["still", "flipped", "turned crop", "everything"],
+)
+def test_the_places_looked_at_are_those_that_ramps_show(augment, changes):
+    geometry, images = augment(changes | {"geometry.rotation.degrees": 60.0}).geometry, ramps(40)
+    places = look(images, geometry, BACKGROUND, Draws((0,), 20))
+    seen = move(images, geometry, BACKGROUND, Draws((0,), 20))
+    outside = places.isnan()
+    assert outside[:, :1].equal(outside[:, 1:])
+    assert outside.equal(seen == BACKGROUND)
+    assert outside.any() == ("geometry.rotation.p" in changes)
+    assert places[~outside].abs().max() <= 1 + 1e-5
+    border = 1 - 1 / SIZE  # beyond the centres of the outermost pixels, ramps are level
+    expected = places.clamp(-border, border)
+    torch.testing.assert_close(seen[~outside], expected[~outside], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("background", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("full", [255, 65535])
+def test_background_is_known_as_8_and_16_bits_hold_it(background, full):
+    stored = round(background * full) / full
+    views = torch.full((1, 3, 2, 2), stored)
+    views[0, 1, 0, 0] += 1 / 255 if background < 1 else -1 / 255
+    assert empty(views, background).tolist() == [[[[False, True], [True, True]]]]
+
+
+def test_a_grey_background_of_8_bits_does_not_count_as_held_by_a_crop(augment):
+    images = torch.full((200, 1, SIZE, SIZE), 128 / 255)
+    images[:, :, :8, :8] = 0.9
+    settings = {"geometry.crop.p": 1.0, "geometry.crop.min_area": 0.1, "geometry.crop.min_cover": 0.9}
+    views = move(images, augment(settings).geometry, 0.5, Draws((0,), 100))
+    assert ((views > 0.7).sum((1, 2, 3)) > 0).all()

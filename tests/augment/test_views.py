@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from simtrail.augment import geometry
+from simtrail.augment.draws import Draws
 from simtrail.augment.views import TwoViews
 from simtrail.data.recipe import Recipe
 
@@ -163,3 +164,24 @@ def test_settings_that_no_band_can_follow_are_named(augment):
 def test_a_gpu_draws_the_same_views(augment):
     views, images = two_views(augment, [kind for kind in KINDS if kind != "color.posterize"]), pictures(16, 7, 32)
     torch.testing.assert_close(views(images.cuda(), 0).cpu(), views(images, 0), rtol=0, atol=1e-3)
+
+
+def test_coordinates_join_the_views_and_change_nothing_else(augment):
+    settings, images = augment(on([kind for kind in KINDS if "dropout" not in kind], 0.7)), pictures(20)
+    plain = TwoViews(settings, recipe(SEVEN))(images, 3)
+    views = TwoViews(settings, recipe(SEVEN), coordinates=True)(images, 3)
+    assert views[:, :7].equal(plain)
+    draws = Draws((3,), 20)
+    places = geometry.look(images.repeat(2, 1, 1, 1), settings.geometry, 0.5, draws)
+    torch.testing.assert_close(views[:, 7:], places, rtol=0, atol=0, equal_nan=True)
+    assert 0 < places.isnan().float().mean() < 0.5
+
+
+def test_background_of_the_image_has_no_place_whatever_is_done_to_its_values(augment):
+    images = pictures(6)
+    images[:, :, :, 8:] = 128 / 255
+    settings = on(["geometry.horizontal_flip", "color.jitter", "spectral.noise", "texture.erasing"], 1.0)
+    places = TwoViews(augment(settings), recipe(SEVEN), coordinates=True)(images, 0)[:, 7:]
+    assert places[..., :8].isnan().all()
+    x = (15 - 2 * torch.arange(8.0, 16.0)) / 16
+    torch.testing.assert_close(places[:, 0, :, 8:], x.expand(12, 16, 8), rtol=0, atol=1e-5)

@@ -104,9 +104,11 @@ def test_seeds_are_told_as_mean_and_standard_deviation(images):
 
 def test_each_modality_is_scored_alone_and_sought_in_the_other(images):
     recipe = images.recipe.model_copy(update={"modalities": {"vis": [0, 1], "uv": [2]}})
-    p = with_changes({"pretrain.encoder.model": "resnet10t", "pretrain.encoder.fusion": "separate"}).pretrain
+    terms = {"fused": 1.0, "intra": 0.0, "cross": 1.0}
+    settings = {"pretrain.encoder.model": "resnet10t", "pretrain.encoder.fusion": "separate", "pretrain.terms": terms}
+    p, scale = with_changes(settings).pretrain, {"mean": [0.35] * 3, "std": [0.2] * 3}
     torch.manual_seed(0)
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, mean=[0.35] * 3, std=[0.2] * 3)
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, terms=p.terms, **scale)
     found, test = assessed(images), np.flatnonzero(TABLE["split"] == "test")
     own = by_modality(found, Encoder(config).eval(), images, test, PARAMS.evaluate)
     assert set(own["alone"]) == {"vis", "uv"}

@@ -204,6 +204,16 @@ def test_images_embed_by_one_modality(tmp_path, fusion):
     assert encoder.features(iter(()), "cold").shape == (0, table.shape[1])
 
 
+def test_aligned_features_are_the_projections_that_the_cross_term_compares():
+    encoder = encoder_of(fusion="separate", terms=Terms(fused=1.0, intra=0.0, cross=1.0))
+    name, batch = encoder.modalities[1], images()
+    packed = (batch.numpy() * 255).astype(np.uint8)
+    expected = encoder.heads[1](encoder(torch.from_numpy(packed).float() / 255, name)).detach().numpy()
+    np.testing.assert_allclose(encoder.features(iter([packed]), name, aligned=True), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="aligned: the encoder was trained without a cross-modal term"):
+        encoder_of(fusion="separate", terms=FUSED).features(iter([packed]), name, aligned=True)
+
+
 def test_the_only_modality_that_is_seen_needs_no_branch_of_its_own():
     encoder, batch = encoder_of(modalities=["uv"]), images()
     assert torch.equal(encoder(batch, "uv"), encoder(batch))

@@ -11,6 +11,7 @@ from simtrail.model.objectives import OBJECTIVES, contrastive_top1, dcl, nt_xent
 from simtrail.params import Terms
 
 BOTH = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+NO_PATCHES = None  # never called
 NORMALISE = pytest.mark.parametrize("normalise", [True, False])
 
 
@@ -170,7 +171,7 @@ def test_the_terms_are_their_definition(objective, weights):
     expected = {"fused": of(fused, fused), "intra": sum(of(m, m) for m in modalities) / 3, "cross": sum(cross) / 3}
     expected = {name: value for name, value in expected.items() if getattr(chosen, name)}
     heads = z[not chosen.fused : 4 if chosen.intra or chosen.cross else 1]
-    loss, found = terms(torch.cat(heads, 1), [5] * len(heads), chosen, partial(objective, temperature=tau))
+    loss, found = terms(torch.cat(heads, 1), [5] * len(heads), chosen, partial(objective, temperature=tau), NO_PATCHES)
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-12)
     assert loss.item() == pytest.approx(sum(getattr(chosen, k) * v for k, v in expected.items()), rel=1e-12)
 
@@ -183,16 +184,30 @@ def test_a_term_reaches_its_own_projections_and_no_others(weights, reached):
     chosen = Terms(**dict(zip(("fused", "intra", "cross"), weights, strict=True)))
     z = {name: views(3 + i, 5)[:6].requires_grad_() for i, name in enumerate("fmn")}
     heads = [z[name] for name in reached]
-    loss, _ = terms(torch.cat(heads, 1), [5] * len(heads), chosen, partial(nt_xent, temperature=0.3))
+    loss, _ = terms(torch.cat(heads, 1), [5] * len(heads), chosen, partial(nt_xent, temperature=0.3), NO_PATCHES)
     loss.backward()
     assert [name for name in "fmn" if z[name].grad is not None and z[name].grad.abs().sum() > 0] == list(reached)
+
+
+@pytest.mark.parametrize(("fused", "intra"), [(1.0, 0.0), (1.0, 2.0), (0.0, 2.0), (0.0, 0.0)])
+def test_the_local_term_is_made_of_the_columns_behind_those_of_images(fused, intra):
+    chosen = Terms(fused=fused, intra=intra, cross=0.0, local=0.5)
+    heads = [views(4, 5)] * (chosen.whole + (2 if intra else 0))
+    columns = views(4, 7)
+    loss, found = terms(
+        torch.cat([*heads, columns], 1), [5] * len(heads), chosen, partial(nt_xent, temperature=0.3),
+        lambda rest: 100 * (rest - columns).abs().max() + rest.sum(),
+    )  # fmt: skip
+    assert found["local"].item() == pytest.approx(columns.sum().item())
+    assert set(found) == {"local"} | {name for name in ("fused", "intra") if getattr(chosen, name)}
+    assert loss.item() == pytest.approx(sum(getattr(chosen, k) * v.item() for k, v in found.items()))
 
 
 def test_the_cross_term_is_low_only_where_the_modalities_of_an_image_agree():
     one, weights = views(16, 8)[:16].repeat(2, 1), Terms(fused=0.0, intra=0.0, cross=1.0)
     another = one.roll(1, 0)  # both views agree, with those of the next image
     agree, differ = (
-        terms(torch.cat([one, other], 1), [8, 8], weights, partial(nt_xent, temperature=0.2))[0]
+        terms(torch.cat([one, other], 1), [8, 8], weights, partial(nt_xent, temperature=0.2), NO_PATCHES)[0]
         for other in (one, another)
     )
     assert agree < 0.5 * differ

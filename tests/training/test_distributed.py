@@ -34,7 +34,7 @@ def measured():
     facts = {"mean": [0.5] * 3, "std": [0.3] * 3, "terms": p.terms}
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **facts)
     encoder = Encoder(config).train()
-    learner = Learner(encoder, TwoViews(p.augment, recipe), p)
+    learner = Learner(encoder, TwoViews(p.augment, recipe, coordinates=p.terms.local > 0), p)
     share = len(batch) // world()
     mine = batch[rank() * share : (rank() + 1) * share]
     loss, _, projections = learner._gradient(mine, (0, 0, 0))
@@ -82,6 +82,16 @@ with processes():
         pytest.param(
             {"pretrain.encoder.fusion": "attention", "pretrain.optimiser": "sgd"},
             id="attention",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {
+                "pretrain.encoder.model": "test_resnet",
+                "pretrain.encoder.stem": "small",
+                "pretrain.terms": {"fused": 0.0, "intra": 0.0, "cross": 0.0, "local": 1.0},
+                "pretrain.optimiser": "sgd",
+            },
+            id="local",
             marks=pytest.mark.slow,
         ),
     ],

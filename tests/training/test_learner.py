@@ -25,19 +25,19 @@ VIT = {
 }
 
 
-def learner(changes: dict, bands: int = 3, batch_size: int = 4) -> tuple[Learner, torch.Tensor]:
+def learner(changes: dict, bands: int = 3, batch_size: int = 4, size: int = 32) -> tuple[Learner, torch.Tensor]:
     p = with_changes({"pretrain.batch_size": batch_size, "pretrain.precision": "fp32", **changes}).pretrain
     names = ["red", "green", "blue", *[f"band{i}" for i in range(4, bands + 1)]]
     recipe = Recipe(
-        size=32, fit="pad", background=0.5, composite=True, file_dtype="uint16", file_bands=bands, mask_band=None,
+        size=size, fit="pad", background=0.5, composite=True, file_dtype="uint16", file_bands=bands, mask_band=None,
         bands=names, dtype="uint16", low=[0] * bands, high=[65535] * bands,
         modalities={"rgb": [0, 1, 2], "rest": list(range(3, bands))} if bands > 3 else {},
     )  # fmt: skip
     torch.manual_seed(0)
     facts = {"mean": [0.5] * bands, "std": [0.3] * bands, "terms": p.terms}
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **facts)
-    batch = torch.rand(batch_size, bands, 32, 32, generator=torch.Generator().manual_seed(1))
-    return Learner(Encoder(config).train(), TwoViews(p.augment, recipe), p), batch
+    batch = torch.rand(batch_size, bands, size, size, generator=torch.Generator().manual_seed(1))
+    return Learner(Encoder(config).train(), TwoViews(p.augment, recipe, coordinates=p.terms.local > 0), p), batch
 
 
 @pytest.mark.parametrize("bands", [7, 408])
@@ -133,12 +133,74 @@ def test_branches_checkpoint_average_and_clip_like_one_network():
     assert not torch.equal(mine.kept.eval()(batch), mine.encoder.eval()(batch))
 
 
+LOCAL = {"fused": 1.0, "intra": 0.0, "cross": 0.0, "local": 0.5}
+SMALL = {"pretrain.encoder.model": "test_convnext", "pretrain.head.hidden": 32, "pretrain.head.output": 16}
+
+
+@pytest.mark.parametrize("model", [RESNET, SMALL, VIT], ids=["resnet", "convnext", "vit"])
+@pytest.mark.parametrize("objective", ["nt_xent", "dcl"])
+@pytest.mark.parametrize("fused", [1.0, 0.0])
+def test_the_local_term_is_told_beside_others_and_trains_all_there_is(model, objective, fused):
+    changes = {**EVERYTHING, **model, "pretrain.terms": LOCAL | {"fused": fused}, "pretrain.objective": objective}
+    mine, batch = learner(changes, size=64)
+    mine._gradient(batch, (0, 0, 0))
+    assert [name for name, w in mine.encoder.named_parameters() if w.grad is None] == []
+    assert mine.encoder.local_heads[0][0][0].weight.grad.any()
+    before = mine.encoder.local_heads[0][0][0].weight.clone()
+    loss, told = mine.step(batch, 0.001, 0, 0, 0)
+    assert loss > 0
+    assert not before.equal(mine.encoder.local_heads[0][0][0].weight)
+    assert set(told) == {"contrastive_top1", *(["loss_fused", "loss_local"] if fused else [])}
+    if fused:
+        assert loss == pytest.approx(told["loss_fused"] + 0.5 * told["loss_local"])
+
+
+def test_the_local_term_reaches_the_first_layer_by_itself_and_falls():
+    changes = {**SMALL, "pretrain.terms": LOCAL | {"fused": 0.0}, "pretrain.optimiser": "sgd"}
+    mine, batch = learner(changes, size=64, batch_size=8)
+    losses = [mine.step(batch, 0.05, 0, 0, 0)[0].item() for _ in range(12)]  # the same views each time
+    assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_without_a_pair_of_patches_the_local_term_is_0_and_harms_nothing(precision):
+    changes = {**RESNET, "pretrain.terms": LOCAL | {"fused": 0.0}, "pretrain.precision": precision}
+    mine, batch = learner({**changes, "pretrain.weight_decay": 0.0}, size=64)
+    before = [w.clone() for w in mine.encoder.parameters()]
+    loss, _ = mine.step(torch.full_like(batch, 0.5), 0.1, 0, 0, 0)  # nothing but background
+    assert loss == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, mine.encoder.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("fusion", ["concat", "separate", "attention"])
+@pytest.mark.parametrize("micro", [2, 4])
+def test_cached_gradients_of_patches_are_those_of_the_whole_batch(fusion, micro):
+    terms = LOCAL if fusion == "concat" else LOCAL | {"intra": 0.5, "cross": 0.5}
+    changes = {**SMALL, "pretrain.encoder.fusion": fusion, "pretrain.terms": terms, "pretrain.head.batch_norm": False}
+    found = []
+    for settings in (changes, {**changes, "pretrain.micro_batch_size": micro}):
+        mine, batch = learner(settings, bands=6, batch_size=8, size=64)
+        loss, told, _ = mine._gradient(batch, (0, 0, 0))
+        found.append((loss, told, {name: w.grad for name, w in mine.encoder.named_parameters()}))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+def test_a_local_term_checkpoints_and_averages():
+    changes = {**VIT, "pretrain.terms": LOCAL, "pretrain.encoder.model": "test_vit"}
+    plain, batch = learner(changes, size=64)
+    mine, _ = learner({**changes, "pretrain.gradient_checkpointing": True, "pretrain.ema": 0.5}, size=64)
+    for step in range(2):
+        assert mine.step(batch, 0.01, 0, 0, step)[0] == pytest.approx(plain.step(batch, 0.01, 0, 0, step)[0].item())
+    assert mine.kept.local_heads[0][0][0].weight is not mine.encoder.local_heads[0][0][0].weight
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"pretrain.terms.local": -1.0}, "pretrain.terms.local = -1.0: must be ≥ 0"),
         ({"pretrain.terms.cross": 1.0}, "pretrain.terms.cross = 1.0: needs pretrain.encoder.fusion: separate or atten"),
         ({"pretrain.terms.intra": 0.5}, "pretrain.terms.intra = 0.5: needs pretrain.encoder.fusion: separate or atten"),
-        ({"pretrain.terms.fused": 0.0}, "pretrain.terms: fused, intra and cross are 0: one at least must be > 0"),
+        ({"pretrain.terms.fused": 0.0}, "pretrain.terms: fused, intra, cross and local are 0: one at least"),
         ({"pretrain.terms.cross": -1.0}, "pretrain.terms.cross = -1.0: must be ≥ 0"),
         (
             {"pretrain.terms.fused": 0.0, "pretrain.terms.cross": 1.0, "pretrain.encoder.fusion": "attention"},
@@ -159,6 +221,16 @@ def test_a_compiled_encoder_gives_the_same_losses():
     plain, batch = learner(RESNET)
     compiled, _ = learner({**RESNET, "pretrain.compile": True})
     for step in range(3):
+        loss = plain.step(batch, 0.001, 0, 0, step)[0].item()
+        assert compiled.step(batch, 0.001, 0, 0, step)[0].item() == pytest.approx(loss, rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [RESNET, {**VIT, "pretrain.encoder.model": "test_vit"}], ids=["resnet", "vit"])
+def test_a_compiled_encoder_gives_the_same_local_losses(model):
+    plain, batch = learner({**model, "pretrain.terms": LOCAL}, size=64)
+    compiled, _ = learner({**model, "pretrain.terms": LOCAL, "pretrain.compile": True}, size=64)
+    for step in range(2):
         loss = plain.step(batch, 0.001, 0, 0, step)[0].item()
         assert compiled.step(batch, 0.001, 0, 0, step)[0].item() == pytest.approx(loss, rel=1e-2)
 

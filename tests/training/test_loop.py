@@ -248,6 +248,17 @@ def test_modalities_have_their_columns_and_an_interrupted_run_the_same(prepared,
     assert {**resumed.history[-1], "images_per_second": 0} == {**row, "images_per_second": 0}
 
 
+@pytest.mark.parametrize("fused", [1.0, 0.0])
+def test_the_local_term_is_in_the_history_and_the_looks_do_without_it(prepared, fused):
+    changes = {"pretrain.terms": {"fused": fused, "intra": 0.0, "cross": 0.0, "local": 1.0}, "pretrain.epochs": 2}
+    small = {"pretrain.encoder.model": "test_resnet", "pretrain.encoder.stem": "small", **changes}
+    encoder, history, _ = fit(prepared, small)
+    assert all(row["loss_local" if fused else "loss"] > 0 for row in history)
+    assert ("loss_local" in history[0]) is bool(fused)
+    assert {"val_knn", "val_contrastive_top1", "val_alignment"} <= set(history[-1])
+    assert encoder.config.terms.local == 1.0
+
+
 def test_a_moving_average_is_what_is_kept(prepared):
     plain, average = fit(prepared), fit(prepared, {"pretrain.ema": 0.5})
     assert losses(plain.history) == losses(average.history)

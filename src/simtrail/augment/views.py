@@ -7,7 +7,7 @@ import torch
 from simtrail.augment import spectral
 from simtrail.augment.color import recolour
 from simtrail.augment.draws import Draws
-from simtrail.augment.geometry import move
+from simtrail.augment.geometry import empty, look, resample
 from simtrail.augment.texture import retexture
 from simtrail.data.recipe import Recipe
 from simtrail.params import Augment
@@ -16,10 +16,14 @@ SPECTRAL = 7  # sets its draws apart: a setting of spectra leaves the other draw
 
 
 class TwoViews:
-    """Draws views of (B, C, S, S) float32 batches in [0, 1]; every image and every view has draws of its own."""
+    """Draws views of (B, C, S, S) float32 batches in [0, 1]; every image and every view has draws of its own.
 
-    def __init__(self, params: Augment, recipe: Recipe):
-        self.params, self.recipe = params, recipe
+    With `coordinates`, views have two further channels: x and y, from −1 to 1 over the image, of the place that each
+    pixel shows, NaN where it shows none or background.
+    """
+
+    def __init__(self, params: Augment, recipe: Recipe, *, coordinates: bool = False):
+        self.params, self.recipe, self.coordinates = params, recipe, coordinates
         self.wavelengths = recipe.wavelengths or [None] * len(recipe.bands)
         self.modalities = recipe.modalities or {"all": list(range(len(recipe.bands)))}
 
@@ -42,16 +46,20 @@ class TwoViews:
 
     @torch.no_grad()
     def __call__(self, batch: torch.Tensor, *seed: int, start: int = 0, total: int | None = None) -> torch.Tensor:
-        """The views of a (B, C, S, S) batch as (2B, C, S, S): rows i and i + B are the two views of image i.
+        """The views of a (B, C, S, S) batch as (2B, C, S, S): rows i and i + B are the two views of image i; C + 2
+        channels with `coordinates`.
 
         `seed` (run, epoch, step, …) decides every draw, whatever was drawn before: the same seed, the same views. A
         share of a batch has the views it has in the whole, given where it `start`s among `total` images.
         """
-        draws = Draws(seed, len(batch), start, total)
-        views = move(batch.repeat(2, 1, 1, 1), self.params.geometry, self.recipe.background, draws)
+        draws, background = Draws(seed, len(batch), start, total), self.recipe.background
+        views = batch.repeat(2, 1, 1, 1)
+        places = look(views, self.params.geometry, background, draws)
+        views = resample(views, places, background)
+        if self.coordinates:
+            places.masked_fill_(empty(views, background), torch.nan)  # before bands are changed, or left out
         apart = Draws((*seed, SPECTRAL), len(batch), start, total)
-        views = spectral.perturb(
-            views, self.params.spectral, self.wavelengths, self.modalities, self.recipe.background, apart
-        )
+        views = spectral.perturb(views, self.params.spectral, self.wavelengths, self.modalities, background, apart)
         views = recolour(views, self.params.color, self.recipe.rgb, draws)
-        return retexture(views, self.params.texture, self.recipe.background, draws)
+        views = retexture(views, self.params.texture, background, draws)
+        return torch.cat([views, places], 1) if self.coordinates else views

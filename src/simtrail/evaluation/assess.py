@@ -98,13 +98,19 @@ def by_modality(
     found: Assessment, encoder: Encoder, images: PackedImages, test: np.ndarray, p: Evaluate
 ) -> dict[str, dict[str, Any]]:
     """`alone`: the linear probe's scores of the main task by each modality of an encoder that has a branch for each;
-    `retrieval`: recalls between the modalities of the images `test`, by 'first to second'. {} for other encoders."""
+    `retrieval`: recalls between the modalities of the images `test`, by 'first to second', of an encoder trained across
+    modalities. {} for other encoders."""
     own = {name: features_of(encoder, images, modality=name) for name in encoder.modalities}
     if not own:
         return {}
+    shared = {
+        name: encoder.features((images.rows(part) for part in _parts(test, images)), name, aligned=True)
+        for name in encoder.modalities
+        if encoder.config.terms.cross
+    }
     pairs = {
-        f"{first} to {second}": retrieval_between(own[first][test], own[second][test], seed=p.seed)
-        for first, second in combinations(own, 2)
+        f"{first} to {second}": retrieval_between(shared[first], shared[second], seed=p.seed)
+        for first, second in combinations(shared, 2)
     }
     alone = {name: classify(found.tasks[0], x, {}, p).scores[PROBE] for name, x in own.items() if found.tasks}
     return {"alone": alone, "retrieval": pairs}

@@ -23,7 +23,8 @@ from simtrail.data.readers import SUFFIXES, open_image
 from simtrail.data.recipe import Recipe, conform
 from simtrail.errors import InputError
 from simtrail.model.backbone import Backbone, pretrained_weights
-from simtrail.model.fusion import BranchInput, Fusion, branch_bands
+from simtrail.model.fusion import BranchInput, Fusion, branch_bands, unit
+from simtrail.model.local import features_and_map, map_shape, patch_projections
 from simtrail.model.projector import projection_head
 from simtrail.params import Architecture, Head, Terms
 
@@ -74,6 +75,9 @@ class Encoder(nn.Module):
         self.head = projection_head(self.backbone.width, config.head.model_copy(update={"depth": depth}))
         own = self.branches.values() if terms.intra or terms.cross else []
         self.heads = nn.ModuleList([projection_head(branch.width, config.head) for branch in own])
+        local = self.branches.values() if terms.local else []
+        self.map_shapes = [map_shape(branch, architecture, size, terms.local) for branch in local]
+        self.local_heads = nn.ModuleList([projection_head(channels, config.head) for channels, *_ in self.map_shapes])
         widths = [self.backbone.width, *(m.out_features for m in self.head.modules() if isinstance(m, nn.Linear))]
         self.width = widths[head_layers]
 
@@ -93,32 +97,55 @@ class Encoder(nn.Module):
     def projections(self, batch: torch.Tensor) -> torch.Tensor:
         """The projections that the loss is made of, side by side, (B, Σ projection_widths).
 
-        Those of the fused features stand first, where the term fused has a weight; those of each modality follow, where
-        intra or cross has.
+        Those of the fused features stand first, where the term fused has a weight (the features themselves, where local
+        alone has); those of each modality follow, where intra or cross has. Where local has, the batch has coordinates
+        behind its bands, as TwoViews gives them, and (B, Π local_shape) columns follow, the patches of each branch.
         """
-        seen = self._seen(batch)
-        if not self.heads:
-            return self.head(self.backbone(*seen))
-        parts = self.backbone.parts(*seen)
-        fused = [self.head(self.backbone.fuse(parts))] if self.config.terms.fused else []
-        return torch.cat([*fused, *(head(part) for head, part in zip(self.heads, parts, strict=True))], 1)
+        if not self.local_heads:
+            return self._projected([branch(seen) for branch, seen in self._branches(batch)])
+        features, maps = zip(*(features_and_map(*of_branch) for of_branch in self._branches(batch)), strict=True)
+        coordinates = batch[:, len(self.config.recipe.bands) :]
+        local = [patch_projections(*pair, coordinates) for pair in zip(self.local_heads, maps, strict=True)]
+        return torch.cat([self._projected(features), *local], 1)
+
+    def _projected(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The projections of images, given the features of each branch."""
+        parts = [unit(of_branch) for of_branch in features] if self.modalities else features
+        own = [head(part) for head, part in zip(self.heads, parts, strict=False)]  # there may be none
+        if not self.config.terms.whole:
+            return torch.cat(own, 1)
+        return torch.cat([self.head(self.backbone.fuse(parts) if self.modalities else parts[0]), *own], 1)
 
     @property
     def projection_widths(self) -> list[int]:
-        fused, head = [self.backbone.width] if self.config.terms.fused else [], self.config.head
-        own = [branch.width for branch in self.branches.values()] if self.heads else []
-        return [head.output if head.depth else width for width in fused + own]
+        """The widths of the projections of images, without those of patches."""
+        head, own = self.config.head, self.branches.values() if self.heads else []
+        whole = [head.output if len(self.head) else self.backbone.width] if self.config.terms.whole else []
+        return whole + [head.output if head.depth else branch.width for branch in own]
+
+    @property
+    def local_shape(self) -> tuple[int, int, int]:
+        """What the columns of patches are: branches, patches, and the width of one, of which 3 say where it lies."""
+        if not self.map_shapes:
+            return 0, 0, 0
+        channels, height, width = self.map_shapes[0]  # branches are of one architecture
+        head = self.config.head
+        return len(self.map_shapes), height * width, (head.output if head.depth else channels) + 3
 
     def joined(self, projections: torch.Tensor) -> torch.Tensor:
-        """What stands for an image among its projections: those of the fused features, or, where the loss has no such
-        term, those of all modalities at unit length."""
-        heads = projections.split(self.projection_widths, 1)
-        return heads[0] if self.config.terms.fused else torch.cat([F.normalize(z, dim=1) for z in heads], 1)
+        """What stands for an image among its projections: those of the fused features, or, where the loss has only
+        terms of modalities, those of all modalities at unit length; the features, where it has only the local term."""
+        heads = projections[:, : sum(self.projection_widths)].split(self.projection_widths, 1)
+        return heads[0] if self.config.terms.whole else torch.cat([F.normalize(z, dim=1) for z in heads], 1)
 
     def project(self, batch: torch.Tensor) -> torch.Tensor:
         """The `joined` projections, (B, head.output), of images (B, bands, size, size) in [0, 1]; the features at depth
-        0; without a fused term (B, modalities × head.output)."""
-        return self.joined(self.projections(batch))
+        0 and with the local term alone; with terms of modalities alone (B, modalities × head.output)."""
+        return self.joined(self._projected([branch(seen) for branch, seen in self._branches(batch)]))
+
+    def _branches(self, batch: torch.Tensor) -> list[tuple[Backbone, torch.Tensor]]:
+        """Each backbone, with what it sees of a batch."""
+        return list(zip(self.branches.values(), self._seen(batch), strict=True))
 
     def _seen(self, batch: torch.Tensor) -> list[torch.Tensor]:
         return [of_branch(batch) for of_branch in self.inputs]
@@ -149,17 +176,29 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def aligned(self, batch: torch.Tensor, modality: str) -> torch.Tensor:
+        """The projection of one modality, (B, head.output): what the cross term brings near that of another of the same
+        image. InputError for an encoder that it did not train."""
+        number = self._branch(modality)
+        if number is None or not self.config.terms.cross:
+            raise InputError(
+                "aligned: the encoder was trained without a cross-modal term; set pretrain.terms.cross > 0"
+            )
+        return self.heads[number](self(batch, modality))
+
     @torch.inference_mode()
-    def features(self, batches: Iterator[np.ndarray], modality: str | None = None) -> np.ndarray:
+    def features(self, batches: Iterator[np.ndarray], modality: str | None = None, aligned: bool = False) -> np.ndarray:
         """The float32 features, (N, width), of batches of packed images (B, bands, size, size).
 
-        With a `modality`, the features of its bands alone, at unit length, by its branch of the encoder; InputError
-        where it has none.
+        With a `modality`, the features of its bands alone, at unit length, by its branch of the encoder; `aligned`, its
+        projections, by which images of one modality are found among those of another. InputError where there are none.
         """
         self.eval()
-        alone = modality is not None and self._branch(modality) is not None  # refused before anything is read
-        width, scale = next(iter(self.branches.values())).width if alone else self.width, self.config.recipe.full_scale
-        parts = [self(to_unit(batch, scale, self.device), modality).float().cpu().numpy() for batch in batches]
+        of = (lambda batch: self.aligned(batch, str(modality))) if aligned else (lambda batch: self(batch, modality))
+        recipe = self.config.recipe
+        nothing = np.zeros((1, len(recipe.bands), recipe.size, recipe.size), recipe.dtype)
+        width = of(to_unit(nothing, 1, self.device)).shape[1]  # what can't be is refused before anything is read
+        parts = [of(to_unit(batch, recipe.full_scale, self.device)).float().cpu().numpy() for batch in batches]
         return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
 
     def embed(
@@ -167,9 +206,10 @@ class Encoder(nn.Module):
         images: str | Path | Sequence[str | Path] | np.ndarray,
         batch_size: int = 64,
         modality: str | None = None,
+        aligned: bool = False,
     ) -> pd.DataFrame:
         """One row per image: columns `0` … `width − 1`, indexed by path (by position, for arrays); of the bands of one
-        `modality` alone, as `features` gives them, where it is named.
+        `modality` alone, and `aligned` with those of others, as `features` gives them.
 
         `images` is a folder (searched through), one path, a list of paths, or an array (N, C, H, W) of any height and
         width in the bands and value range of the files the encoder was trained on. Raises InputError naming each file
@@ -198,7 +238,7 @@ class Encoder(nn.Module):
             if faults:
                 raise InputError("\n".join(dict.fromkeys(faults)))
 
-        return pd.DataFrame(self.features(batches(), modality), index=index)
+        return pd.DataFrame(self.features(batches(), modality, aligned), index=index)
 
     def save(self, folder: Path) -> None:
         """Writes encoder.safetensors and config.json."""
@@ -287,6 +327,8 @@ def _above(encoder: Encoder) -> dict[str, dict[str, torch.Tensor]]:
     scores = encoder.backbone.scores if encoder.modalities else []
     for kind, modules in {"head": encoder.heads, "score": scores}.items():
         parts |= {f"{kind} of {name}": m.state_dict() for name, m in zip(encoder.modalities, modules, strict=False)}
+    for name, head in zip(encoder.modalities or [""], encoder.local_heads, strict=False):
+        parts["local head" + (name and f" of {name}")] = head.state_dict()
     return {name: weights for name, weights in parts.items() if weights}
 
 

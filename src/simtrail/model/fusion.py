@@ -82,6 +82,11 @@ class BranchInput(nn.Module):
         return seen.contiguous(memory_format=torch.channels_last)
 
 
+def unit(features: torch.Tensor) -> torch.Tensor:
+    """The features (B, W) at unit length, float32 or float64."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
+
+
 class Fusion(nn.Module):
     """Maps the normalised images of M modalities, (B, bands, size, size) each, to features (B, width).
 
@@ -110,8 +115,7 @@ class Fusion(nn.Module):
 
     def part(self, number: int, images: torch.Tensor) -> torch.Tensor:
         """The part of one modality, (B, W), of its normalised images; of these alone, `attention` gives the same."""
-        features = self.branches[number](images)
-        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
+        return unit(self.branches[number](images))
 
     def fuse(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The features, (B, width), that the parts make."""

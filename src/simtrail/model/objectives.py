@@ -43,28 +43,36 @@ OBJECTIVES = {"nt_xent": nt_xent, "dcl": dcl}
 
 
 def terms(
-    projections: torch.Tensor, widths: Sequence[int], weights: Terms, objective: Callable[[torch.Tensor], torch.Tensor]
+    projections: torch.Tensor,
+    widths: Sequence[int],
+    weights: Terms,
+    objective: Callable[[torch.Tensor], torch.Tensor],
+    local: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss Σ weight · term, a scalar, and the terms whose weight is above 0, by name, without gradient.
 
-    `projections` is (2B, Σ widths): those of the whole encoder, where fused is above 0, then, where intra or cross is,
-    z_m of each of M modalities. With L the objective of a (2B, D) tensor, whose halves are the two views:
+    `projections` is (2B, Σ widths + rest): those of the whole encoder, where `weights.whole`, then, where intra or
+    cross is above 0, z_m of each of M modalities; the rest, where local is, are patches, for `local` to make a scalar
+    of. With L the objective of a (2B, D) tensor, whose halves are the two views:
 
         fused = L(z),  intra = mean_m L(z_m),  cross = mean_{m ≠ n} L(first half of z_m, second half of z_n),
 
     the last over all ordered pairs, so that each modality sees each view (as Tian et al. 2020, arXiv 1906.05849, eq. 6,
     over the full graph of views).
     """
-    heads = list(projections.split(list(widths), 1))
+    heads, rest = list(projections[:, : sum(widths)].split(list(widths), 1)), projections[:, sum(widths) :]
+    whole = [heads.pop(0)] if weights.whole else []
     found = {}
     if weights.fused:
-        found["fused"] = objective(heads.pop(0))
+        found["fused"] = objective(*whole)
     if weights.intra:
         found["intra"] = torch.stack([objective(z_VD) for z_VD in heads]).mean()
     if weights.cross:
         images = len(projections) // 2
         pairs = [torch.cat([a_VD[:images], b_VD[images:]]) for a_VD, b_VD in permutations(heads, 2)]
         found["cross"] = torch.stack([objective(z_VD) for z_VD in pairs]).mean()
+    if weights.local:
+        found["local"] = local(rest)
     loss = torch.stack([getattr(weights, name) * value for name, value in found.items()]).sum()
     return loss, {name: value.detach() for name, value in found.items()}
 

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from simtrail.augment.views import TwoViews
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
+from simtrail.model.local import patch_contrast
 from simtrail.model.objectives import OBJECTIVES, contrastive_top1, terms
 from simtrail.params import Pretrain
 from simtrail.training.distributed import rank, synchronised, world
@@ -25,7 +26,10 @@ LOW = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Learner:
-    """Trains an encoder (on its device, with its projection head) one batch at a time."""
+    """Trains an encoder (on its device, with its projection head) one batch at a time.
+
+    Where its loss has a local term, the `views` must have coordinates.
+    """
 
     def __init__(self, encoder: Encoder, views: TwoViews, params: Pretrain):
         self.encoder, self.views, self.params = encoder, views, params
@@ -52,8 +56,14 @@ class Learner:
             else None
         )
         self.autocast = torch.autocast(self.device.type, LOW[params.precision], enabled=params.precision != "fp32")
-        alone = partial(OBJECTIVES[params.objective], temperature=params.temperature, normalise=params.normalise)
-        self.objective = partial(terms, widths=encoder.projection_widths, weights=encoder.config.terms, objective=alone)
+        scale: dict[str, Any] = {"temperature": params.temperature, "normalise": params.normalise}
+        self.objective = partial(
+            terms,
+            widths=encoder.projection_widths,
+            weights=encoder.config.terms,
+            objective=partial(OBJECTIVES[params.objective], **scale),
+            local=partial(patch_contrast, shape=encoder.local_shape, decoupled=params.objective == "dcl", **scale),
+        )
 
     @property
     def kept(self) -> Encoder:
@@ -64,7 +74,8 @@ class Learner:
         """The loss of the whole batch, of which `batch` is this process's share, and what else is told of it; weights
         follow.
 
-        Told are contrastive_top1 and, where the loss has several terms, each as loss_fused, loss_intra, loss_cross.
+        Told are contrastive_top1 and, where the loss has several terms, each as loss_fused, loss_intra, loss_cross,
+        loss_local.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate

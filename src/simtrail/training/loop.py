@@ -66,7 +66,7 @@ def fit(
         encoder = Encoder(config.model_copy(update={"terms": params.terms}))
         for line in load_weights(encoder, params.weights):
             say(line)
-        views = TwoViews(params.augment, config.recipe)
+        views = TwoViews(params.augment, config.recipe, coordinates=params.terms.local > 0)
         learner = Learner(encoder.to(device).train(), views, params)
         monitor = Monitor(images, train_rows, val_rows, labels, views, params.seed)
         metric = monitor.choose(params.monitor.metric)
