@@ -32,10 +32,10 @@ VARIANTS = {
     "uv alone": {"pretrain.encoder.modalities": ["uv"]},
     "concat": {},
     "separate, intra": SEPARATE | {"pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 0.0), strict=True))},
-    "separate, intra and cross": SEPARATE | {"pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 0.5), strict=True))},
+    "separate, intra and cross": SEPARATE | {"pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 1.0), strict=True))},
     "attention, intra and cross": {
         "pretrain.encoder.fusion": "attention",
-        "pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 0.5), strict=True)),
+        "pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 1.0), strict=True)),
     },
 }
 
@@ -54,11 +54,9 @@ def measured(encoder: Encoder) -> dict[str, float]:
     other = np.array([twin[c] for c in truth[inside]])
     right = shares[inside, truth[inside]] > shares[inside, other]
     row |= _accuracy("in pairs", truth[inside], np.where(right, truth[inside], other), group[inside])
-    if encoder.modalities:
+    if encoder.modalities and encoder.config.terms.cross:
         test = np.flatnonzero(table["split"] == "test")
-        rgb, uv = (
-            encoder.features((images.rows(rows) for rows in np.array_split(test, 4)), name) for name in ("rgb", "uv")
-        )
+        rgb, uv = (encoder.features(iter([images.rows(test)]), name, aligned=True) for name in ("rgb", "uv"))
         found = retrieval_between(rgb, uv)
         row |= {"recall@1 rgb to uv": found["recall_at_1"], "recall@1 uv to rgb": found["recall_back_at_1"]}
         row["recall@1 by chance"] = found["chance_at_1"]
