@@ -105,6 +105,7 @@ def test_missing_data_names_the_command_that_brings_it(project):
         bring.fetch("moths")
 
 
+@pytest.mark.slow
 def test_a_clone_without_data_gets_it_from_the_remote(project):
     def dvc(*words: str) -> None:
         subprocess.run([sys.executable, "-m", "dvc", *words, "-q"], check=True)

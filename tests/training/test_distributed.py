@@ -55,7 +55,7 @@ with processes():
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"pretrain.optimiser": "sgd"}, id="resnet"),
+        pytest.param({"pretrain.optimiser": "sgd"}, id="resnet", marks=pytest.mark.slow),
         pytest.param(  # timm's own batch normalisation
             {"pretrain.encoder.model": "test_efficientnet", "pretrain.optimiser": "lars"},
             id="efficientnet",

@@ -21,7 +21,7 @@ ROWS = 20  # of a table; the rest are in its CSV file
 FEW_GROUPS = 30  # below it, a percentile interval is itself uncertain
 LARGEST_SVG, LARGEST_MAP = 300_000, 5_000_000  # bytes
 HEADINGS = {"r2": "R²", "f1": "F1", "q": "q (false discovery rate)", "angle": "angle, °", "limit": "limit, °"}
-HEADINGS |= {"top5": "top 5", "same_group": "same group", "angle turned": "turned by, °", "drop": "accuracy lost"}
+HEADINGS |= {"top5": "top 5", "same_group": "same group", "drop": "accuracy lost"}
 
 
 def report_page(facts: dict[str, Any], folder: Path) -> str:
@@ -60,7 +60,7 @@ def verdict(task: dict[str, Any]) -> str:
     closest = min(task["gains"], key=lambda name: task["gains"][name]["low"])
     gain = task["gains"][closest]
     floor = f"{_title(closest).removeprefix('floor: ')}, {interval(task['scores'][closest], 'accuracy')}"
-    by = f"by {gain['value']:.3f} (95 % interval {gain['low']:.3f} – {gain['high']:.3f})"
+    by = f"by {number(gain['value'])} (95 % interval {number(gain['low'])} – {number(gain['high'])})"
     if beats_floors(task):
         return f"It beats every floor; the closest of them, {floor}, {by}."
     if gain["value"] <= 0:
@@ -90,7 +90,7 @@ def number(value: Any) -> str:
         return "yes" if value else "no"
     if value is None or value != value or value is pd.NA:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}".replace("-", "−") if isinstance(value, float) else str(value)
 
 
 def picture(path: Path) -> str | None:
