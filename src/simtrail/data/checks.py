@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ def validate(
         ),
         (
             "every file says the same of its bands: names, wavelengths, bad bands, scale",
-            readable,
+            readable[readable["bands"] == expected_bands],
             among("facts", [_most_common(readable["facts"])]),
             "critical",
             "names, wavelengths, bad bands or scale in its header differ from those of most files",
@@ -94,7 +95,7 @@ def validate(
             f"width {{width}} px, must be {side}",
         ),
         ("no image holds NaN or Inf", readable, among("finite", [True]), "critical", "holds NaN or Inf"),
-        ("no image is constant", readable, among("constant", [False]), "critical", "every pixel is {min}"),
+        ("no image is constant", readable, among("constant", [False]), "critical", "every pixel is {pixel}"),
         (
             "no image stands twice under different labels",
             readable,
@@ -183,6 +184,7 @@ def validate(
 def _evidence(manifest: pd.DataFrame) -> pd.DataFrame:
     """The manifest with the path of each exact duplicate's `twin`, and of one labelled otherwise, its `clash`."""
     images = manifest.assign(
+        pixel=["" if low is None else _brief(low) for low in manifest["min"]],
         twin="",
         clash="",
         most_saturated=[np.nan if values is None else max(values) for values in manifest["saturated"]],
@@ -227,6 +229,12 @@ def _run(stated: list[Any]) -> list[tuple[bool, list[int], dict[str, Any]]]:
             rows = result.result.get("unexpected_index_list") or []
             results.append((bool(result.success), list(rows), expectation.configuration.to_json_dict()))
     return results
+
+
+def _brief(pixel: Sequence[float]) -> str:
+    """The values of a pixel, the first few of many."""
+    few = ", ".join(f"{value:g}" for value in pixel[:3])
+    return few + (f", … ({len(pixel)} bands)" if len(pixel) > 3 else "")
 
 
 def _most_common(column: pd.Series) -> Any:

@@ -162,7 +162,7 @@ def _statistics(
                 full[span] += (x == top).sum(1)
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    found = {"min": low, "max": high, "mean": mean + origin, "std": std, "saturated": full / count}
+        found = {"min": low, "max": high, "mean": mean + origin, "std": std, "saturated": full / count}
     empty = count == 0  # no data at all: constant at the value that says so
     for name in ("min", "max", "mean"):
         found[name][empty] = nodata
