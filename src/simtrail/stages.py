@@ -117,6 +117,8 @@ def prepare() -> None:
     learnt = manifest["path"][(split == "train") & ~held_out].to_list()
     sample = partial(sample_pixels, dataset.folder, learnt, params.prepare.seed)
     recipe = make_recipe(manifest, dataset.declaration, params.prepare, sample)
+    if recipe.cut and recipe.mask_band is None and recipe.nodata is None and not manifest["alpha"].any():
+        _say("prepare: warning: prepare.mask = 'crop': no effect: no mask band or value without data is declared")
     images = pack(dataset.folder, manifest, recipe, PACKED)
     meta = [c for c in manifest if c in ("path", "sha256", "label", "group") or c.startswith("meta.")]
     table = manifest[meta].assign(split=split, block=split_groups(manifest), held_out=held_out)

@@ -17,7 +17,7 @@ from simtrail.data.dataset import Dataset
 from simtrail.data.manifest import scan
 from simtrail.data.pack import pack, sample_pixels
 from simtrail.data.readers import open_image
-from simtrail.data.recipe import make_recipe
+from simtrail.data.recipe import conform, make_recipe
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder, EncoderConfig
 
@@ -217,3 +217,21 @@ def test_an_encoder_takes_raw_cubes_and_arrays_of_all_or_of_one_modality(cubes):
     np.testing.assert_array_equal(encoder.embed(arrays), whole)
     nir = [recipe.read[i] for i in recipe.modalities["nir"]]
     np.testing.assert_array_equal(encoder.embed(arrays[:, nir], modality="nir"), whole)
+
+
+def test_nan_as_the_value_without_data_outlives_manifest_and_encoder(tmp_path):
+    image = cube(0).astype(np.float32)
+    image[:, :5] = np.nan
+    items = [(42113, "s", 0, "nan", True)]
+    (tmp_path / "images").mkdir()
+    style = {"planarconfig": "separate", "photometric": "minisblack", "extratags": items}
+    tifffile.imwrite(tmp_path / "images/a.tif", image, **style)
+    manifest, _ = scan(Dataset(tmp_path))
+    assert manifest["finite"].all()
+    recipe = make_recipe(manifest, Dataset(tmp_path).declaration, with_changes({"prepare.size": 32}).prepare)
+    p, scale = with_changes({}).pretrain, {"mean": [0.3] * BANDS, "std": [0.2] * BANDS}
+    architecture = p.encoder.model_copy(update={"model": "test_resnet"})
+    Encoder(EncoderConfig(architecture=architecture, head=p.head, recipe=recipe, **scale)).save(tmp_path / "encoder")
+    read = Encoder.load(tmp_path / "encoder").config.recipe
+    assert np.isnan(read.nodata)
+    assert (conform(image, read)[:, :7] == 0).all()

@@ -19,7 +19,7 @@ MAPPED = (".hdr", ".npy")  # read by memory map: bands that are not asked for st
 class BandFacts(BaseModel):
     """What a file itself says of its bands; null where it says nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # nodata may be NaN
 
     names: list[str] | None = None
     wavelengths: list[float | None] | None = None  # nm

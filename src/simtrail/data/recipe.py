@@ -20,7 +20,7 @@ from simtrail.params import Bands, Prepare
 class Recipe(BaseModel):
     """How images are conformed; stored as JSON beside the packed arrays and inside every encoder."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # nodata may be NaN
 
     size: int
     fit: Literal["pad", "crop"]
