@@ -250,9 +250,10 @@ def ablation_panels(
     """
     (down, rows), *across = axes.items()
     names, columns = across[0] if across else ("", [""])
-    width = 1.6 + 0.085 * max(map(len, rows)) + (max(0.62 * len(columns), 2.2) if across else 2.2)
+    body = max(0.62 * len(columns), 2.2) if across else 2.2
+    width = 0.6 + 0.085 * max(map(len, rows)) + (body + 0.8) * len(measures)  # the rows are named once, on the left
     height = 1.2 + 0.5 * len(rows) + (0.07 * max(map(len, columns)) if across else 0)
-    figure, panels = plt.subplots(1, len(measures), figsize=(width * len(measures), height), squeeze=False, sharey=True)
+    figure, panels = plt.subplots(1, len(measures), figsize=(width, height), squeeze=False, sharey=True)
     for panel, (measure, (means, deviations)) in zip(panels[0], measures.items(), strict=True):
         digits = 3 if np.nanmax(means) <= 1 else 1
         if across:
