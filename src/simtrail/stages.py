@@ -108,7 +108,11 @@ def prepare() -> None:
     from simtrail.data.recipe import make_recipe
     from simtrail.data.split import assign, split_groups
 
-    _fresh(PACKED)
+    checks = _read_json(VALIDATION, "check")
+    if not checks["success"] and checks["on_fail"] == "error":
+        raise InputError(
+            f"{VALIDATION}: the check failed; mend the images, or set check.on_fail: quarantine, and check"
+        )
     manifest = _read(pd.read_parquet, MANIFEST, "check")
     manifest = manifest[manifest["rejected"].isna()].reset_index(drop=True)
     dataset = Dataset(Path("data") / params.data.name)
@@ -119,6 +123,7 @@ def prepare() -> None:
     recipe = make_recipe(manifest, dataset.declaration, params.prepare, sample)
     if recipe.cut and recipe.mask_band is None and recipe.nodata is None and not manifest["alpha"].any():
         _say("prepare: warning: prepare.mask = 'crop': no effect: no mask band or value without data is declared")
+    _fresh(PACKED)  # only now: what can't be is refused before an earlier result is removed
     images = pack(dataset.folder, manifest, recipe, PACKED)
     meta = [c for c in manifest if c in ("path", "sha256", "label", "group") or c.startswith("meta.")]
     table = manifest[meta].assign(split=split, block=split_groups(manifest), held_out=held_out)
@@ -127,7 +132,7 @@ def prepare() -> None:
     _write_json(
         STATISTICS,
         {
-            "data_md5": _read_json(VALIDATION, "check")["data_md5"],
+            "data_md5": checks["data_md5"],
             "split_hash": hashlib.sha256(
                 table[["sha256", "split", "held_out"]].to_csv(index=False).encode()
             ).hexdigest()[:16],
@@ -394,11 +399,16 @@ def _facts(
 def register() -> None:
     """The encoder in the MLflow registry, with its numbers and lineage, and its alias through the gate."""
     params = load_params()
+    from simtrail.evaluation.page import beats_floors, verdict
+
     metrics = _read_json(METRICS, "evaluate")
     result = enrol(params, ENCODER, pd.read_csv(HISTORY).to_dict("records"), metrics)
     _fresh(REGISTRATION.parent)
     _write_json(REGISTRATION, result)
     _say(f"register: {result['name']} version {result['version']} is {result['alias']}: {result['reason']}")
+    for name, task in list(metrics["tasks"].items())[:1]:
+        if not beats_floors(task):
+            _say(f"register: warning: {name}: {verdict(task)}")
 
 
 def enrol(params: Params, folder: Path, history: list[dict[str, float]], metrics: dict[str, Any]) -> dict[str, Any]:

@@ -167,8 +167,10 @@ def test_a_modality_alone_stands_where_its_bands_stand_in_the_whole():
     names = ["red", "uv1", "uv2", "mask"]
     declared = Declaration(bands=names, mask="mask", modalities={"vis": ["red"], "uv": ["uv1", "uv2"]})
     r = make_recipe(manifest("uint8", [0] * 4, [255] * 4), declared, with_changes({"prepare.size": 16}).prepare)
-    alone = conform(image[1:3], r, "uv")
+    alone = conform(image[1:4], r, "uv")
     np.testing.assert_array_equal(alone[1:], conform(image, r, "uv")[1:])
     assert (alone[0] == 0).all()
+    with pytest.raises(ValueError, match="or 2 of uv and then the mask"):
+        conform(image[1:3], r, "uv")
     with pytest.raises(ValueError, match="must be"):
         conform(image[1:3], r)

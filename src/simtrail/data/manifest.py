@@ -91,7 +91,11 @@ def _scan_file(folder: Path, mask: int | None, nodata: float | None, relative: s
     statistics, crc = _statistics(bands, facts.nodata if nodata is None else nodata, mapped)
     if mask is not None and mask < len(bands):
         row |= {"mask_cover": float((bands[mask] > 0).mean()), "mask_binary": len(np.unique(bands[mask])) <= 2}
-    varies = statistics["min"] < statistics["max"]
+    varies, good = statistics["min"] < statistics["max"], np.ones(len(bands), bool)
+    if facts.good and len(facts.good) == len(bands):
+        good = np.array(facts.good)
+        statistics["saturated"][~good] = 0  # of bad bands nothing is expected
+    told = good & (np.arange(len(bands)) != (-1 if mask is None else mask))
     return row | {
         "height": image.shape[1],
         "width": image.shape[2],
@@ -101,7 +105,7 @@ def _scan_file(folder: Path, mask: int | None, nodata: float | None, relative: s
         "facts": facts.model_dump_json(),
         **{name: values.tolist() for name, values in statistics.items()},
         "crc": crc,
-        "constant_bands": int((~np.delete(varies, [] if mask is None else mask)).sum()),
+        "constant_bands": int((~varies & told).sum()),
         "readable": True,
         "finite": bool(np.isfinite([statistics[name] for name in ("min", "max", "mean", "std")]).all()),
         "constant": not varies.any(),

@@ -129,23 +129,27 @@ def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> n
     """A file's (C, H, W) array as the recipe's (len(bands), size, size) array of its dtype.
 
     C is `file_bands`, or one more for alpha; of a memory-mapped image only the bands that are needed are read. With a
-    `modality`, C may also be the number of its bands: then the others are black, and nothing is masked. Raises
-    ValueError for any other number of bands, and for another type, whose values would mean something else.
+    `modality`, C may also be the number of its bands, and one more for the mask, where images are masked by a band of
+    theirs: then the other bands are black. Raises ValueError for any other number of bands, and for another type, whose
+    values would mean something else.
     """
     dtype = str(image.dtype.newbyteorder("="))
     if dtype != recipe.file_dtype:
         raise ValueError(f"pixels are {dtype}: must be {recipe.file_dtype}, as in the images this was made for")
     alone = recipe.modalities[modality] if modality and recipe.mix is None else []
-    if alone and image.ndim == 3 and len(image) == len(alone) != recipe.file_bands:
+    masked = recipe.composite and recipe.mask_band is not None
+    bands = len(alone) + masked
+    if alone and image.ndim == 3 and len(image) == bands and bands not in (recipe.file_bands, recipe.file_bands + 1):
         whole = np.zeros((recipe.file_bands, *image.shape[1:]), image.dtype)
-        whole[[recipe.read[i] for i in alone]] = image
-        if recipe.mask_band is not None:
-            whole[recipe.mask_band] = 1
+        whole[[recipe.read[i] for i in alone]] = image[: len(alone)]
+        if masked:
+            whole[recipe.mask_band] = image[-1]
         image = whole
     if image.ndim != 3 or len(image) not in (recipe.file_bands, recipe.file_bands + 1):
         raise ValueError(
             f"image of shape {image.shape}: must be (bands, height, width) with {recipe.file_bands} bands, "
             "or one more for alpha"
+            + (f", or {len(alone)} of {modality}{' and then the mask' if masked else ''}" if alone else "")
         )
     mask = None if recipe.mask_band is None else image[recipe.mask_band]
     alpha = image[-1] if len(image) > recipe.file_bands else None

@@ -117,6 +117,7 @@ def _story(facts: dict[str, Any]) -> dict[str, Any]:
             s for s in SCORES if any(s in row for task in tasks.values() for row in task["scores"].values())
         ],
         "failed_checks": [f for f in facts["validation"]["findings"] if not f["success"]],
+        "terms": [f"{w:g} × {name}" for name, w in facts["params"]["pretrain"]["terms"].items() if w],
         "limits": _limits(facts),
         "parameters": _flat(facts["params"]),
         "floors": FLOORS,

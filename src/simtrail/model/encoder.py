@@ -194,6 +194,8 @@ class Encoder(nn.Module):
         projections, by which images of one modality are found among those of another. InputError where there are none.
         """
         self.eval()
+        if aligned and modality is None:
+            raise InputError(f"aligned: needs a modality: {', '.join(self.modalities) or 'this encoder has none'}")
         of = (lambda batch: self.aligned(batch, str(modality))) if aligned else (lambda batch: self(batch, modality))
         recipe = self.config.recipe
         nothing = np.zeros((1, len(recipe.bands), recipe.size, recipe.size), recipe.dtype)
