@@ -203,9 +203,10 @@ def _explained(x_ND: np.ndarray, span_KN: Any) -> np.ndarray:
 def _nearest(z_ND: torch.Tensor, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The k nearest others of each vector, nearest first, and the angles to them in degrees; chunk by chunk."""
     rows = max(1, HELD // len(z_ND))
+    held = z_ND.new_empty(rows, len(z_ND))  # one for all: among small results that stay, freed ones would pile up
     for start in range(0, len(z_ND), rows):
         chunk = z_ND[start : start + rows]
-        cosine = chunk @ z_ND.T
+        cosine = torch.mm(chunk, z_ND.T, out=held[: len(chunk)])
         cosine[:, start:].fill_diagonal_(-2)  # itself
         nearest = cosine.topk(k, dim=1).indices
         yield nearest.numpy(), _angle(chunk[:, None], z_ND[nearest])
