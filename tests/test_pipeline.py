@@ -349,6 +349,7 @@ def test_the_tracking_uri_overrides_and_is_relative_to_the_project(project, monk
     assert (tmp_path / "mlruns/mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkeypatch):
     from simtrail.training.state import Checkpoints
 

@@ -55,6 +55,7 @@ def test_metadata_paths_point_into_images_and_columns_are_declared(project, shap
     assert yaml.safe_load((bring.DATA / "moths/dataset.yaml").read_text()) == {"label": "genus", "group": "id"}
 
 
+@pytest.mark.slow
 def test_links_share_the_bytes(project):
     bring.add(project / "mine", "moths", None, None, link=True)
     assert (bring.DATA / "moths/images/class0/0.png").samefile(project / "mine/class0/0.png")
