@@ -70,8 +70,11 @@ def duplicates(
 
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(~hashes.duplicated()))[:largest]
     z_ND = unit(features[rows], torch.float32)
-    found = list(_nearest(z_ND, min(NEIGHBOURS, len(rows) - 1)))
-    nearest, angle = (np.concatenate(part) for part in zip(*found, strict=True))
+    k, done = min(NEIGHBOURS, len(rows) - 1), 0
+    nearest, angle = np.empty((len(rows), k), np.int64), np.empty((len(rows), k))
+    for places, degrees in _nearest(z_ND, k):  # copied: small results that stay would pin what is freed around them
+        here = slice(done, done := done + len(places))
+        nearest[here], angle[here] = places, degrees
     limit = np.median(angle[:, 0]) / 10 if len(rows) > 1 else 0.0
     image, neighbour = np.nonzero(angle < limit)
     ends = np.sort(np.stack([rows[image], rows[nearest[image, neighbour]]]), axis=0)
