@@ -2,8 +2,8 @@
 
 Runs in a project whose demo data are prepared (`dvc repro prepare`); a table in results/modalities.csv. Three pairs of
 the demo's species share all that visible light shows and differ in ultraviolet alone. For every encoder: the test
-accuracy of the linear probe on all species; inside the pairs, between the two of a pair; and, of encoders with a branch
-for each modality, how often an image's RGB features find its own UV features among those of all test images.
+accuracy of the linear probe on all species; inside the pairs, between the two of a pair; and, of encoders trained
+across modalities, how often the RGB of an image finds its own UV among all test images, by their aligned features.
 """
 
 from __future__ import annotations

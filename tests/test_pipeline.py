@@ -485,6 +485,9 @@ def test_quarantine_drops_records_and_trains_on_the_rest(copied):
     with pytest.raises(InputError, match="empty file"):
         stages.check()
     assert "empty file" in stages.PAGE.read_text()
+    with pytest.raises(InputError, match="the check failed"):
+        stages.prepare()
+    assert stages.STATISTICS.exists()  # the earlier result stays
     write_params(copied, check__on_fail="quarantine")
     stages.check()
     assert pd.read_csv(stages.QUARANTINE)["path"].tolist() == [relative]

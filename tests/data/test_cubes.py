@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import tifffile
 from conftest import with_changes
@@ -201,7 +200,6 @@ def test_gdal_tags_say_names_wavelengths_and_the_value_without_data(tmp_path):
     facts = open_image(tmp_path / "a.tif").facts
     assert (facts.names, facts.nodata) == (["b0", "b1", "b2"], -1)
     assert facts.wavelengths == pytest.approx([400, 500, 600])
-    assert isinstance(pd.Series([facts.model_dump_json()]).iloc[0], str)
 
 
 def test_an_encoder_takes_raw_cubes_and_arrays_of_all_or_of_one_modality(cubes):
