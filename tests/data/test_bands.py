@@ -230,6 +230,23 @@ def test_a_choice_that_cannot_be_had_is_refused_before_any_pixel_is_read(spec, l
     assert str(fault.value) == line
 
 
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"uniform": 6}, "uniform = 6: must be at most 5, the number of good bands with a wavelength"),
+        (
+            {"per_region": 3},
+            "per_region = 3: must be at most 2, the number of good bands in the largest spectral region",
+        ),
+        ({"variance": 6}, "variance = 6: must be at most 5, the number of good bands to choose from"),
+        ({"pca": 6}, "pca = 6: must be at most 5, the number of good bands to choose from"),
+    ],
+)
+def test_where_bad_bands_are_left_out_the_good_ones_are_counted(keys, line):
+    with pytest.raises(InputError, match=f"^prepare.bands.{line}$"):
+        chosen(rule(**keys), wavelengths=[620, 540, 450, 395, 370, 710, None], good=[False, *[True] * 6])
+
+
 @pytest.mark.parametrize("wavelengths", [None, [None] * 7])
 @pytest.mark.parametrize("keys", [{"nearest": [450]}, {"per_region": 2}])
 def test_rules_of_wavelength_need_wavelengths(keys, wavelengths):

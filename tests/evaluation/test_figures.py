@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -38,13 +39,18 @@ def packed(folder, bands: list[str], dtype: str = "uint8", count: int = 40) -> P
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """The texts of the figures drawn to tmp_path, once both files of each are found whole and within a page's width."""
+    """The texts of the figures drawn to tmp_path, once both files of each are found whole and within a page's width,
+    and no text smaller than 8 points, in print or as high as a page shows a figure."""
     texts, shut = [], plt.close
+    highest = int(
+        re.search(r"figure img .*max-height: (\d+)rem", (resources.files("simtrail.data") / "page.css").read_text())[1]
+    )
 
     def close(figure):
         texts.extend(text.get_text() for text in figure.findobj(plt.Text) if text.get_visible())
         assert figure.get_figwidth() <= 6.3
-        assert min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text()) >= 8
+        shown = min(1, highest * 16 / 96 / figure.get_figheight())  # a rem is 16 pixels, of which 96 are an inch
+        assert min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text()) * shown >= 8
         shut(figure)
 
     monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", close)
@@ -132,6 +138,16 @@ def test_of_the_dimensions_the_strongest_are_shown(tmp_path, drawn, columns):
     assert len({text for text in drawn if text.isdigit()}) <= 40
 
 
+def test_stars_mark_the_relations_that_are_more_than_chance(tmp_path, monkeypatch):
+    stars = []
+    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", lambda f: stars.extend(f.axes[0].get_lines()))
+    q = {("a", 0): 0.05, ("a", 1): 0.051, ("b", 0): np.nan, ("b", 1): 0.001}
+    table = pd.DataFrame([(*pair, 0.5, 0.01, value) for pair, value in q.items()])
+    table.columns = ["column", "dimension", "r2", "p", "q"]
+    charts.dimension_relations(table, tmp_path / "dimensions.png")
+    assert sorted((int(*star.get_xdata()), int(*star.get_ydata())) for star in stars) == [(0, 0), (1, 1)]
+
+
 def test_classes_are_listed_with_their_images_best_first(tmp_path, drawn):
     table = pd.DataFrame({"class": NAMES, "images": range(1, 61), "f1": np.linspace(1, 0, 60)})
     charts.per_class_bars(table.assign(f1_low=0.0, f1_high=1.0), tmp_path / "per_class.png")
@@ -183,11 +199,51 @@ def test_thumbnails_are_means_of_pixels_and_never_enlarged(tmp_path):
     assert small[1].mean() == pytest.approx(images.rows(np.array([3]))[:, :3].mean(), abs=8)
 
 
-@pytest.mark.parametrize("bands", [["grey"], ["a", "b"], ["red", "green", "blue", "uv1", "uv2"]])
-def test_views_are_drawn_in_all_bands(tmp_path, drawn, bands):
-    views = TwoViews(with_changes({}).pretrain.augment, recipe(bands, "uint16"))
-    pictures.view_grid(packed(tmp_path, bands, "uint16"), np.array([3, 1]), views, 0, tmp_path / "views.png")
-    assert ("uv1, uv2" in drawn) == (len(bands) == 5)
+def with_wavelengths(nm: list[float | None], names: list[str] | None = None) -> Recipe:
+    return recipe(names or [f"band{i}" for i in range(len(nm))], "uint16").model_copy(update={"wavelengths": nm})
+
+
+@pytest.mark.parametrize(
+    ("nm", "shown"),
+    [
+        ([400, 450, 500, 550, 600, 650, None], [5, 3, 1]),
+        ([900, 460, 700, 540, 640], [4, 3, 1]),
+        ([1000, 1100, 1200, 1300, 1400, 1500], [4, 2, 0]),  # infrared alone
+        ([500, 900, 1000], [2, 1, 0]),
+        ([None, None, 500, 550], [0, 1, 2]),
+    ],
+)
+def test_of_many_bands_the_visible_ones_are_displayed_in_their_colours(nm, shown):
+    assert pictures.displayed(with_wavelengths(nm)) == shown
+
+
+def named(drawn: list[str]) -> set[str]:
+    """The names of bands beside the rows of views."""
+    return {name for text in drawn if text.count("\n") == 2 for name in text.split("\n")}
+
+
+@pytest.mark.parametrize("bands", [["grey"], ["a", "b"], ["red", "green", "blue", "uv1", "uv2"], NAMES[:7], NAMES[:9]])
+def test_views_of_up_to_nine_bands_are_drawn_in_all_of_them(tmp_path, drawn, bands):
+    views = TwoViews(with_changes({}).pretrain.augment, recipe(bands))
+    pictures.view_grid(packed(tmp_path, bands), np.arange(6), views, 0, tmp_path / "views.png")
+    assert named(drawn) == (set(bands) if len(bands) > 3 else set())
+    assert any(text.startswith(f"All {len(bands)} bands;") for text in drawn) == (len(bands) > 3)
+
+
+@pytest.mark.parametrize(
+    ("nm", "names"),
+    [
+        (np.linspace(400, 1000, 25).tolist(), {"650 nm", "550 nm", "450 nm", "900 nm", "725 nm", "500 nm"}),
+        ([None] * 25, {"band0", "band1", "band2", "band7", "band14", "band21"}),
+    ],
+)
+def test_views_of_more_bands_are_drawn_in_six_which_is_said(tmp_path, drawn, nm, names):
+    of = with_wavelengths(nm)
+    packed(tmp_path, of.bands, "uint16")
+    views = TwoViews(with_changes({}).pretrain.augment, of)
+    pictures.view_grid(PackedImages(tmp_path, of), np.array([3]), views, 0, tmp_path / "views.png")
+    assert named(drawn) == names
+    assert any(text.startswith("6 of 25 bands;") for text in drawn)
 
 
 def test_examples_of_classes_run_over_several_figures(tmp_path, drawn):
@@ -209,7 +265,7 @@ def test_neighbours_are_marked_by_more_than_colour(tmp_path, drawn):
 def test_saliency_is_drawn_in_degrees(tmp_path, drawn):
     maps_BHW = RNG.random((4, 16, 16))
     pictures.saliency_grid(RNG.random((4, 16, 16, 3)), maps_BHW, NAMES[:4], tmp_path / "saliency.png")
-    assert "turn of the embedding, degrees" in drawn
+    assert any("in degrees, when a small square around a pixel is hidden" in text for text in drawn)
 
 
 @pytest.mark.parametrize("images", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 16, 40))])  # UMAP
@@ -338,21 +394,29 @@ def class_spectra(classes: int, bands: int) -> pd.DataFrame:
     return table.assign(mean=RNG.random(len(table)), sd=0.1)
 
 
-@pytest.mark.parametrize(("classes", "bands", "known"), [(1, 6, False), (8, 6, True), (12, 408, True), (3, 60, False)])
-def test_spectra_name_at_most_eight_classes_with_their_images(tmp_path, drawn, classes, bands, known):
+@pytest.mark.parametrize(
+    ("classes", "bands", "known"), [(1, 6, False), (8, 6, True), (16, 9, False), (18, 408, True), (3, 60, False)]
+)
+def test_spectra_have_a_panel_each_of_the_sixteen_classes_with_most_images(tmp_path, drawn, classes, bands, known):
     nm = np.linspace(400, 1000, bands).tolist() if known else [400.0, *[None] * (bands - 1)]
     spectra.spectra(class_spectra(classes, bands), nm, tmp_path / "spectra.png", "reflectance")
-    named = [text for text in drawn if text.startswith("class ")]
-    assert sorted(named) == [f"class {c} ({classes - c})" for c in range(min(classes, 8))]
+    panels = [text for text in drawn if text.startswith("class ")]
+    assert panels == [f"class {c}\n{classes - c} images" for c in range(min(classes, 16))]
     assert ("wavelength, nm" in drawn) == known
     assert ("b0" in drawn) == (not known)
-    assert "reflectance, mean ± sd over images" in drawn
+    assert ("Mean spectra of the 16 with most images of 18 classes" in drawn) == (classes == 18)
+    assert (f"mean of all {classes} classes" in drawn) == (classes > 1)
+    assert "reflectance" in drawn
 
 
-def test_a_spectrum_is_drawn_in_the_order_of_wavelengths(tmp_path, monkeypatch):
-    lines = []
-    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", lambda f: lines.extend(f.axes[0].get_lines()))
-    table = class_spectra(1, 3)
+def test_spectra_are_drawn_in_the_order_of_wavelengths_before_the_mean_of_all_classes(tmp_path, monkeypatch):
+    panels = []
+    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", lambda figure: panels.extend(figure.axes))
+    table = class_spectra(18, 3)
     spectra.spectra(table, [620.0, 540.0, 460.0], tmp_path / "spectra.png")
-    assert lines[0].get_xdata().tolist() == [460, 540, 620]
-    assert lines[0].get_ydata().tolist() == table["mean"].tolist()[::-1]
+    means = table["mean"].to_numpy().reshape(18, 3)[:, ::-1]
+    for panel, own in zip(panels, means[:16], strict=True):
+        behind, line = panel.get_lines()
+        assert line.get_xdata().tolist() == behind.get_xdata().tolist() == [460, 540, 620]
+        assert line.get_ydata().tolist() == own.tolist()
+        np.testing.assert_allclose(behind.get_ydata(), means.mean(0))

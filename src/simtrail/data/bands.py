@@ -100,10 +100,13 @@ def choose(
     free = [i for i in range(len(names)) if i not in left_out and (good is None or good[i])]
     if not free:
         raise InputError("prepare.bands: no band of the file is marked good; list those wanted by name or number")
-    return free if spec == "all" else _by_rule(spec, free, names, wavelengths, sample)
+    kind = "good bands" if len(free) < len(set(range(len(names))) - set(left_out)) else "bands"
+    return free if spec == "all" else _by_rule(spec, free, kind, names, wavelengths, sample)
 
 
-def _by_rule(spec: Bands, free: list[int], names: Sequence[str], wavelengths: Wavelengths, sample: Sample) -> list[int]:
+def _by_rule(
+    spec: Bands, free: list[int], kind: str, names: Sequence[str], wavelengths: Wavelengths, sample: Sample
+) -> list[int]:
     key, nm = f"prepare.bands.{spec.rule}", dict(enumerate(wavelengths or ()))
     place = {i: float(value) for i in free if (value := nm.get(i)) is not None}
     if spec.rule in ("nearest", "per_region") and not place:
@@ -113,12 +116,12 @@ def _by_rule(spec: Bands, free: list[int], names: Sequence[str], wavelengths: Wa
     n: int = getattr(spec, spec.rule)
     if spec.per_region is not None:
         present = regions([place.get(i) for i in range(len(names))])
-        _enough(key, n, max(map(len, present.values())), "bands in the largest spectral region")
+        _enough(key, n, max(map(len, present.values())), f"{kind} in the largest spectral region")
         return sorted(i for bands in present.values() for i in _even({i: place[i] for i in bands}, n))
     if spec.uniform is not None:
-        _enough(key, n, len(place or free), "bands with a wavelength" if place else "bands to choose from")
+        _enough(key, n, len(place or free), f"{kind} {'with a wavelength' if place else 'to choose from'}")
         return _even(place or {i: float(i) for i in free}, n)
-    _enough(key, n, len(free), "bands to choose from")
+    _enough(key, n, len(free), f"{kind} to choose from")
     if spec.pca is not None:
         return free
     pixels = np.asarray(sample(), np.float64)[:, free]

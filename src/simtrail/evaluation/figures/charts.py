@@ -177,7 +177,7 @@ def explained_variance(cumulative: np.ndarray, path: Path) -> None:
 
 
 def dimension_relations(table: pd.DataFrame, path: Path) -> None:
-    """R² between embedding dimensions and metadata columns; a dot where it is no more than chance (q > 0.05).
+    """R² between embedding dimensions and metadata columns; a star where it is more than chance (q ≤ 0.05).
 
     `table` has the columns column, dimension, r2, p, q, a row for each pair. Shown are the (up to 12) dimensions that
     say most about each column, at most 40 in all, in the order of the columns they say most about.
@@ -187,14 +187,15 @@ def dimension_relations(table: pd.DataFrame, path: Path) -> None:
     first = strongest.drop_duplicates("dimension")
     shown = first.sort_values("column", key=lambda c: c.map(columns.index), kind="stable")["dimension"]
     r2, q = (table.pivot(index="column", columns="dimension", values=v).loc[columns, shown] for v in ("r2", "q"))
-    figure, axis = plt.subplots(figsize=(WIDTH, 1.6 + 0.24 * len(columns)))
+    figure, axis = plt.subplots(figsize=(WIDTH, min(1.6 + 0.24 * len(columns), 10.4)))
     drawn = axis.imshow(r2, cmap="cividis", vmin=0, vmax=max(float(np.nanmax(r2)), 1e-3), aspect="auto")
-    for i, j in np.argwhere(q.to_numpy() > 0.05):
-        axis.plot(j, i, ".", color=_contrast(drawn, r2.iat[i, j]), markersize=3)
+    for i, j in np.argwhere(q.to_numpy() <= 0.05):
+        axis.plot(j, i, "*", color=_contrast(drawn, r2.iat[i, j]), markersize=5, markeredgewidth=0)
     axis.set_xticks(range(len(shown)), shown.astype(str).to_list(), rotation=90)
     axis.set_yticks(range(len(columns)), [cut(str(c)) for c in columns])
     axis.set_xlabel("embedding dimension")
-    axis.set_title(f"{len(shown)} of {table['dimension'].nunique()} dimensions; dot: q > 0.05 (Benjamini–Hochberg)")
+    dimensions = f"{len(shown)} of {table['dimension'].nunique()} dimensions"
+    axis.set_title(f"{dimensions}; ★: more than chance, q ≤ 0.05 (Benjamini–Hochberg)")
     figure.colorbar(drawn, ax=axis, label="R²", pad=0.02)
     write(figure, path)
 

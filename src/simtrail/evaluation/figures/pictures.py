@@ -25,11 +25,26 @@ from simtrail.evaluation.figures.style import COLOURS, WIDTH, cut, write
 PAGE, DOWN = 10, 1.0  # classes in one figure of examples, a page of A4; inches for each
 TEXT = WIDTH - 0.16  # inches between the margins
 READ = 64  # images read at once: they may have hundreds of bands
+ALL = 9  # bands that are all drawn, three at a time
+CHANNELS = {1: (0, 0, 0), 2: (0, 1, 0)}  # what is shown as red, green and blue, of fewer than three bands
+COLOURS_NM, REACH = (650, 550, 450), 50  # what looks red, green and blue, and how far from it a band still does
+TURN = (
+    "how far the features turn, in degrees, when a small square around a pixel is hidden:\n"
+    "large where they depend on what is there, 0 where they do not"
+)
 
 
 def displayed(recipe: Recipe) -> list[int]:
-    """The bands that `rgb` shows: red, green and blue where they are declared, or else the first three."""
-    return recipe.rgb or list(range(min(3, len(recipe.bands))))
+    """The bands that `rgb` shows: red, green and blue where they are declared, or lie near to 650, 550 and 450 nm.
+
+    Else, of bands with wavelengths, three evenly spaced ones, the longest as red; of others the first three.
+    """
+    place = {i: nm for i, nm in enumerate(recipe.wavelengths) if nm is not None}
+    if recipe.rgb or len(place) < 3:
+        return recipe.rgb or list(range(min(3, len(recipe.bands))))
+    near = [min((abs(nm - colour), i) for i, nm in place.items()) for colour in COLOURS_NM]
+    shown = [i for distance, i in near if distance <= REACH]
+    return shown if len(set(shown)) == 3 else _middles([i for i in _by_wavelength(recipe) if i in place])
 
 
 def rgb(images: np.ndarray, recipe: Recipe, bands: Sequence[int] | None = None) -> np.ndarray:
@@ -45,7 +60,7 @@ def rgb(images: np.ndarray, recipe: Recipe, bands: Sequence[int] | None = None) 
         low, high = np.percentile(unit, (1, 99), axis=(0, 2, 3), keepdims=True).astype(np.float32)
         low, high = np.where(high > low, low, 0), np.where(high > low, high, 1)  # a constant band stays as it is
         unit = np.clip((unit - low) / (high - low), 0, 1)
-    return unit[:, {1: [0, 0, 0], 2: [0, 1, 0]}.get(unit.shape[1], [0, 1, 2])].transpose(0, 2, 3, 1)
+    return unit[:, CHANNELS.get(unit.shape[1], (0, 1, 2))].transpose(0, 2, 3, 1)
 
 
 def thumbnails(images: PackedImages, rows: np.ndarray, side: int = 48) -> np.ndarray:
@@ -60,29 +75,62 @@ def thumbnails(images: PackedImages, rows: np.ndarray, side: int = 48) -> np.nda
 
 
 def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed: int, path: Path) -> None:
-    """Images and two pairs of their views, a row each; further bands, three at a time, in false colour below."""
-    recipe = images.recipe
+    """Images and two pairs of their views, a row each, and below it one for every three further bands in false colour.
+
+    Of more than nine bands, six: those of `displayed` and three of the others, evenly spaced. Beside a row stand the
+    bands shown as red, green and blue; of six, by their wavelengths (nm) where they have them.
+    """
+    recipe, small = images.recipe, len(images.recipe.bands) <= ALL
     batch = to_unit(images.rows(rows), recipe.full_scale, torch.device("cpu"))
     views = [view for pair in (0, 1) for view in two_views(batch, seed, pair).chunk(2)]
     stack = torch.cat([batch, *views]).numpy()
+    stack = np.where(np.isnan(stack), recipe.ground / recipe.full_scale, stack)  # bands that a view goes without
     first = displayed(recipe)
-    others = [i for i in range(len(recipe.bands)) if i not in first][:3]
-    kinds = [first, others] if others else [first]
-    columns = ["image", *(f"pair {i}, view {j}" for i in (1, 2) for j in (1, 2))]
-    height = len(rows) * len(kinds)
-    figure, axes = plt.subplots(height, 5, figsize=(WIDTH, 1.22 * height + 0.3), squeeze=False)
-    for j, bands in enumerate(kinds):
-        pictures = rgb(stack, recipe, bands).reshape(5, len(rows), recipe.size, recipe.size, 3)
-        for (column, i), axis in np.ndenumerate(axes[j :: len(kinds)].T):
-            axis.imshow(pictures[column, i], interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        if others:
-            for axis in axes[j :: len(kinds), 0]:
-                axis.set_ylabel(", ".join(recipe.bands[i] for i in bands), fontsize=8)
-    for axis, title in zip(axes[0], columns, strict=True):
-        axis.set_title(title)
+    others = [i for i in _by_wavelength(recipe) if i not in first]
+    others = others if small else _middles(others)
+    kinds = [first, *(others[i : i + 3] for i in range(0, len(others), 3))]
+    margin, head, gap = (0.7, 0.62, 0.1) if others else (0, 0.36, 0)
+    side = max(0.5, ((PAGE * DOWN - head) / len(rows) - gap) / len(kinds))  # so that a page will do, if it can
+    side = min(side, (TEXT - margin) / 5)
+    down = len(kinds) * side + gap
+    figure, axis = _sheet(head + down * len(rows))
+    if others:
+        shown = f"All {len(recipe.bands)}" if small else f"{len(first) + len(others)} of {len(recipe.bands)}"
+        note = (
+            f"{shown} bands; beside each row those shown as red, green and blue. False colours, below, are brightened."
+        )
+        axis.text(0, 0.12, note, color="#505050", va="center", fontsize=8)
+    for column, title in enumerate(["image", *(f"pair {i}\nview {j}" for i in (1, 2) for j in (1, 2))]):
+        axis.text(margin + column * side, head - 0.06, title, fontsize=8, linespacing=1.0)
+    for j, kind in enumerate(kinds):
+        grid = rgb(stack, recipe, kind).reshape(5, len(rows), recipe.size, recipe.size, 3)
+        if j:  # ultraviolet, say, is so dark beside the visible that nothing would be seen
+            grid = np.clip(grid / max(float(np.percentile(grid, 99)), 1e-3), 0, 1)
+        names = "\n".join(_band(recipe, kind[c]) for c in CHANNELS.get(len(kind), (0, 1, 2)))
+        for i, pictures in enumerate(grid.swapaxes(0, 1)):
+            y = head + i * down + j * side
+            if others:
+                axis.text(0, y + side / 2 - 0.02, names, fontsize=8, va="center")
+            for column, picture in enumerate(pictures):
+                _lay(axis, picture, margin + column * side, y, side - 0.04)
     write(figure, path)
+
+
+def _by_wavelength(recipe: Recipe) -> list[int]:
+    """The bands, the longest wavelength first, those without one behind in their order."""
+    nm = recipe.wavelengths or [None] * len(recipe.bands)
+    return sorted(range(len(nm)), key=lambda i: -(nm[i] or 0))
+
+
+def _middles(bands: Sequence[int]) -> list[int]:
+    """The middle bands of three equal parts: the ends of a sensor's range are its noisiest."""
+    return [int(part[len(part) // 2]) for part in np.array_split(bands, 3)]
+
+
+def _band(recipe: Recipe, i: int) -> str:
+    """A band in ten characters: by its name, or its wavelength where names are many or long."""
+    nm, name = (recipe.wavelengths or [None] * (i + 1))[i], recipe.bands[i]
+    return cut(name, 10) if nm is None or (len(recipe.bands) <= ALL and len(name) <= 10) else f"{nm:.0f} nm"
 
 
 def class_examples(
@@ -146,7 +194,7 @@ def neighbours(
 
 def saliency_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str], path: Path) -> None:
     """Display images (B, H, W, 3) and beside each its map (B, H, W) in degrees, in colour over the image in grey."""
-    across, down, bar = TEXT / 3, TEXT / 6 + 0.28, 0.6
+    across, down, bar = TEXT / 3, TEXT / 6 + 0.28, 0.75
     height = -(-len(pictures) // 3) * down + bar
     figure, axis = _sheet(height)
     scale = ScalarMappable(Normalize(0, max(float(maps.max()), 1e-9)), "viridis")
@@ -156,8 +204,8 @@ def saliency_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str],
         _lay(axis, picture, x, y, side)
         mixed = 0.4 * picture.mean(-1, keepdims=True) + 0.6 * scale.to_rgba(maps[i])[..., :3]
         _lay(axis, mixed, x + side + 0.02, y, side)
-    place = figure.add_axes((0.2, 0.42 / height, 0.6, 0.1 / height))
-    figure.colorbar(scale, cax=place, orientation="horizontal", label="turn of the embedding, degrees")
+    place = figure.add_axes((0.2, 0.57 / height, 0.6, 0.1 / height))
+    figure.colorbar(scale, cax=place, orientation="horizontal", label=TURN)
     write(figure, path)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from simtrail.evaluation.figures.style import COLOURS, MARKERS, WIDTH, cut, write
+from simtrail.evaluation.figures.style import COLOURS, GREY, WIDTH, cut, write
 
-CLASSES = 8  # more lines can't be told apart
+CLASSES = 16  # more panels are too small
 POINTS = 24  # more bands than these are drawn as lines, and not all named
 MEASURES = {"angle": "turn of the features\nwhen hidden, degrees", "drop": "loss of accuracy\nwhen permuted"}
 
@@ -49,7 +49,8 @@ def importance_bars(bands: pd.DataFrame, modalities: pd.DataFrame | None, path: 
 def spectra(
     table: pd.DataFrame, wavelengths: Sequence[float | None] | None, path: Path, quantity: str = "pixel value"
 ) -> None:
-    """The mean ± one standard deviation over images of each class in each band; the 8 classes with most images.
+    """A panel per class, of the 16 with most images: its mean ± one standard deviation over images in each band, before
+    the mean of all classes of the table, in which each counts alike.
 
     `table` is that of bands.mean_spectra. Where every band has a wavelength (nm), lines over it; otherwise the bands by
     name in their order, up to 24 as points. `quantity` is what the means are of.
@@ -59,25 +60,47 @@ def spectra(
     known = len(nm) == len(bands)
     x = np.array(nm) if known else np.arange(len(bands), dtype=float)
     order = np.argsort(x, kind="stable")
-    draw = _curve if known or len(bands) > POINTS else _points
     sizes = table.groupby("class", sort=False)["images"].first()
     shown = sizes.sort_values(ascending=False, kind="stable").index[:CLASSES]
-    figure, axis = plt.subplots(figsize=(WIDTH, 3.6))
-    ends = []
-    for i, name in enumerate(shown):
-        part = table[table["class"] == name].set_index("band").loc[bands].iloc[order]
-        mean, sd = part["mean"].to_numpy(), np.nan_to_num(part["sd"].to_numpy())
-        draw(axis, x[order], mean, sd, i, len(shown))
-        ends.append((float(mean[-1]), f"{cut(str(name), 22)} ({sizes[name]})", COLOURS[i]))
-    axis.set(xlabel="wavelength, nm" if known else "band", ylabel=f"{quantity}, mean ± sd over images")
+    means, deviations = (
+        table.pivot(index="class", columns="band", values=v)[bands].iloc[:, order] for v in ("mean", "sd")
+    )
+    columns = len(shown) if len(shown) < 4 else int(np.ceil(np.sqrt(len(shown))))
+    rows = -(-len(shown) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, 1 + max(2.4 / rows, 1.35) * rows), sharex=True, sharey=True, squeeze=False
+    )  # fmt: skip
+    dots: dict[str, Any] = {"marker": "o" if len(bands) <= POINTS else "", "markersize": 3}
+    label = "mean ± one standard deviation over images"
+    for axis, name in zip(axes.flat, shown, strict=False):
+        if len(sizes) > 1:
+            axis.plot(x[order], means.mean(), color=GREY, linewidth=1, label=f"mean of all {len(sizes)} classes")
+        mean, sd = means.loc[name].to_numpy(), np.nan_to_num(deviations.loc[name].to_numpy())
+        if known or len(bands) > POINTS:
+            axis.fill_between(x[order], mean - sd, mean + sd, color=COLOURS[0], alpha=0.25, linewidth=0)
+            axis.plot(x[order], mean, color=COLOURS[0], linewidth=1.2, label=label, **dots)
+        else:
+            axis.errorbar(x, mean, sd, color=COLOURS[0], linestyle="", elinewidth=1, capsize=2, label=label, **dots)
+        axis.set_title(f"{cut(str(name), 96 // columns - 6)}\n{sizes[name]} images", fontsize=8)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_axis_off()
+    for axis in axes.flat[len(shown) - columns : len(shown)]:  # the lowest of each column
+        axis.tick_params(labelbottom=True)
+        axis.set_xlabel("wavelength, nm" if known else "band")
     if not known:
-        step = -(-len(bands) // POINTS)
-        wide = sum(len(cut(band)) + 2 for band in bands) > 75
-        axis.set_xticks(x[::step], [cut(band) for band in bands[::step]], rotation=90 if wide else 0)
-    axis.margins(x=0.02)
-    _name_ends(axis, ends)
-    most = f"the {CLASSES} with most images of {len(sizes)} classes" if len(sizes) > CLASSES else "classes"
-    figure.suptitle(f"Mean spectra of {most}; in brackets their images")
+        step = -(-len(bands) // (POINTS // columns))
+        axes[0, 0].set_xticks(x[::step], [cut(band, 14) for band in bands[::step]])
+        for axis in axes.flat:
+            axis.tick_params(axis="x", rotation=90)
+    figure.supylabel(quantity, fontsize=9)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncol=2, loc="outside lower center")
+    most = (
+        f"the {CLASSES} with most images of {len(sizes)} classes"
+        if len(sizes) > CLASSES
+        else f"all {len(sizes)} classes"
+    )
+    figure.suptitle(f"Mean spectra of {most}" if len(sizes) > 1 else "Mean spectrum")
     write(figure, path)
 
 
@@ -87,33 +110,3 @@ def _bars(axis: Axes, table: pd.DataFrame, measure: str, colour: str) -> None:
     style: dict[str, Any] = {"color": colour, "height": 0.7, "capsize": 2, "ecolor": "#404040"}
     axis.barh(range(len(table)), value, xerr=errors, **style)
     axis.axvline(0, color="black", linewidth=0.8)
-
-
-def _curve(axis: Axes, x: np.ndarray, mean: np.ndarray, sd: np.ndarray, i: int, classes: int) -> None:
-    axis.fill_between(x, mean - sd, mean + sd, color=COLOURS[i], alpha=min(0.15, 0.6 / classes), linewidth=0)
-    axis.plot(x, mean, color=COLOURS[i], linewidth=1.4)
-
-
-def _points(axis: Axes, x: np.ndarray, mean: np.ndarray, sd: np.ndarray, i: int, classes: int) -> None:
-    """Side by side within a band: the whiskers of classes must not hide each other."""
-    x = x + 0.6 * ((i + 0.5) / classes - 0.5)
-    axis.plot(x, mean, color=COLOURS[i], linewidth=0.6, alpha=0.5)
-    style: dict[str, Any] = {"color": COLOURS[i], "marker": (*MARKERS, "*")[i], "markersize": 4, "capsize": 2}
-    axis.errorbar(x, mean, sd, linestyle="", elinewidth=0.9, **style)
-
-
-def _name_ends(axis: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """The names of lines, (last value, name, colour), at their right ends, moved as little as keeps them apart."""
-    from scipy.optimize import isotonic_regression
-
-    ends = sorted(ends)
-    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-    apart = 0.065 * (high - low) * np.arange(len(ends))
-    places = isotonic_regression([end for end, _, _ in ends] - apart).x + apart
-    for (end, name, colour), y in zip(ends, places, strict=True):
-        line = {"arrowstyle": "-", "color": colour, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0, "linewidth": 0.9}
-        axis.annotate(
-            name, (right, end), (1.05, (y - low) / (high - low)), textcoords="axes fraction", va="center", fontsize=8,
-            annotation_clip=False, arrowprops=line,
-        )  # fmt: skip
-    axis.set(xlim=(left, right), ylim=(low, high))
