@@ -147,9 +147,9 @@ def run(pictures: Pictures, params: Pretrain, minutes: float = math.inf) -> pd.D
     def embedded(encoder: Encoder) -> Row:
         return accuracy(encoder.features(map(packed.rows, np.array_split(everything, math.ceil(len(packed) / 500)))))
 
-    config = EncoderConfig(
-        architecture=params.encoder, head=params.head, recipe=packed.recipe, **statistics(packed, everything[:train])
-    )
+    unit = packed.rows(everything[:train]) / 255
+    facts = statistics(np.stack([unit.mean((2, 3)), np.square(unit).mean((2, 3))], 1))
+    config = EncoderConfig(architecture=params.encoder, head=params.head, recipe=packed.recipe, **facts)
     torch.manual_seed(params.seed)  # as in fit, which starts from the same weights
     rows: list[dict[str, Any]] = [
         {"features": "16×16 pixels"} | accuracy(small_pixels(packed.rows(everything), packed.recipe.full_scale)),

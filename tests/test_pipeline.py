@@ -496,6 +496,36 @@ def test_quarantine_drops_records_and_trains_on_the_rest(copied):
     assert relative not in set(pd.read_parquet(stages.SPLIT)["path"])
 
 
+def test_warnings_name_a_crop_without_a_mask_few_groups_and_a_floor_that_is_not_beaten(copied, capsys):
+    card = Path("data/demo/dataset.yaml")
+    declared = yaml.safe_load(card.read_text())
+    card.write_text(yaml.safe_dump({key: value for key, value in declared.items() if key != "mask"}))
+    write_params(copied, prepare__mask="crop")
+    stages.check()
+    stages.prepare()
+    assert "prepare: warning: prepare.mask = 'crop': no effect: no mask band" in capsys.readouterr().out
+    metrics = json.loads(stages.METRICS.read_text())
+    task = metrics["tasks"]["species"]
+    assert (
+        f"images of {task['groups']} groups, too few for the intervals to be trusted" in stages.score_lines(metrics)[0]
+    )
+    task["groups"] = 240
+    assert stages.score_lines(metrics)[0].endswith("test images")
+    own = {"recall_at_1": 0.5, "recall_back_at_1": 0.25, "chance_at_1": 0.0125}
+    metrics["modalities"] = {"alone": {"uv": task["scores"]["knn"]}, "retrieval": {"rgb to uv": own}}
+    lines = stages.score_lines(metrics)
+    assert "rgb to uv: recall at 1 0.500, back 0.250, by chance 0.013" in lines
+    assert any(line.startswith("uv alone, linear probe") for line in lines)
+
+
+def test_a_champion_that_does_not_beat_its_floors_is_warned_of(copied, capsys):
+    metrics = json.loads(stages.METRICS.read_text())
+    metrics["tasks"]["species"]["gains"]["raw_pixels"] = {"value": 0.0, "low": -0.1, "high": 0.1}
+    stages.METRICS.write_text(json.dumps(metrics))
+    stages.register()
+    assert "register: warning: species: " in capsys.readouterr().out
+
+
 def test_without_labels_only_label_free_measures_are_made(copied):
     card = copied / "data/demo/dataset.yaml"
     card.write_text("\n".join(x for x in card.read_text().splitlines() if not x.startswith("label")))

@@ -124,7 +124,7 @@ def prepare() -> None:
     if recipe.cut and recipe.mask_band is None and recipe.nodata is None and not manifest["alpha"].any():
         _say("prepare: warning: prepare.mask = 'crop': no effect: no mask band or value without data is declared")
     _fresh(PACKED)  # only now: what can't be is refused before an earlier result is removed
-    images = pack(dataset.folder, manifest, recipe, PACKED)
+    images, moments = pack(dataset.folder, manifest, recipe, PACKED)
     meta = [c for c in manifest if c in ("path", "sha256", "label", "group") or c.startswith("meta.")]
     table = manifest[meta].assign(split=split, block=split_groups(manifest), held_out=held_out)
     table.to_parquet(SPLIT)
@@ -138,7 +138,7 @@ def prepare() -> None:
             ).hexdigest()[:16],
             "images": counts,
             "recipe": recipe.model_dump(),
-            **statistics(images, np.flatnonzero((split == "train") & ~held_out)),
+            **statistics(moments[(split == "train") & ~held_out]),
         },
     )
     parts = ", ".join(f"{counts[part]} {part}" for part in ("train", "val", "test"))
@@ -244,7 +244,7 @@ def _train(params: Params, ready: Training, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     trail, resumed = Trail(params, ready.data_md5), bool(ready.checkpoints)
     with run(trail, key=ready.key, resumed=resumed, system_metrics=True) as run_id:
-        view_grid(ready.images, ready.rows[:6], ready.views, params.pretrain.seed, folder / "views.png")
+        view_grid(ready.images, ready.rows[:4], ready.views, params.pretrain.seed, folder / "views.png")
         trained = ready.fit(on_epoch=curves(run_id), say=lambda line: _say(f"pretrain: {line}"))
         trained.encoder.save(folder)
         pd.DataFrame(trained.history).to_csv(folder / HISTORY.name, index=False)
@@ -311,7 +311,7 @@ def evaluate() -> None:
     found = assess.assess(encoder, images, table, features, params.pretrain.augment, p)
     if not found.tasks:
         _say("evaluate: no two classes are labelled: label-free measures only")
-    _say("evaluate: geometry, few labels, pictures")
+    _say("evaluate: geometry, tables, pictures")
     evidence.gather(found, encoder, images, table, features, p, folder)
     if found.tasks and p.fine_tune.fractions:
         few = _fine_tuned(encoder, images, found.tasks[0], len(table), params)
@@ -450,11 +450,13 @@ def summary() -> None:
 
 def score_lines(metrics: dict[str, Any]) -> list[str]:
     """The scores of every task beside their floors, as lines of text."""
-    from simtrail.evaluation.scores import TITLES
+    from simtrail.evaluation.scores import FEW_GROUPS, TITLES
 
     lines = [] if metrics["tasks"] else ["no labels: label-free measures of the test split"]
     for task, told in metrics["tasks"].items():
         size = f"{told['classes']} classes, {told['images']} test images"
+        if told["groups"] < FEW_GROUPS:
+            size += f" of {told['groups']} groups, too few for the intervals to be trusted"
         lines += [f"{task}: {size}", f"{'':<26}{'accuracy':>9}  95 % interval   balanced"]
         for name, title in TITLES.items():
             if s := told["scores"].get(name):

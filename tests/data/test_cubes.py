@@ -96,7 +96,7 @@ def test_packed_cubes_are_the_good_bands_and_a_change_of_one_is_refused(cubes):
     assert recipe.wavelengths == [nm for i, nm in enumerate(WAVELENGTHS) if i != 2]
     out = cubes / "out"
     out.mkdir()
-    images = pack(cubes, manifest, recipe, out)
+    images, _ = pack(cubes, manifest, recipe, out)
     low, high = np.array(recipe.low)[:, None, None], np.array(recipe.high)[:, None, None]
     for i in range(6):
         back = low + images.rows(np.array([i]))[0] / recipe.full_scale * (high - low)
@@ -134,6 +134,20 @@ def test_the_sample_holds_pixels_of_the_images_in_their_own_units(cubes):
     assert pixels.shape[1] == BANDS
     whole = {tuple(p) for p in cube(1).reshape(BANDS, -1).T}
     assert all(tuple(p) in whole for p in pixels.astype(int))
+
+
+def test_the_sample_has_pixels_of_the_organisms_alone(tmp_path):
+    image = np.zeros((40, 40, 3), np.uint8)  # one in six is organism, a third of it without data
+    image[10:20, :, :2], image[10:20, :, 2] = 50, 1
+    image[10:20, :13, :2] = 9
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    tifffile.imwrite(tmp_path / "nothing.tif", np.zeros_like(image))
+    pixels = sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0, 2, 9.0)
+    assert len(pixels) == 64
+    assert (pixels == [50, 50, 1]).all()
+    assert len(sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0)) == 128
+    with pytest.raises(InputError, match="no pixel of a training image is inside the mask"):
+        sample_pixels(tmp_path, ["nothing.tif"], 0, 2)
 
 
 def test_adding_data_brings_headers_and_their_data_as_one_image(cubes, tmp_path):

@@ -26,7 +26,8 @@ def packed(tmp_path, monkeypatch):
     manifest, _ = scan(dataset)
     recipe = make_recipe(manifest, dataset.declaration, PREPARE)
     (tmp_path / "out").mkdir()
-    return manifest, recipe, packing.pack(dataset.folder, manifest, recipe, tmp_path / "out"), tmp_path
+    images, _ = packing.pack(dataset.folder, manifest, recipe, tmp_path / "out")
+    return manifest, recipe, images, tmp_path
 
 
 def test_rows_are_the_conformed_images_across_shards(packed):
@@ -40,21 +41,30 @@ def test_rows_are_the_conformed_images_across_shards(packed):
 
 def test_packing_again_in_the_same_process_fills_the_new_files(packed, monkeypatch):
     manifest, recipe, images, folder = packed
-    monkeypatch.setattr(packing, "in_processes", lambda function, items, title: [function(item) for item in items])
+    monkeypatch.setattr(packing, "in_parallel", lambda function, items, *_, **__: [function(item) for item in items])
     for _ in range(2):
         shutil.rmtree(folder / "out")
         (folder / "out").mkdir()
-        again = packing.pack(folder / "data", manifest, recipe, folder / "out")
+        again, _ = packing.pack(folder / "data", manifest, recipe, folder / "out")
         np.testing.assert_array_equal(again.rows(np.arange(36)), images.rows(np.arange(36)))
 
 
-def test_statistics_are_those_of_the_given_rows_alone(packed):
-    _, _, images, _ = packed
+def test_statistics_are_those_of_the_pixels_of_the_given_rows_alone(packed):
+    manifest, recipe, images, folder = packed
     rows = np.array([1, 5, 12, 33])
     values = images.rows(rows).astype(np.float64) / 255
-    result = packing.statistics(images, rows)
+    _, moments = packing.pack(folder / "data", manifest, recipe, folder / "out")
+    result = packing.statistics(moments[rows])
     np.testing.assert_allclose(result["mean"], values.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(result["std"], values.std((0, 2, 3)), rtol=1e-9)
+
+
+def test_an_image_that_does_not_fit_is_not_said_to_have_changed(packed):
+    manifest, recipe, _, folder = packed
+    other = recipe.model_copy(update={"file_bands": 5})
+    with pytest.raises(InputError, match=r"class0/.*with 5 bands") as refused:
+        packing.pack(folder / "data", manifest, other, folder / "out")
+    assert "changed since" not in str(refused.value)
 
 
 def test_a_file_changed_since_the_check_is_refused_by_name(packed):

@@ -254,12 +254,14 @@ def test_the_spread_over_training_seeds_is_told_and_no_longer_a_limit(folder):
 
 
 def test_limits_name_few_groups_missing_groups_and_images_left_out(folder):
-    three = {"a": task(groups=12), "b": task(groups=240), "c": task(unknown=2)}
+    three = {"a": task(groups=12), "b": task(groups=240), "c": task(unknown=2), "d": task(groups=4, images=4)}
     told = facts(metrics={"features": {"effective_rank": 5.0}, "tasks": three})
     told["validation"] |= {"success": False, "rejected": {"x.png": "can't be read"}}
     for text in (report_page(told, folder), model_card(told)):
         assert "a: only 12 test groups" in text
         assert "b: every test image counts as a group of its own" in text
+        assert "d: every test image counts as a group of its own" in text
+        assert "d: only 4 test groups" in text
         assert "c: 2 test images of classes without a training image" in text
         assert "1 of 960 images failed the checks" in text
 

@@ -42,8 +42,8 @@ def prepared(tmp_path_factory):
     manifest = manifest.sample(frac=1, random_state=0, ignore_index=True)  # every class on both sides
     recipe = make_recipe(manifest, dataset.declaration, with_changes(TINY).prepare)
     (folder / "packed").mkdir()
-    images = pack(dataset.folder, manifest, recipe, folder / "packed")
-    return images, recipe, manifest["label"].factorize()[0], statistics(images, TRAIN)
+    images, moments = pack(dataset.folder, manifest, recipe, folder / "packed")
+    return images, recipe, manifest["label"].factorize()[0], statistics(moments[TRAIN])
 
 
 def fit(prepared, changes=None, train=TRAIN, labels=True, **kwargs):

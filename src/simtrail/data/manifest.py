@@ -7,7 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,7 +43,7 @@ def scan(dataset: Dataset) -> tuple[pd.DataFrame, str]:
     table, declared = dataset.table(), dataset.declaration
     mask = declared.bands.index(declared.mask) if declared.mask and declared.bands else None
     look = partial(_scan_file, dataset.folder, mask, declared.nodata)
-    rows = in_processes(look, table["path"], "check")
+    rows = in_parallel(look, table["path"], "check")
     hashes = {path: md5 for row in rows for path, md5 in row.pop("md5").items()}
     manifest = pd.concat([table, pd.DataFrame(rows)], axis=1)
     everything = (p.relative_to(dataset.folder).as_posix() for p in dataset.folder.rglob("*") if not p.is_dir())
@@ -52,16 +52,23 @@ def scan(dataset: Dataset) -> tuple[pd.DataFrame, str]:
     return manifest, hashlib.md5(json.dumps(tree, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
-def in_processes(function: Callable[[Any], Any], items: Iterable[Any], title: str) -> list[Any]:
-    """function(item) for every item, in order, spread over the processor's cores, with a progress bar on a terminal."""
-    items = list(items)
-    workers = min(len(os.sched_getaffinity(0)), max(1, len(items) // 32))
-    if workers == 1:  # few: processes would take longer to start
+def in_parallel(
+    function: Callable[[Any], Any], items: Iterable[Any], title: str, *, threads: bool = False
+) -> list[Any]:
+    """function(item) for every item, in order, spread over the processor's cores, with a progress bar on a terminal.
+
+    Decoders hold each other up in one process, so there are several; `threads`, for what NumPy does alone, start at once.
+    """
+    items, cores = list(items), len(os.sched_getaffinity(0))
+    if threads:
+        pool: Executor = ThreadPoolExecutor(cores)
+    elif (workers := min(cores, len(items) // 32)) > 1:
+        # A server of clean forks: a plain fork would copy locks that threads of this process may hold.
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("forkserver"))
+    else:  # few: processes would take longer to start
         return [function(item) for item in items]
-    chunk = max(1, min(64, len(items) // (workers * 8)))
-    # A server of clean forks: a plain fork would copy locks that threads of this process may hold.
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        done = pool.map(function, items, chunksize=chunk)
+    with pool:
+        done = pool.map(function, items, chunksize=max(1, min(64, len(items) // (cores * 8))))
         return list(tqdm(done, title, total=len(items), unit="image", disable=None, leave=False))
 
 

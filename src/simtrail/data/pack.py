@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simtrail.data.manifest import band_crc, in_processes
+from simtrail.data.manifest import band_crc, in_parallel
 from simtrail.data.readers import decode, open_image, take
 from simtrail.data.recipe import Recipe, conform, conform_bands
 from simtrail.errors import InputError
 
 SHARD_BYTES = 512 * 2**20
-BLOCK = 2**22  # values looked at at once
 SAMPLED, PIXELS = 256, 64  # images, and pixels of each, that bands are chosen by
 
 
@@ -43,9 +42,10 @@ class PackedImages:
         return result
 
 
-def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> PackedImages:
-    """The packed images of a dataset folder, one row per manifest row, written to `out`/images-*.npy.
+def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> tuple[PackedImages, np.ndarray]:
+    """The packed images of a dataset folder, one row per manifest row, written to `out`/images-*.npy, and their moments.
 
+    Moments, (N, 2, bands): the mean of each band of each image, and that of its squares, on the 0 to 1 scale.
     Raises InputError when a file's bytes are no longer those the manifest records.
     """
     _open.cache_clear()  # shards of an earlier call are files that are gone, though their names are the same
@@ -55,62 +55,74 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> Pac
         count = min(rows, len(manifest) - start)
         np.lib.format.open_memmap(_shard(out, number), "w+", recipe.dtype, (count, *shape)).flush()
     items = list(zip(range(len(manifest)), manifest["path"], manifest["sha256"], manifest["crc"], strict=True))
-    faults = in_processes(partial(_pack_one, folder, out, recipe, rows), items, "prepare")
-    if changed := [fault for fault in faults if fault]:
-        raise InputError("\n".join(changed[:20]) + "\nrun the check stage again: dvc repro check")
-    return PackedImages(out, recipe)
+    mapped = bool(manifest["crc"].notna().all())
+    done = in_parallel(partial(_pack_one, folder, out, recipe, rows), items, "prepare", threads=mapped)
+    if faults := [fault for fault in done if isinstance(fault, str)]:
+        raise InputError("\n".join(faults[:20]) + "\nrun the check stage again: dvc repro check")
+    return PackedImages(out, recipe), np.array(done)
 
 
-def statistics(images: PackedImages, rows: np.ndarray) -> dict[str, list[float]]:
-    """Mean and standard deviation of every band over the given images, on the 0 to 1 scale, in float64."""
-    recipe = images.recipe
-    total, squares = np.zeros((2, len(recipe.bands)))
-    at_once = max(1, BLOCK // (len(recipe.bands) * recipe.size**2))
-    for start in range(0, len(rows), at_once):
-        values = images.rows(rows[start : start + at_once]).astype(np.float64) / recipe.full_scale
-        total += values.mean((2, 3)).sum(0)
-        squares += np.einsum("nchw,nchw->c", values, values) / recipe.size**2
-    mean = total / len(rows)
-    std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
+def statistics(moments: np.ndarray) -> dict[str, list[float]]:
+    """Mean and standard deviation of every band over images of these moments, (N, 2, bands), on the 0 to 1 scale."""
+    mean, squares = moments.mean(0)
+    std = np.sqrt(np.maximum(squares - mean**2, 0))
     return {"mean": mean.tolist(), "std": np.where(std > 1e-6, std, 1.0).tolist()}  # a constant band stays at zero
 
 
-def sample_pixels(folder: Path, paths: Sequence[str], seed: int) -> np.ndarray:
-    """(P, C) float64 values, in the files' own units, of `PIXELS` seeded pixels in each of `SAMPLED` seeded images."""
+def sample_pixels(
+    folder: Path, paths: Sequence[str], seed: int, mask_band: int | None = None, nodata: float | None = None
+) -> np.ndarray:
+    """(P, C) float64 values, in the files' own units, of `PIXELS` seeded pixels in each of `SAMPLED` seeded images.
+
+    Of transparent pixels there are none, nor of such that the mask band leaves out or whose other bands are no data.
+    """
     rng = np.random.default_rng(seed)
     pixels = []
     for path in rng.permutation(np.array(paths, dtype=object))[:SAMPLED]:
         image, alpha, _ = open_image(folder / path)
-        _, height, width = image.shape
-        rows = np.unique(rng.integers(0, height, 8))  # of whole rows: in a line-interleaved file few pages are read
-        at = rng.choice(len(rows) * width, min(PIXELS, len(rows) * width), replace=False)
-        pixels.append(image[: len(image) - alpha, rows].reshape(len(image) - alpha, -1)[:, at].T.astype(np.float64))
+        covers = [image[i] > 0 for i in ([-1] if alpha else []) + ([] if mask_band is None else [mask_band])]
+        inside = np.logical_and.reduce(covers) if covers else np.ones(image.shape[1:], bool)
+        if not inside.any():
+            continue
+        # of whole rows: in a line-interleaved file few pages are read
+        rows = np.unique(rng.choice(np.flatnonzero(inside.any(1)), 8))
+        values = image[: len(image) - alpha, rows][:, inside[rows]].T.astype(np.float64)
+        if nodata is not None:
+            data = np.delete(values, [] if mask_band is None else mask_band, 1)
+            values = values[~(np.isnan(data) if np.isnan(nodata) else data == nodata).all(1)]
+        pixels.append(rng.permutation(values)[:PIXELS])
+    if not sum(map(len, pixels)):
+        raise InputError("prepare.mask: no pixel of a training image is inside the mask; mend the masks, or set ignore")
     return np.concatenate(pixels)
 
 
 def _pack_one(
     folder: Path, out: Path, recipe: Recipe, rows: int, item: tuple[int, str, str, np.ndarray | None]
-) -> str | None:
+) -> list[list[float]] | str:
+    """The moments of the image that is now in its place among the shards, or why there is none."""
     number, path, sha256, crc = item
+    changed = f"{folder / path}: changed since it was checked"
     try:
         if crc is None:
             data = (folder / path).read_bytes()
-            image, same = decode(data).image, hashlib.sha256(data).hexdigest() == sha256
-            packed = conform(image, recipe) if same else None
+            if hashlib.sha256(data).hexdigest() != sha256:
+                return changed
+            packed = conform(decode(data).image, recipe)
         else:  # too large to read whole: the bands that are needed are looked at
             needed = recipe.read + ([] if recipe.mask_band is None else [recipe.mask_band])
-            bands = take(open_image(folder / path).image, needed)
-            same = [band_crc(band) for band in bands] == [crc[i] for i in needed]
+            image = open_image(folder / path).image
+            bands = take(image, needed) if len(image) == len(crc) else np.empty(0)
+            if [band_crc(band) for band in bands] != [crc[i] for i in needed]:
+                return changed
             mask = None if recipe.mask_band is None else bands[-1]
-            packed = conform_bands(bands[: len(recipe.read)], mask, None, recipe) if same else None
+            packed = conform_bands(bands[: len(recipe.read)], mask, None, recipe)
     except OSError as fault:
         return f"{folder / path}: {fault.strerror or fault}"
-    except (ValueError, IndexError):
-        packed = None
-    if packed is None:
-        return f"{folder / path}: changed since it was checked"
+    except ValueError as fault:
+        return f"{folder / path}: {fault}"
     _open(_shard(out, number // rows))[number % rows] = packed
-    return None
+    unit = (band / recipe.full_scale for band in packed)  # float64, a band at a time
+    return [list(each) for each in zip(*((x.mean(), np.square(x).mean()) for x in unit), strict=True)]
 
 
 def _shard(out: Path, number: int) -> Path:

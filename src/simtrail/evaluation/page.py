@@ -12,13 +12,12 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from simtrail.data.page import render
-from simtrail.evaluation.scores import FLOORS, TITLES
+from simtrail.evaluation.scores import FEW_GROUPS, FLOORS, TITLES
 from simtrail.evaluation.tasks import UNSEEN
 
 MAIN = "linear_probe"  # fixed beforehand: the best of all classifiers would be chosen on the test split
 SCORES = ("accuracy", "balanced_accuracy", "precision", "f1", "top5", "calibration_error")  # macro recall is the second
 ROWS = 20  # of a table; the rest are in its CSV file
-FEW_GROUPS = 30  # below it, a percentile interval is itself uncertain
 LARGEST_SVG, LARGEST_MAP = 300_000, 5_000_000  # bytes
 HEADINGS = {"r2": "R²", "f1": "F1", "q": "q (false discovery rate)", "angle": "angle, °", "limit": "limit, °"}
 HEADINGS |= {"top5": "top 5", "same_group": "same group", "drop": "accuracy lost"}
@@ -140,8 +139,8 @@ def _limits(facts: dict[str, Any]) -> list[str]:
                 f"{name}: every test image counts as a group of its own. Where several images show one specimen, the "
                 "intervals are too narrow and the scores too high: declare a group column."
             )
-        elif task["groups"] < FEW_GROUPS:
-            lines.append(f"{name}: only {task['groups']} test groups, so that the intervals are rough themselves.")
+        if task["groups"] < FEW_GROUPS:
+            lines.append(f"{name}: only {task['groups']} test groups, too few for the intervals to be trusted.")
         if task.get("unknown"):
             lines.append(f"{name}: {task['unknown']} test images of classes without a training image are not scored.")
     if not tasks:

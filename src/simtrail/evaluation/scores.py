@@ -19,6 +19,7 @@ TITLES = {
     "majority": "floor: majority class",
 }
 FLOORS = tuple(name for name, title in TITLES.items() if title.startswith("floor: "))
+FEW_GROUPS = 30  # below it, a percentile interval is itself uncertain
 BINS = 15  # of confidence, for the calibration error
 TOP = 5
 
