@@ -36,6 +36,8 @@ def message(changes: dict[str, object]) -> str:
             "pretrain.accumulate_steps: unknown key; accumulated gradients would contrast",
         ),
         ("pretrain.micro_batch_size", 5, "pretrain.micro_batch_size = 5: must divide pretrain.batch_size = 64"),
+        ("prepare.background", 1.5, "prepare.background = 1.5: must be ≤ 1"),
+        ("prepare.background", "median", "prepare.background = 'median': must be 'mean'"),
         ("data.name", "../x", "data.name = '../x': must"),
         ("prepare.test_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction = 1.05: must be < 1"),
         ("check.min_side", 99999, "check.min_side = 99999: must not exceed check.max_side"),
@@ -43,6 +45,12 @@ def message(changes: dict[str, object]) -> str:
 )
 def test_a_fault_names_key_value_and_what_is_allowed(key, value, words):
     assert f"params.yaml: {words}" in message({key: value})
+
+
+def test_a_modality_can_not_be_left_out_and_compared():
+    terms = {"pretrain.encoder.fusion": "separate", "pretrain.terms.intra": 1.0}
+    fault = message(terms | {"pretrain.augment.spectral.group_dropout.p": 0.5})
+    assert "pretrain.augment.spectral.group_dropout.p = 0.5: leaves nothing of a modality" in fault
 
 
 def test_every_fault_has_its_line():

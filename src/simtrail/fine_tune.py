@@ -15,6 +15,7 @@ from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 from tqdm import tqdm
 
+from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
 from simtrail.augment.geometry import move
 from simtrail.data.loader import to_unit
@@ -80,6 +81,7 @@ def fine_tune(
     per_epoch = passes * (len(rows) // batch)
     steps, device, rng = tuning.epochs * per_epoch, encoder.device, np.random.default_rng(seed)
     targets, recipe = torch.from_numpy(labels).long().to(device), images.recipe
+    background = Background(recipe.background, recipe.full_scale)
     history: list[dict[str, float]] = []
     best, kept, weights = (-1.0, 0.0), 0, {}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -100,7 +102,7 @@ def fine_tune(
                     group["lr"] = rate * group["lr_scale"]
                 views = to_unit(images.rows(rows[chosen]), recipe.full_scale, device)
                 # numbers are drawn for pairs of views: half as many images are one view of each
-                views = move(views, tuning.geometry, recipe.background, Draws((seed, epoch, step), batch // 2))
+                views = move(views, tuning.geometry, background, Draws((seed, epoch, step), batch // 2))
                 with torch.autocast(device.type, LOW[tuning.precision], enabled=tuning.precision != "fp32"):
                     logits = model(views)
                 loss = F.cross_entropy(logits.float(), targets[chosen])

@@ -118,8 +118,12 @@ class Prepare(_Section):
     mask: Literal["apply", "crop", "ignore"]
     """Alpha channel, declared mask band, or pixels without data: composite the image on the background, the same and
     cut to what the mask covers, or leave the image as it is."""
-    background: float = Field(ge=0, le=1)
-    """Brightness of the background and of the padding: 0 black, 1 white."""
+    background: Annotated[
+        Annotated[float, Field(ge=0, le=1), Tag("=number")] | Annotated[Literal["mean"], Tag("=mean")],
+        Discriminator(lambda v: "=mean" if isinstance(v, str) else "=number"),
+    ]
+    """What background, padding and what lies outside an image are: a brightness, 0 black to 1 white, or each band's mean
+    over the organisms in training images (a sample of their pixels), which is nothing to a network that normalises."""
     val_fraction: float = Field(gt=0, lt=1)
     """Share of the images on which choices are made."""
     test_fraction: float = Field(gt=0, lt=1)
@@ -283,27 +287,35 @@ class Noise(_Section):
 
 class BandDropout(_Section):
     p: Probability
-    """Probability of filling some bands with background."""
+    """Probability of leaving some bands out: the encoder takes their mean, and scales the others up as dropout does."""
     share: float = Field(ge=0, le=1)
-    """Largest share of the bands, rounded up to whole ones; one band at least is filled, and one stays."""
+    """Largest share of the bands, rounded up to whole ones; one band at least is left out, and one stays."""
 
 
 class GroupDropout(_Section):
     p: Probability
-    """Probability of filling all bands of one modality with background."""
+    """Probability of leaving out all bands of one modality."""
+
+
+class RandomBands(_Section):
+    p: Probability
+    """Probability that a view has a draw of the bands alone, as if another camera had taken it."""
+    n: int = Field(ge=1)
+    """How many of them; fewer, where the other two have left fewer."""
 
 
 class Spectral(_Section):
-    """What a view's spectra are; background stays as it is, unless bands are dropped."""
+    """What a view's spectra are; background stays as it is, unless bands are left out."""
 
     strength: float = Field(ge=0, le=1)
-    """Multiplies what this group does to the image, except group_dropout: 0 the image as it is, 1 as given below."""
+    """Multiplies what this group does to the image, except group_dropout and random_bands: 0 the image as it is, 1 as given below."""
     shift: Shift
     gain: Gain
     gamma: Gamma
     noise: Noise
     band_dropout: BandDropout
     group_dropout: GroupDropout
+    random_bands: RandomBands
 
 
 class Augment(_Section):
@@ -480,6 +492,11 @@ class Pretrain(_Section):
                 raise ValueError(
                     f"pretrain.terms.{name} = {weight}: needs pretrain.encoder.fusion: separate or attention"
                 )
+        if (self.terms.intra or self.terms.cross) and (p := self.augment.spectral.group_dropout.p):
+            raise ValueError(
+                f"pretrain.augment.spectral.group_dropout.p = {p}: leaves nothing of a modality for "
+                "pretrain.terms.intra and cross to compare; set it or both of them to 0"
+            )
         if not self.terms.fused and self.encoder.fusion == "attention":
             raise ValueError(
                 f"pretrain.terms.fused = {self.terms.fused}: must be > 0 with pretrain.encoder.fusion: attention, "

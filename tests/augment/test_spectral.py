@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import torch
 from scipy.interpolate import BSpline
 
+from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
-from simtrail.augment.spectral import ineffective, perturb
+from simtrail.augment.spectral import drop, ineffective, perturb
 from simtrail.params import Spectral, change
 
 OFF = {
@@ -19,12 +21,13 @@ OFF = {
     "noise": {"p": 0.0, "std": 0.05},
     "band_dropout": {"p": 0.0, "share": 0.5},
     "group_dropout": {"p": 0.0},
+    "random_bands": {"p": 0.0, "n": 3},
 }
-KINDS = ["shift", "gain", "gamma", "noise", "band_dropout", "group_dropout"]
+KINDS = ["shift", "gain", "gamma", "noise", "band_dropout", "group_dropout", "random_bands"]
 NM = [620.0, 540.0, 460.0, 395.0, 370.0, 345.0, None]  # of seven bands, not in the order of wavelengths
 GROUPS = {"rgb": [0, 1, 2], "uv": [3, 4, 5], "height": [6]}
 CUBE = [400.0 + 1.5 * i for i in range(408)]
-BACKGROUND = 0.5
+GREY, BLACK = Background([0.5], 65535), Background([0.0], 65535)
 EACH = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -44,8 +47,8 @@ def table(views: int = 6) -> torch.Tensor:
     return torch.rand(views, 1024, generator=torch.Generator().manual_seed(1)) * 0.9
 
 
-def perturbed(views, params, draws, nm=NM, groups=GROUPS, background=BACKGROUND) -> torch.Tensor:
-    return perturb(views.clone(), params, nm, groups, background, draws)
+def perturbed(views, params, draws, nm=NM, groups=GROUPS, background=GREY) -> torch.Tensor:
+    return drop(perturb(views.clone(), params, nm, groups, background, draws), params, groups, draws)
 
 
 def changed_bands(before: torch.Tensor, after: torch.Tensor) -> list[int]:
@@ -67,7 +70,7 @@ def test_shift_reads_each_spectrum_so_many_nm_further_on(told, nm):
 
 def test_gain_is_a_cubic_spline_over_the_wavelength_within_its_reach(told):
     images, u = pictures(bands=408, size=2, low=0.1, high=0.6), table()
-    ours = perturbed(images, settings("gain", gain__width=40.0), told(u), CUBE, {"vnir": list(range(408))}, 0.0)
+    ours = perturbed(images, settings("gain", gain__width=40.0), told(u), CUBE, {"vnir": list(range(408))}, BLACK)
     for view, numbers, got in zip(images.double(), 2 * u.double().numpy() - 1, ours, strict=True):
         knots = CUBE[0] + 40.0 * np.arange(-3, 21)  # scipy's splines begin two knots early
         spline = BSpline(knots, numbers[:20], 3)(CUBE)
@@ -114,7 +117,7 @@ def test_bands_of_no_wavelength_are_neither_shifted_nor_given_a_gain(kind):
 
 def test_noise_is_one_normal_offset_to_each_band_of_a_view():
     images = pictures(2000, size=2, low=0.4, high=0.6)
-    offsets = perturbed(images, settings("noise", noise__std=0.02), Draws((0,), 1000), background=0.0) - images
+    offsets = perturbed(images, settings("noise", noise__std=0.02), Draws((0,), 1000), background=BLACK) - images
     torch.testing.assert_close(offsets, offsets[:, :, :1, :1].expand_as(offsets), rtol=0, atol=1e-6)
     offsets = offsets[:, :, 0, 0]
     assert offsets.mean().abs() < 0.0005
@@ -135,11 +138,11 @@ def test_noise_is_finite_at_the_ends_of_its_draws(told, u):
 @pytest.mark.parametrize(
     ("bands", "share", "most"), [(7, 0.5, 4), (7, 0.1, 1), (7, 1.0, 6), (408, 0.3, 123), (2, 1, 1)]
 )
-def test_bands_dropped_are_filled_with_background_up_to_a_share_of_them(bands, share, most):
+def test_bands_dropped_are_missing_up_to_a_share_of_them(bands, share, most):
     images = pictures(400, bands, 2, low=0.6)
     params = settings("band_dropout", band_dropout__share=float(share))
     after = perturbed(images, params, Draws((0,), 200), [None] * bands, {"all": list(range(bands))})
-    gone = (after == BACKGROUND).all(3).all(2)
+    gone = after.isnan().all(3).all(2)
     assert after[~gone].equal(images[~gone])
     counts = gone.sum(1)
     assert counts.min() >= 1
@@ -148,9 +151,9 @@ def test_bands_dropped_are_filled_with_background_up_to_a_share_of_them(bands, s
     assert gone.double().mean(0).std() < 0.07  # each as often as the others
 
 
-def test_a_modality_dropped_is_filled_with_background_and_the_others_stay():
+def test_a_modality_dropped_is_missing_and_the_others_stay():
     images = pictures(600, size=2, low=0.6)
-    gone = perturbed(images, settings("group_dropout"), Draws((0,), 300)) == BACKGROUND
+    gone = perturbed(images, settings("group_dropout"), Draws((0,), 300)).isnan()
     dropped = [tuple(view.nonzero()[:, 0].tolist()) for view in gone[:, :, 0, 0]]
     assert gone.equal(gone[:, :, :1, :1].expand_as(gone))
     assert set(dropped) == {tuple(bands) for bands in GROUPS.values()}
@@ -162,10 +165,31 @@ def test_the_only_modality_is_never_dropped():
     assert perturbed(images, settings("group_dropout"), Draws((0,), 3), groups={"all": list(range(7))}).equal(images)
 
 
+@pytest.mark.parametrize(("bands", "n"), [(7, 3), (7, 1), (408, 24)])
+def test_random_bands_are_exactly_so_many_other_ones_in_every_view(bands, n):
+    images = pictures(400, bands, 2)
+    params = settings("random_bands", random_bands__n=n)
+    stay = ~perturbed(images, params, Draws((0,), 200), [None] * bands, {"all": list(range(bands))}).isnan()
+    assert stay.equal(stay[:, :, :1, :1].expand_as(stay))
+    stay = stay[:, :, 0, 0]
+    assert (stay.sum(1) == n).all()
+    assert len(stay[:200].unique(dim=0)) > min(200, math.comb(bands, n)) * 0.8
+    assert (stay[:200] != stay[200:]).any(1).double().mean() > 0.8  # the two views of an image
+    assert (stay.double().mean(0) - n / bands).abs().max() < 0.1
+
+
+def test_random_bands_are_drawn_among_those_that_the_other_kinds_leave():
+    params = settings("band_dropout", "group_dropout", "random_bands", band_dropout__share=0.15, random_bands__n=4)
+    stay = ~perturbed(pictures(400), params, Draws((0,), 200)).isnan()[:, :, 0, 0]
+    # a modality of three bands or of one is gone, one band or two of the others, and of those at most four stay
+    assert set(stay.sum(1).tolist()) <= {2, 3, 4}
+    assert torch.stack([~stay[:, bands].any(1) for bands in GROUPS.values()]).any(0).all()
+
+
 def test_at_least_one_band_stays_where_bands_and_a_modality_are_dropped():
     images = pictures(400, size=2, low=0.6)
     params = settings("band_dropout", "group_dropout", band_dropout__share=1.0)
-    stay = (perturbed(images, params, Draws((0,), 200)) != BACKGROUND).all(3).all(2)
+    stay = ~perturbed(images, params, Draws((0,), 200)).isnan().any(3).any(2)
     assert stay.any(1).all()
     assert stay.sum(1).min() == 1
     assert torch.stack([~stay[:, bands].any(1) for bands in GROUPS.values()]).any(0).all()  # a modality is gone
@@ -173,13 +197,14 @@ def test_at_least_one_band_stays_where_bands_and_a_modality_are_dropped():
 
 @pytest.mark.parametrize("kind", ["shift", "gain", "gamma", "noise"])
 @pytest.mark.parametrize(
-    ("background", "stored"), [(0.5, 0.5), (0.5, 128 / 255), (0.5, 32768 / 65535), (0.3, 19660 / 65535), (0.0, 0.0)]
+    ("values", "full"), [([0.5], 255), ([0.5], 65535), ([0.3], 65535), ([0.0], 255), ([i / 10 for i in range(7)], 255)]
 )
-def test_background_stays_background_and_what_is_like_it_in_some_bands_does_not(kind, background, stored):
+def test_background_stays_background_and_what_is_like_it_in_some_bands_does_not(kind, values, full):
+    stored = torch.tensor([round(value * full) / full for value in values])[:, None, None]
     images = pictures(40, low=0.6)
     images[:, :, :4] = stored
-    images[:, 2:, 4] = stored
-    after = perturbed(images, settings(kind), Draws((0,), 20), background=background)
+    images[:, 2:, 4] = stored.expand(7, 1, 1)[2:, 0]
+    after = perturbed(images, settings(kind), Draws((0,), 20), background=Background(values, full))
     assert after[:, :, :4].equal(images[:, :, :4])
     assert (after[:, :, 4:] != images[:, :, 4:]).flatten(1).any(1).all()
     assert (after[:, :, 4] != images[:, :, 4]).any()
@@ -187,7 +212,7 @@ def test_background_stays_background_and_what_is_like_it_in_some_bands_does_not(
 
 def test_a_dark_pixel_of_16_bits_is_not_taken_for_a_black_background():
     images = torch.full((40, 7, 2, 2), 2 / 65535)
-    after = perturbed(images, settings("gamma"), Draws((0,), 20), background=0.0)
+    after = perturbed(images, settings("gamma"), Draws((0,), 20), background=BLACK)
     assert (after != images).all()
 
 
@@ -220,19 +245,19 @@ def test_a_share_of_a_batch_has_the_views_that_it_has_in_the_whole(bands, nm):
     groups = {"first": half, "second": [i for i in range(bands) if i not in half]}
     images, params = pictures(18, bands), settings(*KINDS, p=0.5)
     whole = perturbed(images, params, Draws((5,), 9), nm, groups).unflatten(0, (2, 9))
-    assert whole.isfinite().all()
-    assert whole.min() >= 0
-    assert whole.max() <= 1
+    assert not whole.isinf().any()
+    assert whole.nan_to_num().min() >= 0
+    assert whole.nan_to_num().max() <= 1
     for start, stop in ((0, 4), (4, 5), (5, 9)):
         rows = images.unflatten(0, (2, 9))[:, start:stop].flatten(0, 1)
         share = perturbed(rows, params, Draws((5,), stop - start, start, 9), nm, groups)
-        torch.testing.assert_close(share.unflatten(0, (2, -1)), whole[:, start:stop], rtol=0, atol=1e-6)
+        torch.testing.assert_close(share.unflatten(0, (2, -1)), whole[:, start:stop], rtol=0, atol=1e-6, equal_nan=True)
 
 
 def test_switching_one_kind_on_leaves_the_draws_of_the_others():
     images = pictures(40, low=0.6)
-    alone = perturbed(images, settings("group_dropout", p=0.5), Draws((0,), 20)) == BACKGROUND
-    beside = perturbed(images, settings("gamma", "noise", "group_dropout", p=0.5), Draws((0,), 20)) == BACKGROUND
+    alone = perturbed(images, settings("group_dropout", p=0.5), Draws((0,), 20)).isnan()
+    beside = perturbed(images, settings("gamma", "noise", "group_dropout", p=0.5), Draws((0,), 20)).isnan()
     assert beside.equal(alone)
 
 
@@ -246,11 +271,11 @@ def test_views_not_chosen_are_not_even_cut_off_at_0_and_1():
 
 
 def test_strength_multiplies_all_reaches(told):
-    kinds, images = [kind for kind in KINDS if kind != "group_dropout"], pictures()
+    kinds, images = KINDS[:5], pictures()
     reaches = {"shift__nm": 10.0, "gain__reach": 0.15, "gamma__reach": 0.2, "noise__std": 0.025}
     half = perturbed(images, settings(*kinds, strength=0.5, band_dropout__share=0.8), told(table()))
     full = perturbed(images, settings(*kinds, **reaches, band_dropout__share=0.4), told(table()))
-    torch.testing.assert_close(half, full, rtol=0, atol=1e-6)
+    torch.testing.assert_close(half, full, rtol=0, atol=1e-6, equal_nan=True)
     assert perturbed(images, settings(*kinds, strength=0.0), told(table())).equal(images)
 
 
@@ -263,6 +288,7 @@ def test_settings_that_no_band_can_follow_are_named_and_do_nothing():
         "gain": two,
         "band_dropout": "needs two bands or more",
         "group_dropout": "needs two modalities or more",
+        "random_bands": "needs more bands than n",
     }
     expected = [f"pretrain.augment.spectral.{key}.p: no effect: {why}" for key, why in lines.items()]
     assert ineffective(on, [550.0], {"grey": [0]}) == expected
@@ -278,8 +304,7 @@ def test_the_same_wavelength_twice_leaves_nothing_to_shift_along():
 
 def test_settings_that_are_off_are_not_named():
     assert ineffective(settings(), [550.0], {"grey": [0]}) == []
-    kinds = [kind for kind in KINDS if kind != "group_dropout"]
-    assert ineffective(settings(*kinds, strength=0.0), [550.0], {"grey": [0]}) == []
+    assert ineffective(settings(*KINDS[:5], strength=0.0), [550.0], {"grey": [0]}) == []
     assert ineffective(settings("shift", "gain", shift__nm=0.0, gain__reach=0.0), [None], {"grey": [0]}) == []
 
 
@@ -287,4 +312,4 @@ def test_settings_that_are_off_are_not_named():
 def test_a_gpu_draws_the_same_spectra():
     images, params = pictures(18), settings(*KINDS, p=0.5)
     on_gpu = perturbed(images.cuda(), params, Draws((5,), 9)).cpu()
-    torch.testing.assert_close(on_gpu, perturbed(images, params, Draws((5,), 9)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(on_gpu, perturbed(images, params, Draws((5,), 9)), rtol=0, atol=1e-5, equal_nan=True)

@@ -5,10 +5,12 @@ import torch
 from torchvision.transforms import RandomErasing
 from torchvision.transforms import functional as TF
 
+from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
 from simtrail.augment.texture import retexture
 
-BACKGROUND = 0.25
+BACKGROUND = 0.2
+GROUND = Background([BACKGROUND], 255)
 
 
 def pictures(views: int = 4, bands: int = 3, size: int = 32) -> torch.Tensor:
@@ -19,14 +21,14 @@ def pictures(views: int = 4, bands: int = 3, size: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize("u", [0.0, 0.3, 0.9])
 def test_blur_is_torchvisions_with_a_kernel_of_a_tenth_of_the_side(augment, told, size, kernel, u):
     images = pictures(2, 4, size)
-    ours = retexture(images.clone(), augment({"texture.blur.p": 1.0}).texture, BACKGROUND, told(u, 2))
+    ours = retexture(images.clone(), augment({"texture.blur.p": 1.0}).texture, GROUND, told(u, 2))
     theirs = TF.gaussian_blur(images, [kernel, kernel], [0.1 + u * 1.9] * 2)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_every_view_has_a_blur_of_its_own(augment, told):
     images, sigmas = pictures(1, 2, 64).repeat(3, 1, 1, 1), torch.tensor([[0.2], [0.5], [0.9]])
-    ours = retexture(images.clone(), augment({"texture.blur.p": 1.0}).texture, BACKGROUND, told(sigmas.expand(3, 8)))
+    ours = retexture(images.clone(), augment({"texture.blur.p": 1.0}).texture, GROUND, told(sigmas.expand(3, 8)))
     for view, image, u in zip(ours, images, sigmas[:, 0], strict=True):
         torch.testing.assert_close(view, TF.gaussian_blur(image, [7, 7], [0.1 + float(u) * 1.9] * 2), rtol=0, atol=1e-6)
 
@@ -35,7 +37,7 @@ def test_every_view_has_a_blur_of_its_own(augment, told):
 def test_sharpness_is_torchvisions(augment, told, u):
     images = pictures()
     settings = augment({"texture.sharpness.p": 1.0, "texture.sharpness.factor": 2.0}).texture
-    ours, theirs = retexture(images.clone(), settings, BACKGROUND, told(u, 4)), TF.adjust_sharpness(images, 1 + 2 * u)
+    ours, theirs = retexture(images.clone(), settings, GROUND, told(u, 4)), TF.adjust_sharpness(images, 1 + 2 * u)
     inner = slice(1, -1)  # torchvision and PIL leave the outermost pixels alone
     torch.testing.assert_close(ours[..., inner, inner], theirs[..., inner, inner], rtol=0, atol=1e-5)
 
@@ -43,7 +45,7 @@ def test_sharpness_is_torchvisions(augment, told, u):
 def test_erasing_fills_one_rectangle_with_background_in_all_bands(augment):
     images = pictures(400, 3).clamp(min=0.3)
     settings = augment({"texture.erasing.p": 1.0, "texture.erasing.max_area": 0.4}).texture
-    erased = retexture(images.clone(), settings, BACKGROUND, Draws((0,), 200))
+    erased = retexture(images.clone(), settings, GROUND, Draws((0,), 200))
     gone = erased == BACKGROUND
     assert gone.equal(gone[:, :1].expand_as(gone))
     rows, columns = gone[:, 0].any(2), gone[:, 0].any(1)
@@ -55,7 +57,7 @@ def test_erasing_fills_one_rectangle_with_background_in_all_bands(augment):
 
 def test_erased_rectangles_are_distributed_as_torchvisions(augment):
     settings = augment({"texture.erasing.p": 1.0, "texture.erasing.max_area": 0.3}).texture
-    gone = retexture(torch.ones(2000, 1, 128, 128), settings, 0.0, Draws((0,), 1000))[:, 0] == 0
+    gone = retexture(torch.ones(2000, 1, 128, 128), settings, Background([0.0], 255), Draws((0,), 1000))[:, 0] == 0
     height, width = (gone.any(axis).float().sum(1) / 128 for axis in (2, 1))
     torch.manual_seed(0)
     image = torch.ones(1, 1000, 1000)
@@ -75,7 +77,7 @@ def test_at_strength_0_the_images_stay_as_they_are(augment):
     kinds = {f"texture.{kind}.p": 1.0 for kind in ("blur", "sharpness", "erasing")}
     images = pictures()
     settings = augment(kinds | {"texture.strength": 0.0}).texture
-    assert retexture(images.clone(), settings, BACKGROUND, Draws((0,), 2)).equal(images)
+    assert retexture(images.clone(), settings, GROUND, Draws((0,), 2)).equal(images)
 
 
 def test_strength_multiplies_sigma_factor_and_area(augment, told):
@@ -83,5 +85,5 @@ def test_strength_multiplies_sigma_factor_and_area(augment, told):
     reaches = {"texture.blur.sigma": 4.0, "texture.sharpness.factor": 2.0, "texture.erasing.max_area": 0.4}
     half = augment(kinds | reaches | {"texture.strength": 0.5}).texture
     full = augment(kinds | {key: value / 2 for key, value in reaches.items()}).texture
-    ours, theirs = (retexture(pictures(), settings, BACKGROUND, told(0.7, 4)) for settings in (half, full))
+    ours, theirs = (retexture(pictures(), settings, GROUND, told(0.7, 4)) for settings in (half, full))
     assert ours.equal(theirs)

@@ -140,6 +140,39 @@ def test_pixels_without_data_are_background():
         np.testing.assert_allclose(packed[:, 4:], 0.5, atol=1e-4)
 
 
+@pytest.mark.parametrize("bands", ["all", {"pca": 2}])
+def test_the_background_can_be_the_mean_of_the_organisms(bands):
+    pixels = RNG.integers(0, 256, (500, 3)).astype(float)
+    told = []
+
+    def sample(*apart: object) -> np.ndarray:
+        told.append(apart)
+        return pixels
+
+    table, names = manifest("uint8", [0] * 3, [255] * 3, nodata=7.0), ["a", "b", "mask"]
+    settings = {"prepare.size": 16, "prepare.background": "mean", "prepare.bands": bands}
+    r = make_recipe(table, Declaration(bands=names, mask="mask"), with_changes(settings).prepare, sample)
+    assert told == [(2, 7.0)]
+    planes = (pixels[:, :2] / 255).astype(np.float32).T[..., None]
+    expected = (r.mix.apply(planes) if r.mix else planes).mean((1, 2))
+    np.testing.assert_allclose(r.background, expected, atol=1e-5)
+    assert len(set(r.background)) == 2
+    image = RNG.integers(8, 256, (3, 8, 16), dtype=np.uint8)
+    image[2], image[2, :, 8:] = 1, 0
+    packed = conform(image, r)
+    ground = np.broadcast_to(r.ground, (2, 16, 16))
+    assert (packed[:, :4] == ground[:, :4]).all()  # padding
+    assert (packed[:, :, 8:] == ground[:, :, 8:]).all()  # outside the mask
+    assert (packed[:, 4:12, :8] != ground[:, 4:12, :8]).any()
+    make_recipe(table, Declaration(bands=names), with_changes(settings | {"prepare.mask": "ignore"}).prepare, sample)
+    assert told[1] == (None, None)
+
+
+def test_a_background_of_one_value_may_stand_as_a_number():
+    old = recipe().model_dump() | {"background": 0.5}
+    assert Recipe.model_validate(old).background == [0.5]
+
+
 def test_a_mask_can_cut_the_image_to_the_organism():
     image = np.full((2, 64, 64), 40, np.uint8)
     image[0, 8:24, 8:24], image[1] = 200, 0
@@ -152,7 +185,7 @@ def test_principal_components_and_the_colours_of_uv_vision_take_the_place_of_ban
     table, names = manifest("uint8", [0] * 4, [255] * 4), ["u", "s", "m", "l"]
     pixels = RNG.integers(0, 256, (500, 4)).astype(float)
     prepare = with_changes({"prepare.size": 16, "prepare.bands": {"pca": 2}}).prepare
-    r = make_recipe(table, Declaration(bands=names), prepare, lambda: pixels)
+    r = make_recipe(table, Declaration(bands=names), prepare, lambda *_: pixels)
     assert r.bands == ["pc1", "pc2"]
     assert conform(image, r).shape == (2, 16, 16)
     cones = {"usml": {name: [name] for name in names}}

@@ -18,10 +18,10 @@ NAMES = ["red", "green", "uv"]
 EACH = {name: [i] for i, name in enumerate(NAMES)}
 
 
-def packed(folder, values: np.ndarray, shard: int = 1000) -> PackedImages:
+def packed(folder, values: np.ndarray, shard: int = 1000, background: float | list[float] = 0) -> PackedImages:
     dtype, n = str(values.dtype), values.shape[1]
     recipe = Recipe(
-        size=values.shape[-1], fit="pad", background=0, composite=True, file_dtype=dtype, file_bands=n, mask_band=None,
+        size=values.shape[-1], fit="pad", background=background, composite=True, file_dtype=dtype, file_bands=n, mask_band=None,
         bands=NAMES[:n], dtype=dtype, low=[0] * n, high=[255] * n,
     )  # fmt: skip
     for number, start in enumerate(range(0, len(values), shard)):
@@ -223,14 +223,15 @@ def test_a_task_of_some_of_the_images_reads_those(tmp_path):
 def test_spectra_are_those_of_an_obvious_loop_over_images_and_pixels(tmp_path, dtype, monkeypatch):
     full = np.iinfo(dtype).max
     values = RNG.integers(0, full, (14, 3, 4, 4)).astype(dtype)
-    ground = int(np.rint(0.5 * full))
-    values[RNG.random((14, 1, 4, 4)).repeat(3, 1) < 0.4] = ground
-    values[3] = ground  # an image of nothing
-    values[4, 0] = ground  # not background: its other bands differ
+    background = [0.5, 0.2, 0.8]
+    ground = np.rint(np.array(background) * full).astype(dtype)
+    values = np.where(RNG.random((14, 1, 4, 4)) < 0.4, ground[:, None, None], values)
+    values[3] = ground[:, None, None]  # an image of nothing
+    values[4, 0] = ground[0]  # not background: its other bands differ
     rows, labels = np.array([0, 2, 3, 4, 7, 9, 13]), np.array([2, 0, 0, 2, 0, 2, 3])
     low, high = np.array([0.0, 0.1, -1.0]), np.array([1.0, 0.9, 5.0])
     monkeypatch.setattr(bands, "HELD_BYTES", 2 * values[0].nbytes)
-    table = mean_spectra(packed(tmp_path, values, 5), rows, labels, list("abcd"), low, high, 0.5)
+    table = mean_spectra(packed(tmp_path, values, 5, background), rows, labels, list("abcd"), low, high)
     slow = []
     for c in (0, 2, 3):
         each = []
@@ -250,7 +251,7 @@ def test_spectra_are_those_of_an_obvious_loop_over_images_and_pixels(tmp_path, d
 def test_of_many_images_spectra_are_of_a_seeded_sample_with_every_class(tmp_path):
     images = packed(tmp_path, RNG.integers(1, 256, (60, 3, 4, 4)).astype(np.uint8))
     labels = np.array([0] * 57 + [1, 1, 2])
-    args = images, np.arange(60), labels, list("abc"), np.zeros(3), np.ones(3), 0.0
+    args = images, np.arange(60), labels, list("abc"), np.zeros(3), np.ones(3)
     first, same, other = (mean_spectra(*args, largest=12, seed=s) for s in (0, 0, 1))
     assert first["images"].tolist() == [9] * 3 + [2] * 3 + [1] * 3
     assert first.equals(same)

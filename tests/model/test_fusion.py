@@ -121,12 +121,40 @@ def test_concat_takes_the_chosen_bands_in_the_order_of_the_files():
 
 
 @pytest.mark.parametrize("bands", [[0, 1, 2], [1, 2], [2, 0, 1], [0, 1, 3, 4], [3], [4, 3, 2]])
-def test_a_branch_sees_its_bands_and_rows_of_them_are_no_copy(bands):
-    batch = images().contiguous(memory_format=torch.channels_last)
+def test_a_branch_sees_its_bands_alone(bands):
     seen = BranchInput(bands, "none", [0.0] * 8, [1.0] * 8)(images())
     assert torch.equal(seen, images()[:, bands])
-    every = BranchInput(range(8), "none", [0.0] * 8, [1.0] * 8)(batch)
-    assert every.data_ptr() == batch.data_ptr()
+
+
+def test_missing_bands_are_zero_once_normalised_and_the_others_make_up_for_them():
+    mean, std, batch = [i / 10 for i in range(8)], [0.1 + i / 10 for i in range(8)], images()
+    batch[0, [1, 4]], batch[1, [0, 1, 2, 4, 5, 6, 7]] = torch.nan, torch.nan
+    bands = [0, 1, 3, 4]
+    seen = BranchInput(bands, "band", mean, std)(batch).double()
+    for image, got in zip(batch.double(), seen, strict=True):
+        there = [b for b in bands if not image[b].isnan().any()]
+        for b, plane in zip(bands, got, strict=True):
+            expected = (image[b] - mean[b]) / std[b] * 4 / len(there) if b in there else torch.zeros_like(plane)
+            torch.testing.assert_close(plane, expected, rtol=1e-4, atol=1e-5)
+    none = BranchInput(bands, "none", mean, std)(batch)
+    assert none[0, [1, 3], 0, 0].tolist() == pytest.approx([0.1, 0.4])
+    assert torch.equal(none[2:], batch[2:, bands])
+
+
+def test_missing_bands_are_no_part_of_a_pixels_spectrum():
+    see, batch = BranchInput(range(8), "pixel", [0.0] * 8, [1.0] * 8), images()
+    batch[:, [2, 3, 7]] = torch.nan
+    left = [0, 1, 4, 5, 6]
+    alone = BranchInput(left, "pixel", [0.0] * 8, [1.0] * 8)(batch)
+    torch.testing.assert_close(see(batch)[:, left], alone * 8 / 5, rtol=1e-5, atol=1e-5)
+    assert (see(batch)[:, [2, 3, 7]] == 0).all()
+
+
+@pytest.mark.parametrize("normalisation", ["band", "pixel", "none"])
+def test_a_branch_without_any_of_its_bands_sees_something_finite(normalisation):
+    batch = images()
+    batch[0] = torch.nan
+    assert BranchInput(range(8), normalisation, [0.5] * 8, [1.0] * 8)(batch).isfinite().all()
 
 
 def test_pixel_normalisation_keeps_a_spectrums_shape_alone():

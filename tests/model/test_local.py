@@ -9,6 +9,7 @@ from conftest import with_changes
 from torch import nn
 
 from simtrail.augment import geometry
+from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
@@ -165,8 +166,9 @@ def test_positives_of_drawn_views_show_what_the_patch_shows():
     params = with_changes({f"pretrain.augment.geometry.{k}": v for k, v in settings.items()}).pretrain.augment.geometry
     centres = (torch.arange(48) * 2 + 1) / 48 - 1
     ramps = torch.stack(torch.meshgrid(centres, centres, indexing="xy")).repeat(40, 1, 1, 1)
-    places = geometry.look(ramps, params, 5.0, Draws((0,), 20))
-    shown = nn.functional.avg_pool2d(geometry.resample(ramps, places, 5.0), 12).flatten(2).mT
+    ground = Background([5.0], 255)
+    places = geometry.look(ramps, params, ground, Draws((0,), 20))
+    shown = nn.functional.avg_pool2d(geometry.resample(ramps, places, ground), 12).flatten(2).mT
     lie = where(places, 4)
     found = positives(lie)
     view, patch = (found >= 0).nonzero().T

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
 from simtrail.params import Geometry
 
 CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 TRIES = 10  # as in torchvision's RandomResizedCrop
 POINTS = 12  # of a crop's side that are looked up for what it holds
-HALF_STEP = 0.51 / 255  # as far as 8 bits may hold a background from what it is
 
 
-def move(views: torch.Tensor, params: Geometry, background: float, draws: Draws) -> torch.Tensor:
+def move(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
     """The views (V, C, S, S), each resampled once, bilinearly; what lies outside the image is background."""
     return resample(views, look(views, params, background, draws), background)
 
 
-def look(views: torch.Tensor, params: Geometry, background: float, draws: Draws) -> torch.Tensor:
+def look(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
     """The place in the image that each pixel of a view shows, (V, 2, S, S): x and y, NaN where it lies outside.
 
     Coordinates run from −1 to 1 over the image. The image is rotated, warped, cropped, then mirrored; a point of the
@@ -53,17 +53,11 @@ def look(views: torch.Tensor, params: Geometry, background: float, draws: Draws)
     return places.masked_fill(outside, torch.nan).reshape(n, 2, size, size)
 
 
-def resample(views: torch.Tensor, places: torch.Tensor, background: float) -> torch.Tensor:
+def resample(views: torch.Tensor, places: torch.Tensor, background: Background) -> torch.Tensor:
     """The views (V, C, S, S) as seen at these places (V, 2, S, S), bilinearly; background where a place is NaN."""
     grid = places.permute(0, 2, 3, 1)
     moved = F.grid_sample(views, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return moved.masked_fill_(places[:, :1].isnan(), background)
-
-
-def empty(views: torch.Tensor, background: float) -> torch.Tensor:
-    """Where all bands are background, as it is or as 8 bits hold it, (V, 1, S, S)."""
-    low, high = views.amin(1, keepdim=True), views.amax(1, keepdim=True)
-    return (low > background - HALF_STEP) & (high < background + HALF_STEP)
+    return background.fill(moved, places[:, :1].isnan())
 
 
 @dataclass
@@ -87,10 +81,12 @@ def _crops(n: int, params: Geometry, draws: Draws) -> tuple[_Crops, torch.Tensor
     return _Crops(sides, places, fits), mirrored
 
 
-def _holds(crops: _Crops, turn: torch.Tensor, views: torch.Tensor, background: float, share: float) -> torch.Tensor:
+def _holds(
+    crops: _Crops, turn: torch.Tensor, views: torch.Tensor, background: Background, share: float
+) -> torch.Tensor:
     """(n, TRIES) whether a crop holds that share of the pixels that are not background, by a grid of points in it."""
     _, n, tries = crops.sides.shape
-    inside = (~empty(views, background)).float()
+    inside = (~background.shown(views)).float()
     centres = (torch.arange(POINTS) * 2 + 1) / POINTS - 1
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy")).reshape(2, 1, 1, -1)
     points = crops.places[..., None] + crops.sides[..., None] * grid  # (2, n, TRIES, P)

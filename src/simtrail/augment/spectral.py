@@ -1,9 +1,10 @@
-"""What a view's spectra are: shift and gain along the wavelength, gamma of a modality, noise, missing bands."""
+"""What a view's spectra are: shift and gain along the wavelength, gamma of a modality, noise; and missing bands."""
 
 from __future__ import annotations
 
 import torch
 
+from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
 from simtrail.params import Spectral
 
@@ -13,12 +14,12 @@ def perturb(
     params: Spectral,
     wavelengths: list[float | None],
     modalities: dict[str, list[int]],
-    background: float,
+    background: Background,
     draws: Draws,
 ) -> torch.Tensor:
     """The views (V, C, S, S), changed in place where drawn, in [0, 1].
 
-    A spectrum s(λ) becomes gain(λ) · s(λ + δ)^γ + noise(λ), cut off at 0 and 1; then bands and modalities are dropped.
+    A spectrum s(λ) becomes gain(λ) · s(λ + δ)^γ + noise(λ), cut off at 0 and 1.
     Pixels that are background in all bands stay as they are, or their brightness would tell the views of one image.
     `wavelengths`: of each band, in nm, None where it has none; `modalities`: positions of the bands of each.
     """
@@ -41,9 +42,14 @@ def perturb(
         if params.gamma.p:
             values = values**gamma
         values = torch.addcmul(noise, values, gain).clamp_(0, 1)
-        views[rows.to(views.device)] = torch.where(_empty(pixels, background), pixels, values)
-    view, band = _dropped(params, groups, draws).nonzero().T.to(views.device)
-    views[view, band] = background
+        views[rows.to(views.device)] = torch.where(background.shown(pixels), pixels, values)
+    return views
+
+
+def drop(views: torch.Tensor, params: Spectral, modalities: dict[str, list[int]], draws: Draws) -> torch.Tensor:
+    """The views (V, C, S, S), changed in place: bands that a view goes without are NaN, which the encoder leaves out."""
+    view, band = _dropped(params, _members(modalities, views.shape[1]), draws).nonzero().T.to(views.device)
+    views[view, band] = torch.nan
     return views
 
 
@@ -55,19 +61,13 @@ def ineffective(params: Spectral, wavelengths: list[float | None], modalities: d
         "gain": (strength * params.gain.reach, len(_splines(wavelengths, params.gain.width)) > 0, apart),
         "band_dropout": (strength * params.band_dropout.share, len(wavelengths) > 1, "needs two bands or more"),
         "group_dropout": (1, len(modalities) > 1, "needs two modalities or more"),
+        "random_bands": (1, len(wavelengths) > params.random_bands.n, "needs more bands than n"),
     }
     return [
         f"pretrain.augment.spectral.{key}.p: no effect: {why}"
         for key, (reach, acts, why) in settings.items()
         if getattr(params, key).p * reach and not acts
     ]
-
-
-def _empty(pixels: torch.Tensor, background: float) -> torch.Tensor:
-    """Where all bands are background, as it is or as 8 or 16 bits hold it, (V, 1, S, S)."""
-    stored = [background, *(round(background * full) / full for full in (255, 65535))]
-    low, high = min(stored) - 1e-5, max(stored) + 1e-5  # less than a step of 16 bits
-    return (pixels.amin(1, keepdim=True) > low) & (pixels.amax(1, keepdim=True) < high)
 
 
 def _within(reach: float, columns: int, p: float, draws: Draws) -> torch.Tensor:
@@ -142,9 +142,14 @@ def _dropped(params: Spectral, groups: torch.Tensor, draws: Draws) -> torch.Tens
         dropped[rows] = groups[which[rows]].bool()
     most = params.strength * params.band_dropout.share * bands
     rows, count = draws.chosen(params.band_dropout.p), 1 + draws.between(0, most).floor()
-    ranking = draws.uniform(bands)
-    if most:
-        gone = dropped[rows]
-        count = count[rows].clamp(max=bands - 1 - gone.sum(1, keepdim=True))  # at least one band stays
-        dropped[rows] = gone | (ranking[rows].argsort(1).argsort(1) < count)
+    stay = (~dropped).sum(1, keepdim=True) - count if most else torch.full_like(count, bands)
+    _thin(dropped, rows, stay, draws.uniform(bands))
+    rows = draws.chosen(params.random_bands.p)
+    _thin(dropped, rows, torch.full_like(count, params.random_bands.n), draws.uniform(bands))
     return dropped
+
+
+def _thin(dropped: torch.Tensor, rows: torch.Tensor, stay: torch.Tensor, order: torch.Tensor) -> None:
+    """Of the bands that these views still have, so many (V, 1) stay, one at least: those first in a random order."""
+    place = order.masked_fill(dropped, 2).argsort(1).argsort(1)  # those gone are behind all others
+    dropped[rows] |= (place >= stay.clamp(min=1))[rows]

@@ -7,11 +7,12 @@ import math
 import torch
 import torch.nn.functional as F
 
+from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
 from simtrail.params import Texture
 
 
-def retexture(views: torch.Tensor, params: Texture, background: float, draws: Draws) -> torch.Tensor:
+def retexture(views: torch.Tensor, params: Texture, background: Background, draws: Draws) -> torch.Tensor:
     """The views (V, C, S, S), changed in place where drawn, in [0, 1]."""
     widest, most = params.strength * params.blur.sigma, params.strength * params.sharpness.factor
     rows, sigma = draws.chosen(params.blur.p), draws.between(0.1, widest)
@@ -45,7 +46,7 @@ def _sharpened(views: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     return torch.lerp(views, mean, -9 / 13 * share[:, :, None, None])
 
 
-def _erased(views: torch.Tensor, params: Texture, background: float, draws: Draws) -> torch.Tensor:
+def _erased(views: torch.Tensor, params: Texture, background: Background, draws: Draws) -> torch.Tensor:
     """Some views with a rectangle of background (arXiv 1708.04896)."""
     largest = params.strength * params.erasing.max_area
     rows = draws.chosen(params.erasing.p)
@@ -60,5 +61,5 @@ def _erased(views: torch.Tensor, params: Texture, background: float, draws: Draw
     covered = (pixels - centre[rows, :, None]).abs() < half[rows, :, None]  # (rows, 2, S)
     mask = (covered[:, 0, None, :] & covered[:, 1, :, None])[:, None].to(views.device)
     rows = rows.to(views.device)
-    views[rows] = torch.where(mask, background, views[rows])
+    views[rows] = background.fill(views[rows], mask)
     return views

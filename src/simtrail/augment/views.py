@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from simtrail.augment import spectral
+from simtrail.augment.background import Background
 from simtrail.augment.color import recolour
 from simtrail.augment.draws import Draws
-from simtrail.augment.geometry import empty, look, resample
+from simtrail.augment.geometry import look, resample
 from simtrail.augment.texture import retexture
 from simtrail.data.recipe import Recipe
 from simtrail.params import Augment
@@ -18,7 +19,7 @@ SPECTRAL = 7  # sets its draws apart: a setting of spectra leaves the other draw
 class TwoViews:
     """Draws views of (B, C, S, S) float32 batches in [0, 1]; every image and every view has draws of its own.
 
-    With `coordinates`, views have two further channels: x and y, from −1 to 1 over the image, of the place that each
+    Bands that a view goes without are NaN. With `coordinates`, views have two further channels: x and y, from −1 to 1 over the image, of the place that each
     pixel shows, NaN where it shows none or background.
     """
 
@@ -26,6 +27,7 @@ class TwoViews:
         self.params, self.recipe, self.coordinates = params, recipe, coordinates
         self.wavelengths = recipe.wavelengths or [None] * len(recipe.bands)
         self.modalities = recipe.modalities or {"all": list(range(len(recipe.bands)))}
+        self.background = Background(recipe.background, recipe.full_scale)
 
     def ineffective(self) -> list[str]:
         """One line for each setting that can't act on these bands."""
@@ -52,14 +54,15 @@ class TwoViews:
         `seed` (run, epoch, step, …) decides every draw, whatever was drawn before: the same seed, the same views. A
         share of a batch has the views it has in the whole, given where it `start`s among `total` images.
         """
-        draws, background = Draws(seed, len(batch), start, total), self.recipe.background
+        draws, background = Draws(seed, len(batch), start, total), self.background
         views = batch.repeat(2, 1, 1, 1)
         places = look(views, self.params.geometry, background, draws)
         views = resample(views, places, background)
         if self.coordinates:
-            places.masked_fill_(empty(views, background), torch.nan)  # before bands are changed, or left out
+            places.masked_fill_(background.shown(views), torch.nan)  # before their values are changed
         apart = Draws((*seed, SPECTRAL), len(batch), start, total)
         views = spectral.perturb(views, self.params.spectral, self.wavelengths, self.modalities, background, apart)
         views = recolour(views, self.params.color, self.recipe.rgb, draws)
         views = retexture(views, self.params.texture, background, draws)
+        views = spectral.drop(views, self.params.spectral, self.modalities, apart)
         return torch.cat([views, places], 1) if self.coordinates else views

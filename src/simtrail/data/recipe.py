@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from simtrail.data.bands import Mix, choose, make_mix, modalities
 from simtrail.data.dataset import Declaration
@@ -24,7 +24,8 @@ class Recipe(BaseModel):
 
     size: int
     fit: Literal["pad", "crop"]
-    background: float
+    background: Annotated[list[float], BeforeValidator(lambda v: [v] if isinstance(v, int | float) else v)]
+    # … 0 to 1, of each of `bands`, or one for all
     composite: bool  # on the background, where alpha or the mask band is zero, or there are no data
     cut: bool = False  # to the rectangle around what is not background
     file_dtype: str  # type of a file's pixels
@@ -47,6 +48,11 @@ class Recipe(BaseModel):
         return int(np.iinfo(self.dtype).max)
 
     @property
+    def ground(self) -> np.ndarray:
+        """The background as it is packed, float32, (bands or 1, 1, 1)."""
+        return np.rint(np.float32(self.background) * self.full_scale)[:, None, None]
+
+    @property
     def read(self) -> list[int]:
         """Indices among a file's bands of those that are read."""
         return self.chosen or [i for i in range(self.file_bands) if i != self.mask_band]
@@ -62,11 +68,15 @@ class Recipe(BaseModel):
 
 
 def make_recipe(
-    manifest: pd.DataFrame, declaration: Declaration, params: Prepare, sample: Callable[[], np.ndarray] | None = None
+    manifest: pd.DataFrame,
+    declaration: Declaration,
+    params: Prepare,
+    sample: Callable[[int | None, float | None], np.ndarray] | None = None,
 ) -> Recipe:
     """The recipe for the images of a (checked) manifest.
 
-    `sample` gives pixels (P, file bands) of training images, for the rules that look at them. 8-bit images keep their
+    `sample` gives pixels (P, file bands) of the organisms in training images, for the settings that look at them, told
+    the index of the mask band and the value without data (None where there is none, or the background is left in). 8-bit images keep their
     values. Integers of up to 16 bits, and reflectance of a declared scale, are packed as 16 bits over one range for all
     bands, so that spectra keep their shape (integers lose nothing). Other types are packed over each band's own range.
     Ranges are those of the manifest, from zero where nothing is negative.
@@ -76,13 +86,14 @@ def make_recipe(
     said = declaration.completed(facts)
     names = said.bands or {1: ["grey"], 3: ["red", "green", "blue"]}.get(n) or [f"band{i + 1}" for i in range(n)]
     mask = names.index(said.mask) if said.mask else None
-    pixels = cache(sample) if sample else None
+    apart = params.mask != "ignore"
     left_out = [] if mask is None else [mask]
 
+    @cache
     def raw() -> np.ndarray:
-        if pixels is None:
-            raise ValueError("these bands are chosen by the pixels of training images: a sample of them is needed")
-        return pixels()
+        if sample is None:
+            raise ValueError("these settings depend on the pixels of training images: a sample of them is needed")
+        return np.nan_to_num(sample(mask if apart else None, said.nodata if apart else None), nan=0.0)  # as `conform`
 
     chosen = choose(params.bands, names, said.wavelengths, facts.good, left_out, raw)
     mixed_colours = isinstance(params.bands, Bands) and params.bands.usml is not None  # catches are sums over bands
@@ -95,7 +106,14 @@ def make_recipe(
         low, high = np.full(len(chosen), low.min()), np.full(len(chosen), high.max())
     high = np.where(high > low, high, low + 1)
 
-    mix = make_mix(params.bands, [names[i] for i in chosen], lambda: (raw()[:, chosen] - low) / (high - low))
+    def unit() -> np.ndarray:
+        return np.clip((raw()[:, chosen] - low) / (high - low), 0, 1)
+
+    mix = make_mix(params.bands, [names[i] for i in chosen], unit)
+    background = [params.background]
+    if params.background == "mean":
+        pixels = np.float32(unit().T)[..., None]
+        background = (mix.apply(pixels) if mix else pixels).mean((1, 2), dtype=np.float64).tolist()
     bands = mix.names if mix else [names[i] for i in chosen]
     wavelengths = [said.wavelengths[i] for i in chosen] if said.wavelengths and not mix else []
     every = [i for i in range(n) if i != mask]
@@ -106,8 +124,8 @@ def make_recipe(
     return Recipe(
         size=params.size,
         fit=params.fit,
-        background=params.background,
-        composite=params.mask != "ignore",
+        background=background,
+        composite=apart,
         cut=params.mask == "crop",
         file_dtype=file_dtype,
         file_bands=n,
@@ -165,11 +183,11 @@ def conform_bands(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray 
     unit -= low
     unit /= high - low
     np.clip(unit, 0, 1, out=unit)
-    cover = _cover(bands, mask, alpha, recipe) if recipe.composite else None
+    cover, ground = _cover(bands, mask, alpha, recipe) if recipe.composite else None, recipe.ground / recipe.full_scale
     if recipe.mix:
         unit = recipe.mix.apply(unit)
     if cover is not None:
-        unit = recipe.background + (unit - recipe.background) * cover
+        unit = ground + (unit - ground) * cover
     if cover is not None and recipe.cut and cover.any():
         rows, columns = (np.flatnonzero(cover.any(axis)) for axis in (1, 0))
         unit = unit[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -203,7 +221,8 @@ def _fit(unit: np.ndarray, recipe: Recipe) -> np.ndarray:
         return unit[:, top : top + size, left : left + size]
     if (h, w) == (size, size):
         return unit
-    square = np.full((len(unit), size, size), recipe.background, np.float32)
+    square = np.empty((len(unit), size, size), np.float32)
+    square[:] = recipe.ground / recipe.full_scale
     top, left = (size - h) // 2, (size - w) // 2
     square[:, top : top + h, left : left + w] = unit
     return square

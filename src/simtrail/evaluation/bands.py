@@ -64,13 +64,12 @@ def occlusion(
     interval is that of 95 % of bootstraps over blocks, (N,) numbers of the `rows`. Needs no labels, but tells how much
     the features respond, not whether what they say by it is of use; and a band that its neighbours repeat turns little.
     """
-    value, ground = np.rint(fill)[:, None, None], np.rint(images.recipe.background * images.recipe.full_scale)
+    value = np.rint(fill)[:, None, None]
     turned = []
     for span in _spans(images, len(rows)):
         batch = images.rows(rows[span])
-        outside = (batch == ground).all(
-            1, keepdims=True
-        ) & images.recipe.composite  # background has no spectrum to hide
+        outside = (batch == images.recipe.ground).all(1, keepdims=True)
+        outside &= images.recipe.composite  # background has no spectrum to hide
         fills = np.where(outside, batch, value)
         whole_BD, hidden = encoder.features(iter([batch])), encoder.features(_replaced(batch, groups, fills))
         hidden_GBD = unit(hidden).view(len(groups), len(batch), -1)
@@ -128,7 +127,6 @@ def mean_spectra(
     names: list[str],
     low: np.ndarray,
     high: np.ndarray,
-    background: float,
     *,
     largest: int = LARGEST,
     seed: int = 0,
@@ -136,17 +134,16 @@ def mean_spectra(
     """class, band, mean, sd, images: the spectrum of each class, over the mean spectra of its images.
 
     sd is that between images, NaN of a single one. `labels` are class numbers of the `rows`, indices of `names`. `low`
-    and `high`, (bands,), are what the packed 0 and full scale stand for, in the file's units or in reflectance. Pixels
-    equal to `background` (0 to 1) in all bands are no specimen and are left out, and so is an image without any other.
+    and `high`, (bands,), are what the packed 0 and full scale stand for, in the file's units or in reflectance. Background
+    is no specimen and is left out, and so is an image of nothing else.
     Of more than `largest` images, a seeded draw, as many of every class as it has: a rare class's mean matters as much.
     """
     chosen = np.sort(draw(labels, largest, "balanced", seed))
     full_scale = images.recipe.full_scale
-    ground = np.rint(np.float32(background) * full_scale)  # as `conform` has it
     parts = []
     for span in _spans(images, len(chosen)):
         batch = images.rows(rows[chosen[span]])
-        inside = (batch != ground).any(1, keepdims=True)
+        inside = (batch != images.recipe.ground).any(1, keepdims=True)
         with np.errstate(invalid="ignore"):
             parts.append(batch.sum((2, 3), np.float64, where=inside) / inside.sum((2, 3)))
     spectra_NC = low + np.concatenate(parts) / full_scale * (np.asarray(high) - low)

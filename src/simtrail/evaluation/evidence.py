@@ -109,7 +109,7 @@ def _bands(
     unit = recipe.scale or 1.0
     ends = ([0.0] * len(recipe.bands), [1.0] * len(recipe.bands)) if recipe.mix else (recipe.low, recipe.high)
     low, high = (np.array(end) / unit for end in ends)
-    tables["spectra"] = mean_spectra(images, rows, labels, names, low, high, recipe.background, seed=p.seed)
+    tables["spectra"] = mean_spectra(images, rows, labels, names, low, high, seed=p.seed)
     quantity = "reflectance" if recipe.scale else "pixel value"
     spectra(tables["spectra"], recipe.wavelengths or None, drawn / "spectra.png", quantity)
     return tables

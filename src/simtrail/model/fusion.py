@@ -56,6 +56,8 @@ class BranchInput(nn.Module):
     `normalisation` band: (x − mean) / std of each band over the training split. pixel: each pixel's spectrum less its
     mean and divided by its standard deviation over these bands (standard normal variate, Barnes et al. 1989, Applied
     Spectroscopy 43, 772), which leaves its shape and takes out its brightness. none: the values as they are.
+    A band of NaN is missing, and no part of the spectrum: once normalised it is zero, and as in dropout (Srivastava et
+    al. 2014, JMLR 15, 1929) the others are multiplied by bands / bands there; with none it is the mean.
     """
 
     mean: torch.Tensor
@@ -74,11 +76,17 @@ class BranchInput(nn.Module):
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         parts = [batch[:, run] for run in self.runs]
         seen = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        missing = seen[:, :, :1, :1].isnan()
+        there = (~missing).sum(1, keepdim=True).clamp(min=1)
+        if self.normalisation == "pixel":
+            values = seen.masked_fill(missing, 0)
+            away = (values - values.sum(1, keepdim=True) / there).masked_fill(missing, 0)
+            spread = (away.square().sum(1, keepdim=True) / there).sqrt()
+            seen = away / (spread + FLAT) * (seen.shape[1] / there)
+        else:
+            seen = torch.where(missing, self.mean, seen)
         if self.normalisation == "band":
-            seen = (seen - self.mean) / self.std
-        elif self.normalisation == "pixel":
-            spread, level = torch.std_mean(seen, 1, correction=0, keepdim=True)
-            seen = (seen - level) / (spread + FLAT)
+            seen = (seen - self.mean) / (self.std * (there / seen.shape[1]))
         return seen.contiguous(memory_format=torch.channels_last)
 
 

@@ -1,0 +1,26 @@
+"""What a view shows where there is no organism: one value for each band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class Background:
+    """The background of images packed with that full scale: its `values`, 0 to 1, for each band, or one for all.
+
+    They are rounded as packed images hold them: 0.5 is 128/255 in 8 bits.
+    """
+
+    def __init__(self, values: Sequence[float], full_scale: int):
+        self.values = (torch.tensor(values) * full_scale).round()[:, None, None] / full_scale
+        self.near = 0.5 / full_scale  # less than a step: no other packed value is taken for it
+
+    def fill(self, views: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """The views (V, C, S, S) with background where told, (V, 1, S, S)."""
+        return torch.where(where, self.values.to(views.device), views)
+
+    def shown(self, views: torch.Tensor) -> torch.Tensor:
+        """Where all bands of the views (V, C, S, S) are background, (V, 1, S, S)."""
+        return ((views - self.values.to(views.device)).abs() < self.near).all(1, keepdim=True)
