@@ -122,8 +122,8 @@ class Prepare(_Section):
         Annotated[float, Field(ge=0, le=1), Tag("=number")] | Annotated[Literal["mean"], Tag("=mean")],
         Discriminator(lambda v: "=mean" if isinstance(v, str) else "=number"),
     ]
-    """What background, padding and what lies outside an image are: a brightness, 0 black to 1 white, or each band's mean
-    over the organisms in training images (a sample of their pixels), which is nothing to a network that normalises."""
+    """What background, padding and all outside an image are: a brightness, 0 black to 1 white, or each band's mean over
+    the organisms in training images (a sample of their pixels), which is nothing to a network that normalises."""
     val_fraction: float = Field(gt=0, lt=1)
     """Share of the images on which choices are made."""
     test_fraction: float = Field(gt=0, lt=1)
@@ -308,7 +308,8 @@ class Spectral(_Section):
     """What a view's spectra are; background stays as it is, unless bands are left out."""
 
     strength: float = Field(ge=0, le=1)
-    """Multiplies what this group does to the image, except group_dropout and random_bands: 0 the image as it is, 1 as given below."""
+    """Multiplies what this group does to the image, except group_dropout and random_bands: 0 the image as it is, 1 as
+    given below."""
     shift: Shift
     gain: Gain
     gamma: Gamma

@@ -21,8 +21,8 @@ EACH = {name: [i] for i, name in enumerate(NAMES)}
 def packed(folder, values: np.ndarray, shard: int = 1000, background: float | list[float] = 0) -> PackedImages:
     dtype, n = str(values.dtype), values.shape[1]
     recipe = Recipe(
-        size=values.shape[-1], fit="pad", background=background, composite=True, file_dtype=dtype, file_bands=n, mask_band=None,
-        bands=NAMES[:n], dtype=dtype, low=[0] * n, high=[255] * n,
+        size=values.shape[-1], fit="pad", background=background, composite=True, file_dtype=dtype, file_bands=n,
+        mask_band=None, bands=NAMES[:n], dtype=dtype, low=[0] * n, high=[255] * n,
     )  # fmt: skip
     for number, start in enumerate(range(0, len(values), shard)):
         np.save(folder / f"images-{number:04d}.npy", values[start : start + shard])

@@ -47,7 +47,7 @@ def perturb(
 
 
 def drop(views: torch.Tensor, params: Spectral, modalities: dict[str, list[int]], draws: Draws) -> torch.Tensor:
-    """The views (V, C, S, S), changed in place: bands that a view goes without are NaN, which the encoder leaves out."""
+    """The views (V, C, S, S), changed in place: NaN in bands that a view goes without, as encoders take them."""
     view, band = _dropped(params, _members(modalities, views.shape[1]), draws).nonzero().T.to(views.device)
     views[view, band] = torch.nan
     return views

@@ -19,8 +19,8 @@ SPECTRAL = 7  # sets its draws apart: a setting of spectra leaves the other draw
 class TwoViews:
     """Draws views of (B, C, S, S) float32 batches in [0, 1]; every image and every view has draws of its own.
 
-    Bands that a view goes without are NaN. With `coordinates`, views have two further channels: x and y, from −1 to 1 over the image, of the place that each
-    pixel shows, NaN where it shows none or background.
+    Bands that a view goes without are NaN. With `coordinates`, views have two further channels: x and y, from −1 to 1
+    over the image, of the place that each pixel shows, NaN where it shows none or background.
     """
 
     def __init__(self, params: Augment, recipe: Recipe, *, coordinates: bool = False):

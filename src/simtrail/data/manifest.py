@@ -57,7 +57,7 @@ def in_parallel(
 ) -> list[Any]:
     """function(item) for every item, in order, spread over the processor's cores, with a progress bar on a terminal.
 
-    Decoders hold each other up in one process, so there are several; `threads`, for what NumPy does alone, start at once.
+    Decoders hold each other up in one process, so there are several; `threads`, for what NumPy does, start at once.
     """
     items, cores = list(items), len(os.sched_getaffinity(0))
     if threads:

@@ -43,7 +43,7 @@ class PackedImages:
 
 
 def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> tuple[PackedImages, np.ndarray]:
-    """The packed images of a dataset folder, one row per manifest row, written to `out`/images-*.npy, and their moments.
+    """The packed images of a dataset folder, one row per manifest row, in `out`/images-*.npy, and their moments.
 
     Moments, (N, 2, bands): the mean of each band of each image, and that of its squares, on the 0 to 1 scale.
     Raises InputError when a file's bytes are no longer those the manifest records.
@@ -111,7 +111,7 @@ def _pack_one(
         else:  # too large to read whole: the bands that are needed are looked at
             needed = recipe.read + ([] if recipe.mask_band is None else [recipe.mask_band])
             image = open_image(folder / path).image
-            bands = take(image, needed) if len(image) == len(crc) else np.empty(0)
+            bands = take(image, needed) if len(image) == len(crc) else np.empty((0, 0))
             if [band_crc(band) for band in bands] != [crc[i] for i in needed]:
                 return changed
             mask = None if recipe.mask_band is None else bands[-1]

@@ -16,6 +16,9 @@ from simtrail.data.dataset import Declaration
 from simtrail.data.readers import BandFacts, take
 from simtrail.params import Bands, Prepare
 
+# of older encoders a number
+Background = Annotated[list[float], BeforeValidator(lambda v: [v] if isinstance(v, int | float) else v)]
+
 
 class Recipe(BaseModel):
     """How images are conformed; stored as JSON beside the packed arrays and inside every encoder."""
@@ -24,8 +27,7 @@ class Recipe(BaseModel):
 
     size: int
     fit: Literal["pad", "crop"]
-    background: Annotated[list[float], BeforeValidator(lambda v: [v] if isinstance(v, int | float) else v)]
-    # … 0 to 1, of each of `bands`, or one for all
+    background: Background  # 0 to 1, of each of `bands`, or one for all
     composite: bool  # on the background, where alpha or the mask band is zero, or there are no data
     cut: bool = False  # to the rectangle around what is not background
     file_dtype: str  # type of a file's pixels
@@ -50,7 +52,7 @@ class Recipe(BaseModel):
     @property
     def ground(self) -> np.ndarray:
         """The background as it is packed, float32, (bands or 1, 1, 1)."""
-        return np.rint(np.float32(self.background) * self.full_scale)[:, None, None]
+        return np.rint(np.array(self.background, np.float32) * self.full_scale)[:, None, None]
 
     @property
     def read(self) -> list[int]:
@@ -76,10 +78,11 @@ def make_recipe(
     """The recipe for the images of a (checked) manifest.
 
     `sample` gives pixels (P, file bands) of the organisms in training images, for the settings that look at them, told
-    the index of the mask band and the value without data (None where there is none, or the background is left in). 8-bit images keep their
-    values. Integers of up to 16 bits, and reflectance of a declared scale, are packed as 16 bits over one range for all
-    bands, so that spectra keep their shape (integers lose nothing). Other types are packed over each band's own range.
-    Ranges are those of the manifest, from zero where nothing is negative.
+    the index of the mask band and the value without data (None where there is none, or the background is left in).
+
+    8-bit images keep their values. Integers of up to 16 bits, and reflectance of a declared scale, are packed as 16
+    bits over one range for all bands, so that spectra keep their shape (integers lose nothing). Other types are packed
+    over each band's own range. Ranges are those of the manifest, from zero where nothing is negative.
     """
     n = int(manifest["bands"].iloc[0])
     facts = BandFacts.model_validate_json(manifest["facts"].iloc[0])
@@ -110,10 +113,11 @@ def make_recipe(
         return np.clip((raw()[:, chosen] - low) / (high - low), 0, 1)
 
     mix = make_mix(params.bands, [names[i] for i in chosen], unit)
-    background = [params.background]
     if params.background == "mean":
-        pixels = np.float32(unit().T)[..., None]
+        pixels = unit().T.astype(np.float32)[..., None]
         background = (mix.apply(pixels) if mix else pixels).mean((1, 2), dtype=np.float64).tolist()
+    else:
+        background = [params.background]
     bands = mix.names if mix else [names[i] for i in chosen]
     wavelengths = [said.wavelengths[i] for i in chosen] if said.wavelengths and not mix else []
     every = [i for i in range(n) if i != mask]

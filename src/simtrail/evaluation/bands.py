@@ -134,8 +134,8 @@ def mean_spectra(
     """class, band, mean, sd, images: the spectrum of each class, over the mean spectra of its images.
 
     sd is that between images, NaN of a single one. `labels` are class numbers of the `rows`, indices of `names`. `low`
-    and `high`, (bands,), are what the packed 0 and full scale stand for, in the file's units or in reflectance. Background
-    is no specimen and is left out, and so is an image of nothing else.
+    and `high`, (bands,), are what the packed 0 and full scale stand for, in the file's units or in reflectance.
+    Background is no specimen and is left out, and so is an image of nothing else.
     Of more than `largest` images, a seeded draw, as many of every class as it has: a rare class's mean matters as much.
     """
     chosen = np.sort(draw(labels, largest, "balanced", seed))
