@@ -33,6 +33,7 @@ VARIANTS = {
     "concat": {},
     "separate, intra": SEPARATE | {"pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 0.0), strict=True))},
     "separate, intra and cross": SEPARATE | {"pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 1.0), strict=True))},
+    "concat and local": {"pretrain.terms.local": 1.0},
     "attention, intra and cross": {
         "pretrain.encoder.fusion": "attention",
         "pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 1.0), strict=True)),

@@ -15,7 +15,7 @@ from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.model.backbone import Backbone
 from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
-from simtrail.model.local import features_and_map, patch_contrast, patch_projections, positives
+from simtrail.model.local import patch_contrast, patch_projections, positives
 from simtrail.params import Architecture, Head, Terms, Vit
 
 DECOUPLED = pytest.mark.parametrize("decoupled", [False, True])
@@ -268,7 +268,7 @@ def test_one_pass_gives_the_features_and_the_map_they_are_made_of(model):
     torch.manual_seed(0)
     backbone = Backbone(architecture(model), 3, 64).eval()
     images = torch.rand(2, 3, 64, 64)
-    features, found = features_and_map(backbone, images)
+    features, found = backbone.with_map(images)
     torch.testing.assert_close(features, backbone(images))
     assert found.shape[2:] == ((8, 8) if MODELS[model] else (4, 4) if model == "test_vit" else (2, 2))
     if model in ("test_resnet", "test_efficientnet"):
@@ -289,7 +289,7 @@ def test_places_of_the_map_lie_as_they_do_in_the_image(model):
     images[1, :, : size // 8, -(size // 8) :] = 0
     images[2, :, -(size // 8) :, : size // 8] = 0
     with torch.no_grad():
-        _, found = features_and_map(backbone, images)
+        _, found = backbone.with_map(images)
     moved = (found[1:] - found[:1]).norm(dim=1)
     last = moved.shape[1] - 1
     assert [divmod(int(m.argmax()), moved.shape[2]) for m in moved] == [(0, last), (last, 0)]
@@ -313,7 +313,7 @@ def test_patches_of_each_branch_stand_behind_the_projections_of_images(model, fu
     for number, (branch, patches) in enumerate(
         zip(encoder.branches.values(), rest.unflatten(1, encoder.local_shape).unbind(1), strict=True)
     ):
-        of_map = features_and_map(branch, encoder.inputs[number](images))[1].flatten(2)
+        of_map = branch.with_map(encoder.inputs[number](images))[1].flatten(2)
         for p in range(count):
             torch.testing.assert_close(patches[:, p, :-3], encoder.local_heads[number](of_map[:, :, p]))
         torch.testing.assert_close(patches[..., -3:], where(coordinates, math.isqrt(count)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from simtrail.errors import InputError
-from simtrail.params import Architecture
+from simtrail.params import Architecture, Vit
 
 
 class Backbone(nn.Module):
@@ -42,27 +43,33 @@ class Backbone(nn.Module):
             ) from None
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.net(batch) if self.vit is None else self._transformed(batch, self.vit)[0]
+
+    def with_map(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The features, and the last map, (B, channels, h, w): of a vision transformer its patches after the final
+        normalisation. Raises ValueError where there is none."""
         if self.vit is None:
-            return self.net(batch)
+            found = self.net.forward_features(batch)
+            return self.net.forward_head(found), _as_map(found, self.net)
+        features, patches = self._transformed(batch, self.vit)
+        return features, _as_map(self._normal(patches))
+
+    def _transformed(self, batch: torch.Tensor, vit: Vit) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a vision transformer, the features and the patches of the last layer, not yet normalised."""
         found = self.net.forward_intermediates(
-            batch,
-            self.vit.layers,
-            return_prefix_tokens=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-            output_dict=True,
+            batch, vit.layers, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True, output_dict=True
         )
-        kinds = []
-        if self.vit.features != "mean":
-            kinds.append([prefix[:, :1] for prefix in found["image_intermediates_prefix"]])
-        if self.vit.features != "token":
-            kinds.append(found["image_intermediates"])
-        # timm's final normalisation is `norm`, or, in models that pool the patches, `fc_norm`; the other is an identity
-        layers = [
-            torch.cat([self.net.fc_norm(self.net.norm(tokens)).mean(1) for tokens in layer], 1)
-            for layer in zip(*kinds, strict=True)
-        ]
-        return torch.cat(layers, 1) if self.vit.combine == "concat" else torch.stack(layers).mean(0)
+        patches, kinds = found["image_intermediates"], []
+        if vit.features != "mean":
+            kinds.append([self._normal(prefix[:, 0]) for prefix in found["image_intermediates_prefix"]])
+        if vit.features != "token":
+            kinds.append([self._normal(tokens).mean(1) for tokens in patches])
+        layers = [torch.cat(layer, 1) for layer in zip(*kinds, strict=True)]
+        return torch.cat(layers, 1) if vit.combine == "concat" else torch.stack(layers).mean(0), patches[-1]
+
+    def _normal(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The final normalisation: `norm`, or `fc_norm` in models that pool the patches; the other is an identity."""
+        return self.net.fc_norm(self.net.norm(tokens))
 
     def adopt(self, weights: Mapping[str, torch.Tensor]) -> list[str]:
         """One line for each tensor that did not fit as it was, after the weights of the same model were taken over.
@@ -206,6 +213,19 @@ def _check(net: Any, a: Architecture, size: int) -> None:
         raise InputError(
             f"pretrain.encoder.vit.layers = {a.vit.layers}: must be ≤ {len(net.blocks)}, the layers of {a.model!r}"
         )
+
+
+def _as_map(found: Any, net: Any = None) -> torch.Tensor:
+    """What timm gives as last features, as (B, channels, h, w)."""
+    if not isinstance(found, torch.Tensor) or found.ndim not in (3, 4):
+        raise ValueError("its last features are no map")
+    if found.ndim == 4:
+        return found.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else found
+    tokens = found[:, getattr(net, "num_prefix_tokens", 0) :]
+    side = math.isqrt(tokens.shape[1])
+    if side**2 != tokens.shape[1]:
+        raise ValueError(f"its last {tokens.shape[1]} tokens make no square")
+    return tokens.mT.unflatten(2, (side, side))
 
 
 def _demand_resnet(net: Any, fault: str, model: str) -> None:

@@ -24,7 +24,7 @@ from simtrail.data.recipe import Recipe, conform
 from simtrail.errors import InputError
 from simtrail.model.backbone import Backbone, pretrained_weights
 from simtrail.model.fusion import BranchInput, Fusion, branch_bands, unit
-from simtrail.model.local import features_and_map, map_shape, patch_projections
+from simtrail.model.local import map_shape, patch_projections
 from simtrail.model.projector import projection_head
 from simtrail.params import Architecture, Head, Terms
 
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
         """
         if not self.local_heads:
             return self._projected([branch(seen) for branch, seen in self._branches(batch)])
-        features, maps = zip(*(features_and_map(*of_branch) for of_branch in self._branches(batch)), strict=True)
+        features, maps = zip(*(branch.with_map(seen) for branch, seen in self._branches(batch)), strict=True)
         coordinates = batch[:, len(self.config.recipe.bands) :]
         local = [patch_projections(*pair, coordinates) for pair in zip(self.local_heads, maps, strict=True)]
         return torch.cat([self._projected(features), *local], 1)

@@ -8,7 +8,6 @@ them at a time. Where a patch lies is three numbers: x and y of its centre, from
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,36 +24,13 @@ FAR = 2.0  # and further than this, two of one image show different places; in b
 SHOWN = 0.5  # of a patch's pixels must show some of the image
 
 
-def features_and_map(backbone: Backbone, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The features (B, width) of normalised images, as the backbone gives them, and its last map, (B, channels, h, w).
-
-    A vision transformer's map is of its patches after the final normalisation. Raises ValueError where there is none.
-    """
-    net, vit = backbone.net, backbone.vit
-    if vit is None:
-        found = net.forward_features(images)
-        return net.forward_head(found), _as_map(found, net)
-    found = net.forward_intermediates(
-        images, vit.layers, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True, output_dict=True
-    )
-    maps = [net.fc_norm(net.norm(tokens)) for tokens in found["image_intermediates"]]
-    kinds = []
-    if vit.features != "mean":
-        kinds.append([net.fc_norm(net.norm(tokens[:, 0])) for tokens in found["image_intermediates_prefix"]])
-    if vit.features != "token":
-        kinds.append([tokens.mean(1) for tokens in maps])
-    layers = [torch.cat(layer, 1) for layer in zip(*kinds, strict=True)]
-    features = torch.cat(layers, 1) if vit.combine == "concat" else torch.stack(layers).mean(0)
-    return features, _as_map(maps[-1])
-
-
 def map_shape(backbone: Backbone, architecture: Architecture, size: int, weight: float) -> tuple[int, int, int]:
     """Channels, height and width of the last map of images of this size; InputError where it has no patches to tell
     apart. `weight` is pretrain.terms.local."""
     fault = f"pretrain.terms.local = {weight}: needs a map of patches; "
     try:
         with torch.no_grad():
-            _, found = features_and_map(backbone.eval(), torch.zeros(1, backbone.bands, size, size))
+            _, found = backbone.eval().with_map(torch.zeros(1, backbone.bands, size, size))
     except (ValueError, AttributeError, NotImplementedError) as reason:
         raise InputError(
             f"{fault}{architecture.model!r} gives none ({reason}); choose another pretrain.encoder.model, or set 0"
@@ -182,16 +158,3 @@ def _where(coordinates: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     spread = (square - centre.square()).sum(2, keepdim=True).clamp(min=0)
     side = (6 * spread * pixels / (pixels - 1)).sqrt()
     return torch.cat([centre, side], 2) * counts
-
-
-def _as_map(found: Any, net: Any = None) -> torch.Tensor:
-    """What timm gives as last features, as (B, channels, h, w)."""
-    if not isinstance(found, torch.Tensor) or found.ndim not in (3, 4):
-        raise ValueError("its last features are no map")
-    if found.ndim == 4:
-        return found.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else found
-    tokens = found[:, getattr(net, "num_prefix_tokens", 0) :]
-    side = math.isqrt(tokens.shape[1])
-    if side**2 != tokens.shape[1]:
-        raise ValueError(f"its last {tokens.shape[1]} tokens make no square")
-    return tokens.mT.unflatten(2, (side, side))
