@@ -34,6 +34,7 @@ VARIANTS = {
     "separate, intra": SEPARATE | {"pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 0.0), strict=True))},
     "separate, intra and cross": SEPARATE | {"pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 1.0), strict=True))},
     "concat and local": {"pretrain.terms.local": 1.0},
+    "concat, 3 random bands a view": {"pretrain.augment.spectral.random_bands": {"p": 1.0, "n": 3}},
     "attention, intra and cross": {
         "pretrain.encoder.fusion": "attention",
         "pretrain.terms": dict(zip(TERMS, (1.0, 1.0, 1.0), strict=True)),

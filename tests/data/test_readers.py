@@ -9,7 +9,7 @@ from imagecodecs import png_encode
 from PIL import Image
 
 from simtrail import read_image
-from simtrail.data.readers import decode
+from simtrail.data.readers import decode, take
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -134,3 +134,17 @@ def test_every_truncation_is_noticed(tmp_path, suffix):
     for share in (0.05, 0.3, 0.6, 0.9):
         with pytest.raises(ValueError, match=r".+"):
             decode(whole[: int(len(whole) * share)])
+
+
+@pytest.mark.parametrize("order", ["CHW", "HCW", "HWC"])
+@pytest.mark.parametrize("offset", [0, 7, 5000])
+def test_bands_taken_from_a_memory_map_are_those_of_the_file_wherever_they_lie(tmp_path, order, offset):
+    image = np.random.default_rng(0).integers(0, 9999, (9, 50, 70)).astype(">i2")
+    axes = ["CHW".index(axis) for axis in order]
+    (tmp_path / "a.img").write_bytes(bytes(offset) + image.transpose(axes).tobytes())
+    shape = tuple(image.shape[axis] for axis in axes)
+    mapped = np.memmap(tmp_path / "a.img", ">i2", "r", offset, shape).transpose(np.argsort(axes))
+    taken = take(mapped, [8, 0, 5])
+    assert taken.dtype == np.int16
+    np.testing.assert_array_equal(taken, image[[8, 0, 5]])
+    np.testing.assert_array_equal(take(image, [8, 0, 5]), image[[8, 0, 5]])
