@@ -121,7 +121,7 @@ def prepare() -> None:
     learnt = manifest["path"][(split == "train") & ~held_out].to_list()
     sample = partial(sample_pixels, dataset.folder, learnt, params.prepare.seed)
     recipe = make_recipe(manifest, dataset.declaration, params.prepare, sample)
-    if recipe.cut and recipe.mask_band is None and recipe.nodata is None and not manifest["alpha"].any():
+    if recipe.cut and not recipe.masked:
         _say("prepare: warning: prepare.mask = 'crop': no effect: no mask band or value without data is declared")
     _fresh(PACKED)  # only now: what can't be is refused before an earlier result is removed
     images, moments = pack(dataset.folder, manifest, recipe, PACKED)

@@ -187,6 +187,21 @@ def test_coordinates_join_the_views_and_change_nothing_else(augment):
     assert 0 < places.isnan().float().mean() < 0.5
 
 
+def test_what_was_masked_keeps_its_value_whatever_is_done_to_colours_and_spectra(augment):
+    images = pictures(20)
+    images[:, :, :, 8:] = 32768 / 65535
+    changing = ("color", "spectral.shift", "spectral.gain", "spectral.gamma", "spectral.noise")
+    kinds = [kind for kind in KINDS if kind.startswith(changing)]
+    settings, plain = augment(on(kinds, 1.0)), recipe(SEVEN)
+    masked = plain.model_copy(update={"composite": True, "mask_band": 7, "file_bands": 8})
+    assert (plain.masked, masked.masked) == (False, True)
+    views = TwoViews(settings, masked)(images, 0)
+    assert (views[..., 8:] == images[0, 0, 0, 8]).all()
+    free = TwoViews(settings, plain)(images, 0)
+    assert views[..., :8].equal(free[..., :8])
+    assert (free[..., 8:] != images[0, 0, 0, 8]).any()
+
+
 def test_background_of_the_image_has_no_place_whatever_is_done_to_its_values(augment):
     images = pictures(6)
     images[:, :, :, 8:] = 32768 / 65535

@@ -32,8 +32,8 @@ class TwoViews:
     def ineffective(self) -> list[str]:
         """One line for each setting that can't act on these bands."""
         lines = spectral.ineffective(self.params.spectral, self.wavelengths, self.modalities)
-        if self.params.geometry.crop.min_cover and not self.recipe.composite:
-            lines.append("pretrain.augment.geometry.crop.min_cover: no effect: prepare.mask leaves the background in")
+        if self.params.geometry.crop.min_cover and not self.recipe.masked:
+            lines.append("pretrain.augment.geometry.crop.min_cover: no effect: no mask is applied to the images")
         color, strength = self.params.color, self.params.color.strength
         if self.recipe.rgb:
             return lines
@@ -58,11 +58,14 @@ class TwoViews:
         views = batch.repeat(2, 1, 1, 1)
         places = look(views, self.params.geometry, background, draws)
         views = resample(views, places, background)
+        ground = background.shown(views) if self.recipe.masked else None  # before values change
         if self.coordinates:
-            places.masked_fill_(background.shown(views), torch.nan)  # before their values are changed
+            places.masked_fill_(background.shown(views), torch.nan)
         apart = Draws((*seed, SPECTRAL), len(batch), start, total)
         views = spectral.perturb(views, self.params.spectral, self.wavelengths, self.modalities, background, apart)
         views = recolour(views, self.params.color, self.recipe.rgb, draws)
+        if ground is not None:  # what was masked has no colour to change
+            views = background.fill(views, ground)
         views = retexture(views, self.params.texture, background, draws)
         views = spectral.drop(views, self.params.spectral, self.modalities, apart)
         return torch.cat([views, places], 1) if self.coordinates else views

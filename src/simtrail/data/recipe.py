@@ -32,6 +32,7 @@ class Recipe(BaseModel):
     cut: bool = False  # to the rectangle around what is not background
     file_dtype: str  # type of a file's pixels
     file_bands: int  # bands of a file, without alpha, with the mask
+    alpha: bool = False  # some of the files have one
     mask_band: int | None  # its index among file_bands; it never reaches the network
     nodata: float | None = None  # a pixel whose bands all have this value is background
     chosen: list[int] = []  # indices among file_bands of the bands that are read; none: all but the mask
@@ -48,6 +49,11 @@ class Recipe(BaseModel):
     def full_scale(self) -> int:
         """The packed value that stands for 1."""
         return int(np.iinfo(self.dtype).max)
+
+    @property
+    def masked(self) -> bool:
+        """Whether images have background that is told from the organism."""
+        return self.composite and (self.alpha or self.mask_band is not None or self.nodata is not None)
 
     @property
     def ground(self) -> np.ndarray:
@@ -133,6 +139,7 @@ def make_recipe(
         cut=params.mask == "crop",
         file_dtype=file_dtype,
         file_bands=n,
+        alpha="alpha" in manifest and bool(manifest["alpha"].any()),
         mask_band=mask,
         nodata=said.nodata,
         chosen=chosen,
