@@ -61,7 +61,7 @@ def in_parallel(
     """
     items, cores = list(items), len(os.sched_getaffinity(0))
     if threads:
-        pool: Executor = ThreadPoolExecutor(cores)
+        pool: Executor = ThreadPoolExecutor(min(cores, 8))  # more would wait for the disk, and each holds an image
     elif (workers := min(cores, len(items) // 32)) > 1:
         # A server of clean forks: a plain fork would copy locks that threads of this process may hold.
         pool = ProcessPoolExecutor(workers, mp_context=get_context("forkserver"))
