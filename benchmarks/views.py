@@ -15,47 +15,28 @@ from pathlib import Path
 import kornia.augmentation as K
 import pandas as pd
 import torch
-import yaml
 from torch import nn
 
 from simtrail.augment.views import TwoViews
 from simtrail.data.recipe import Recipe
 from simtrail.model.encoder import best_device
-from simtrail.params import Augment, load_params
+from simtrail.params import Augment, changed, load_params
 
 IMAGES, SIDE, ROUNDS = 64, 64, 30
 DEVICE = best_device()
-OURS = load_params(Path(__file__).parent.parent / "params.yaml").pretrain.augment
-PAPER = Augment.model_validate(
-    yaml.safe_load("""
-    geometry:
-      strength: 1.0
-      crop: {p: 1.0, min_area: 0.08, min_cover: 0.0}
-      horizontal_flip: {p: 0.5}
-      vertical_flip: {p: 0.0}
-      rotation: {p: 0.0, degrees: 0.0}
-      perspective: {p: 0.0, distortion: 0.0}
-      thin_plate_spline: {p: 0.0, displacement: 0.0}
-    spectral:
-      strength: 0.0
-      shift: {p: 0.0, nm: 0.0}
-      gain: {p: 0.0, reach: 0.0, width: 1.0}
-      gamma: {p: 0.0, reach: 0.0}
-      noise: {p: 0.0, std: 0.0}
-      band_dropout: {p: 0.0, share: 0.0}
-      group_dropout: {p: 0.0}
-    color:
-      strength: 1.0
-      jitter: {p: 0.8, brightness: 0.8, contrast: 0.8, saturation: 0.8, hue: 0.2}
-      grayscale: {p: 0.2}
-      posterize: {p: 0.0, bits: 8}
-    texture:
-      strength: 1.0
-      blur: {p: 0.5, sigma: 2.0}
-      sharpness: {p: 0.0, factor: 0.0}
-      erasing: {p: 0.0, max_area: 0.2}
-    """)
-)
+PARAMS = load_params(Path(__file__).parent.parent / "params.yaml")
+OURS = PARAMS.pretrain.augment
+PAPER = changed(  # appendix A of the paper
+    PARAMS,
+    {
+        "pretrain.augment.geometry.crop.min_area": 0.08,
+        "pretrain.augment.geometry.rotation.p": 0.0,
+        "pretrain.augment.color.strength": 1.0,
+        "pretrain.augment.color.grayscale.p": 0.2,
+        "pretrain.augment.texture.blur.p": 0.5,
+    },
+    "views.py",
+).pretrain.augment
 RECIPE = Recipe(
     size=SIDE,
     fit="pad",

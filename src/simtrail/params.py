@@ -308,8 +308,8 @@ class Spectral(_Section):
     """What a view's spectra are; background stays as it is, unless bands are left out."""
 
     strength: float = Field(ge=0, le=1)
-    """Multiplies what this group does to the image, except group_dropout and random_bands: 0 the image as it is, 1 as
-    given below."""
+    """Multiplies what this group does to the image, and the probabilities of group_dropout and random_bands: 0 the
+    image as it is, 1 as given below."""
     shift: Shift
     gain: Gain
     gamma: Gamma

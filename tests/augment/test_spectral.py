@@ -276,7 +276,11 @@ def test_strength_multiplies_all_reaches(told):
     half = perturbed(images, settings(*kinds, strength=0.5, band_dropout__share=0.8), told(table()))
     full = perturbed(images, settings(*kinds, **reaches, band_dropout__share=0.4), told(table()))
     torch.testing.assert_close(half, full, rtol=0, atol=1e-6, equal_nan=True)
-    assert perturbed(images, settings(*kinds, strength=0.0), told(table())).equal(images)
+    assert perturbed(images, settings(*KINDS, strength=0.0), told(table())).equal(images)
+    p = settings("group_dropout", "random_bands", strength=0.5)
+    assert perturbed(pictures(400), p, Draws((0,), 200)).isnan().flatten(1).any(1).double().mean() == pytest.approx(
+        0.75, abs=0.05
+    )
 
 
 def test_settings_that_no_band_can_follow_are_named_and_do_nothing():
@@ -304,7 +308,7 @@ def test_the_same_wavelength_twice_leaves_nothing_to_shift_along():
 
 def test_settings_that_are_off_are_not_named():
     assert ineffective(settings(), [550.0], {"grey": [0]}) == []
-    assert ineffective(settings(*KINDS[:5], strength=0.0), [550.0], {"grey": [0]}) == []
+    assert ineffective(settings(*KINDS, strength=0.0), [550.0], {"grey": [0]}) == []
     assert ineffective(settings("shift", "gain", shift__nm=0.0, gain__reach=0.0), [None], {"grey": [0]}) == []
 
 

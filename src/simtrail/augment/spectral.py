@@ -60,8 +60,8 @@ def ineffective(params: Spectral, wavelengths: list[float | None], modalities: d
         "shift": (strength * params.shift.nm, _shiftable(wavelengths), f"{apart}, no two of them alike"),
         "gain": (strength * params.gain.reach, len(_splines(wavelengths, params.gain.width)) > 0, apart),
         "band_dropout": (strength * params.band_dropout.share, len(wavelengths) > 1, "needs two bands or more"),
-        "group_dropout": (1, len(modalities) > 1, "needs two modalities or more"),
-        "random_bands": (1, len(wavelengths) > params.random_bands.n, "needs more bands than n"),
+        "group_dropout": (strength, len(modalities) > 1, "needs two modalities or more"),
+        "random_bands": (strength, len(wavelengths) > params.random_bands.n, "needs more bands than n"),
     }
     return [
         f"pretrain.augment.spectral.{key}.p: no effect: {why}"
@@ -136,7 +136,7 @@ def _splines(wavelengths: list[float | None], width: float) -> torch.Tensor:
 def _dropped(params: Spectral, groups: torch.Tensor, draws: Draws) -> torch.Tensor:
     """The bands that each view goes without, (V, bands): never all of them."""
     bands = groups.shape[1]
-    rows, which = draws.chosen(params.group_dropout.p), (draws.uniform(1)[:, 0] * len(groups)).long()
+    rows, which = draws.chosen(params.strength * params.group_dropout.p), (draws.uniform(1)[:, 0] * len(groups)).long()
     dropped = torch.zeros(len(which), bands, dtype=torch.bool)
     if len(groups) > 1:
         dropped[rows] = groups[which[rows]].bool()
@@ -144,7 +144,7 @@ def _dropped(params: Spectral, groups: torch.Tensor, draws: Draws) -> torch.Tens
     rows, count = draws.chosen(params.band_dropout.p), 1 + draws.between(0, most).floor()
     stay = (~dropped).sum(1, keepdim=True) - count if most else torch.full_like(count, bands)
     _thin(dropped, rows, stay, draws.uniform(bands))
-    rows = draws.chosen(params.random_bands.p)
+    rows = draws.chosen(params.strength * params.random_bands.p)
     _thin(dropped, rows, torch.full_like(count, params.random_bands.n), draws.uniform(bands))
     return dropped
 

@@ -21,7 +21,7 @@ from simtrail.evaluation.probe import Views
 from simtrail.evaluation.tasks import Result, Task, classify, small_pixels, tasks
 from simtrail.model.encoder import Encoder, load_weights
 from simtrail.model.fusion import branch_bands
-from simtrail.params import Augment, Evaluate, GroupDropout
+from simtrail.params import Augment, Evaluate
 
 BATCH = 256
 HELD = 2**25  # values of images that go through an encoder at once: 128 MiB
@@ -157,7 +157,6 @@ def _more_views(encoder: Encoder, images: PackedImages, rows: np.ndarray, augmen
     """Features of `probe_views` moved, not recoloured, views of every image of `rows`."""
     kinds = ("color", "texture", "spectral")
     off = {group: getattr(augment, group).model_copy(update={"strength": 0.0}) for group in kinds}
-    off["spectral"] = off["spectral"].model_copy(update={"group_dropout": GroupDropout(p=0.0)})
     two_views = TwoViews(augment.model_copy(update=off), images.recipe)
     pairs = [_views(encoder, images, rows, two_views, p.seed, pair) for pair in range((p.probe_views + 1) // 2)]
     flat = [view for pair in pairs for view in pair][: p.probe_views]
