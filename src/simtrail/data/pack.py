@@ -98,7 +98,7 @@ def sample_pixels(
 
 def _pack_one(
     folder: Path, out: Path, recipe: Recipe, rows: int, item: tuple[int, str, str, np.ndarray | None]
-) -> list[list[float]] | str:
+) -> np.ndarray | str:
     """The moments of the image that is now in its place among the shards, or why there is none."""
     number, path, sha256, crc = item
     changed = f"{folder / path}: changed since it was checked"
@@ -122,7 +122,7 @@ def _pack_one(
         return f"{folder / path}: {fault}"
     _open(_shard(out, number // rows))[number % rows] = packed
     unit = (band / recipe.full_scale for band in packed)  # float64, a band at a time
-    return [list(each) for each in zip(*((x.mean(), np.square(x).mean()) for x in unit), strict=True)]
+    return np.array([(x.mean(), np.square(x).mean()) for x in unit]).T
 
 
 def _shard(out: Path, number: int) -> Path:
