@@ -56,6 +56,11 @@ def test_few_bands_are_hidden_each_by_itself_in_the_order_of_wavelengths_and_bes
     assert modalities == {"rgb": [1, 2], "uv": [3]}
 
 
+def test_a_band_whose_name_is_a_mere_number_is_told_by_its_wavelength():
+    each, _ = band_groups(["band19", "band2", "band3", "uv"], [667.54, None, 1000.0, 365.0], {})
+    assert list(each) == ["uv", "band19 (667.5 nm)", "band3 (1000 nm)", "band2"]
+
+
 def test_a_modality_of_all_bands_is_not_hidden():
     assert band_groups(NAMES, None, {"all": [0, 1, 2], "uv": [2]}) == (EACH, {"uv": [2]})
 

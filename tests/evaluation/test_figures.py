@@ -9,8 +9,10 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import with_changes
 from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from simtrail.augment.views import TwoViews
@@ -162,6 +164,27 @@ def test_the_calibration_error_is_the_mean_gap_of_the_bins(tmp_path, drawn):
     assert f"Expected calibration error {(30 * 0.15 + 10 * 0.05) / 40:.3f}" in drawn
 
 
+@pytest.mark.parametrize("across", [{}, {"crop": ["without", "small", "large"]}])
+def test_an_ablation_shows_intervals_and_accuracies_up_to_one(tmp_path, monkeypatch, across):
+    figures = []
+    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", figures.append)
+    means = np.linspace(0.3, 0.97, 9).reshape(3, 3)[:, : 3 if across else 1].squeeze()
+    means.flat[1] = np.nan  # failed
+    ends = np.stack([means - 0.04, np.minimum(means + 0.04, 1)], -1)
+    measures = {"accuracy": (means, ends), "rank": (means * 40, ends * np.nan)}
+    charts.ablation_panels({"colour": ["0", "½", "1"], **across}, measures, "Title", "A note.", tmp_path / "a.png")
+    accuracy, rank = figures[0].axes[:2]
+    written = {text.get_text().split("\n")[0] for text in accuracy.texts}
+    assert {"failed", "0.300"} <= written
+    if across:
+        assert "0.300\n0.260–0.340" in {text.get_text() for text in accuracy.texts}
+        return
+    assert accuracy.get_xlim() == (0, 1)
+    whisker = accuracy.findobj(LineCollection)[0].get_segments()[0]
+    np.testing.assert_allclose(whisker[:, 0], [0.26, 0.34])
+    assert rank.get_xlim()[1] > np.nanmax(40 * means)
+
+
 @pytest.mark.parametrize(
     ("bands", "shown"),
     [
@@ -244,6 +267,51 @@ def test_views_of_more_bands_are_drawn_in_six_which_is_said(tmp_path, drawn, nm,
     pictures.view_grid(PackedImages(tmp_path, of), np.array([3]), views, 0, tmp_path / "views.png")
     assert named(drawn) == names
     assert any(text.startswith("6 of 25 bands;") for text in drawn)
+
+
+class Known:
+    """Views that are given: (2, B, C, S, S) of a batch (B, C, S, S)."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __call__(self, batch, *seed):
+        return torch.cat([self.make(batch.clone()), self.make(batch.clone())])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_images_look_the_same_whatever_their_views_are(tmp_path, monkeypatch, dtype):
+    figures = []
+    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", figures.append)
+    images = packed(tmp_path, ["red", "green", "blue", "uv1", "uv2", "uv3"], dtype)
+    for make in (lambda batch: batch / 2, lambda batch: batch**0 - batch):
+        pictures.view_grid(images, np.arange(2), Known(make), 0, tmp_path / "views.png")
+    dim, inverted = ([drawn.get_array() for drawn in figure.axes[0].images] for figure in figures)
+    assert all(np.array_equal(a, b) for a, b in zip(dim[::5], inverted[::5], strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(dim[1::5], inverted[1::5], strict=True))
+
+
+def test_a_view_names_the_bands_that_it_goes_without(tmp_path, drawn):
+    def without(batch):
+        batch[:, 1:5] = torch.nan
+        return batch
+
+    images = packed(tmp_path, ["red", "green", "blue", "uv1", "uv2", "uv3", "nir"])
+    pictures.view_grid(images, np.arange(3), Known(without), 0, tmp_path / "views.png")
+    texts = [" ".join(text.split()) for text in drawn]
+    assert texts.count("no green, blue") == texts.count("no uv1, uv2") == 4 * 3
+    assert "left out" not in texts
+
+
+def test_a_view_without_any_of_a_rows_bands_says_that_they_are_left_out(tmp_path, drawn):
+    def without(batch):
+        batch[:, 3:] = torch.nan
+        return batch
+
+    images = packed(tmp_path, ["red", "green", "blue", "uv1", "uv2"])
+    pictures.view_grid(images, np.arange(3), Known(without), 0, tmp_path / "views.png")
+    assert drawn.count("left out") == 4 * 3
+    assert not any(text.startswith("no ") for text in drawn)
 
 
 def test_examples_of_classes_run_over_several_figures(tmp_path, drawn):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -242,6 +243,23 @@ def test_the_card_tells_how_to_load_what_went_in_and_how_good_it_is():
     assert "split 3430364f: 576 train, 144 val, 240 test" in card
     assert "only 60" not in card
     assert "Accuracy" not in model_card(unlabelled())
+
+
+def test_page_and_card_list_the_wavelengths_of_all_bands_and_every_strength(folder):
+    told = facts()
+    told["statistics"]["recipe"] |= {"bands": ["band1", "uv", "x"], "wavelengths": [667.5, 365.0, None]}
+    for text in (report_page(told, folder), model_card(told)):
+        assert "band1 (667.5 nm), uv (365 nm), x" in text
+        assert re.search(r"geometry [\d.]+, spectral [\d.]+, colour [\d.]+, texture", text)
+    told["statistics"]["recipe"] |= {"bands": ["b"] * 408, "wavelengths": []}
+    assert "<summary>408 bands</summary>b, b" in report_page(told, folder)
+
+
+def test_recall_between_modalities_says_what_is_asked_and_what_is_found(folder):
+    told = facts()
+    told["metrics"]["modalities"] = {"retrieval": {"rgb to uv": {"recall_at_1": 0.25}}}
+    words = "how often, of all test images' uv, that of the same image is among the k nearest to its rgb"
+    assert words in report_page(told, folder)
 
 
 def test_the_spread_over_training_seeds_is_told_and_no_longer_a_limit(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
@@ -32,7 +33,8 @@ def band_groups(
 ) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """What to hide at a time, name → positions: every band by itself, and every modality.
 
-    Bands come by wavelength (nm), those without one after them in their order. Of more than `largest` (≥ 2) bands, runs
+    Bands come by wavelength (nm), those without one after them in their order; a mere number for a name (band19) says
+    nothing, its wavelength is added. Of more than `largest` (≥ 2) bands, runs
     of equally many neighbours, to one, named '400–430 nm' or 'bands 1–17'. A modality of all bands is left out: without
     it there is no image.
     """
@@ -44,13 +46,18 @@ def band_groups(
 
     def name(first: int, last: int) -> str:
         if first == last:
-            return bands[first]
+            return band_title(bands[first], nm[first]) if re.fullmatch(r"band\d+", bands[first]) else bands[first]
         if nm[first] is None:
             return f"bands {first + 1}–{last + 1}"
         return f"{round(nm[first] or 0, 1):g}–{round(nm[last] or 0, 1):g} nm"
 
     parts = {modality: held for modality, held in modalities.items() if len(held) < len(bands)}
     return {name(run[0], run[-1]): run for run in runs}, parts
+
+
+def band_title(name: str, nm: float | None) -> str:
+    """A band's name with its wavelength in nm, where that is known: 'band19 (667.5 nm)'."""
+    return name if nm is None else f"{name} ({round(nm, 1):g} nm)"
 
 
 def occlusion(

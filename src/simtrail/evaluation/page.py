@@ -12,6 +12,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from simtrail.data.page import render
+from simtrail.evaluation.bands import band_title
 from simtrail.evaluation.scores import FEW_GROUPS, FLOORS, TITLES
 from simtrail.evaluation.tasks import UNSEEN
 
@@ -102,8 +103,10 @@ def picture(path: Path) -> str | None:
 
 def _story(facts: dict[str, Any]) -> dict[str, Any]:
     """What page and card both tell."""
-    tasks = facts["metrics"]["tasks"]
+    tasks, recipe = facts["metrics"]["tasks"], facts["statistics"]["recipe"]
+    nm = recipe.get("wavelengths") or [None] * len(recipe["bands"])
     return {
+        "bands": [band_title(*band) for band in zip(recipe["bands"], nm, strict=True)],
         "tasks": tasks,
         "seen": {name: task for name, task in tasks.items() if not name.endswith(UNSEEN)},
         "unseen": {name: task for name, task in tasks.items() if name.endswith(UNSEEN)},

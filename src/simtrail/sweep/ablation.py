@@ -61,13 +61,17 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
     source, out = PRESETS / f"{name}.yaml", PRESETS / name
     overrides = dict(_assignment(text) for text in assignments)
     preset, base = load_preset(source), load_params()
+    stages.demand(base, "prepare")
     cells = grid(preset, base, overrides, " --set ".join([str(source), *assignments]))
     plan = [(n, p.model_copy(update={"seeds": [p.seed + i]})) for n, p in cells.items() for i in range(seeds)]
     rows: list[dict[str, Any]] = []
     warned: set[str] = set()
     for i, (names, params) in enumerate(plan, 1):
         label = f"{i}/{len(plan)} {' × '.join(names)}" + (f", seed {params.seed}" if seeds > 1 else "")
-        training = stages.training(params)
+        try:
+            training = stages.training(params)
+        except InputError as fault:
+            raise InputError(f"{source}: {' × '.join(names)}: {fault}") from None
         for line in sorted({*training.warnings} - warned):
             print(f"{label}: warning: {line}", flush=True)
         warned |= {*training.warnings}
@@ -168,23 +172,20 @@ def _report(preset: Preset, table: pd.DataFrame, assignments: list[str], seeds: 
     values = table[measures].to_numpy().reshape(*map(len, axes.values()), seeds, len(measures))
     means = values.mean(-2)
     deviations = values.std(-2, ddof=1) if seeds > 1 else np.full_like(means, np.nan)
-
-    bounds = {
-        m: table[[f"{m}_low", f"{m}_high"]].to_numpy().reshape(*means.shape[:-1], seeds, 2)[..., 0, :]
-        for m in measures
-        if f"{m}_low" in table
-    }
+    ends = np.stack([means - deviations, means + deviations], -1)
+    for i, m in enumerate(measures):
+        if seeds == 1 and f"{m}_low" in table:
+            ends[..., i, :] = table[[f"{m}_low", f"{m}_high"]].to_numpy().reshape(*means.shape[:-1], 2)
 
     def cell(at: tuple[int, ...], measure: int) -> str:
-        mean, deviation = means[(*at, measure)], deviations[(*at, measure)]
+        mean, deviation, (low, high) = (each[(*at, measure)] for each in (means, deviations, ends))
         if np.isnan(mean):
             return "failed"
         digits = 1 if measures[measure] == "val_effective_rank" else 3
         text = f"{mean:.{digits}f}"
-        if seeds > 1:
-            return text if np.isnan(deviation) else f"{text} ± {deviation:.{digits}f}"
-        ends = bounds.get(measures[measure])
-        return text if ends is None else f"{text} ({ends[(*at, 0)]:.3f} – {ends[(*at, 1)]:.3f})"
+        if np.isnan(low):
+            return text
+        return f"{text} ± {deviation:.{digits}f}" if seeds > 1 else f"{text} ({low:.{digits}f} – {high:.{digits}f})"
 
     repeats = "one seed, 95 % intervals over groups" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
     note = f"Validation split, weights of the kept epoch, {repeats}"
@@ -195,5 +196,5 @@ def _report(preset: Preset, table: pd.DataFrame, assignments: list[str], seeds: 
         names = [settings[i] for i, settings in zip(at, axes.values(), strict=True)]
         lines.append("| " + " | ".join([*names, *(cell(at, m) for m in range(len(measures)))]) + " |")
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    panels = {MEASURES[m]: (means[..., i], deviations[..., i]) for i, m in enumerate(measures)}
-    ablation_panels(axes, panels, preset.title, out / "figure.png")
+    panels = {MEASURES[m]: (means[..., i], ends[..., i, :]) for i, m in enumerate(measures)}
+    ablation_panels(axes, panels, preset.title, note, out / "figure.png")

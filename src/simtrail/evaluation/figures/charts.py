@@ -242,44 +242,49 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path) -> None
 
 
 def ablation_panels(
-    axes: dict[str, list[str]], measures: dict[str, tuple[np.ndarray, np.ndarray]], title: str, path: Path
+    axes: dict[str, list[str]], measures: dict[str, tuple[np.ndarray, np.ndarray]], title: str, note: str, path: Path
 ) -> None:
     """A panel per measure: a bar for every setting of one axis, or a heat map of two, rows × columns.
 
-    `measures` holds means and standard deviations, both of the shape of the axes; a mean that is NaN is drawn as
-    missing, a standard deviation that is NaN not at all.
+    `measures` holds means, of the shape of the axes, and the ends of their intervals, of that shape and 2, NaN for
+    none; what intervals they are, `note` says. A mean that is NaN is drawn as missing. Accuracies, ≤ 1, reach to 1.
     """
     (down, rows), *across = axes.items()
     names, columns = across[0] if across else ("", [""])
-    body = max(0.62 * len(columns), 2.2) if across else 2.2
+    body = max(0.75 * len(columns), 2.2) if across else 2.2
     width = 0.6 + 0.085 * max(map(len, rows)) + (body + 0.8) * len(measures)  # the rows are named once, on the left
-    height = 1.2 + 0.5 * len(rows) + (0.07 * max(map(len, columns)) if across else 0)
+    height = 1.4 + 0.5 * len(rows) + (0.07 * max(map(len, columns)) if across else 0)
     figure, panels = plt.subplots(1, len(measures), figsize=(width, height), squeeze=False, sharey=True)
-    for panel, (measure, (means, deviations)) in zip(panels[0], measures.items(), strict=True):
+    for panel, (measure, (means, ends)) in zip(panels[0], measures.items(), strict=True):
         digits = 3 if np.nanmax(means) <= 1 else 1
         if across:
-            drawn = panel.imshow(means, cmap="Blues", aspect="auto")
+            drawn = panel.imshow(means, cmap=plt.get_cmap("Blues").with_extremes(bad="#E0E0E0"), aspect="auto")
             panel.set_xticks(range(len(columns)), columns, rotation=0 if max(map(len, columns)) < 6 else 90)
             panel.set_title(measure, fontsize=10)
             panel.set_xlabel(names)
             panel.spines[:].set_visible(False)
         else:
-            panel.barh(range(len(rows)), means, color=COLOURS[0], height=0.65, xerr=deviations, capsize=3)
-            panel.set(xlabel=measure, xlim=(0, 1.3 * np.nanmax(means + np.nan_to_num(deviations))))
+            errors = np.maximum([means - ends[:, 0], ends[:, 1] - means], 0)  # an interval need not hold the value
+            style = {"color": COLOURS[0], "height": 0.65, "capsize": 3, "ecolor": "#404040"}
+            panel.barh(range(len(rows)), means, xerr=errors, **style)
+            highest = max(np.nanmax(means), np.nanmax(ends, initial=0, where=~np.isnan(ends)))
+            panel.set(xlabel=measure, xlim=(0, 1 if digits == 3 else 1.05 * highest))
         for at, mean in np.ndenumerate(means):
             text = "failed" if np.isnan(mean) else f"{mean:.{digits}f}"
-            spread = "" if np.isnan(deviations[at]) else f"± {deviations[at]:.{digits}f}"
             if across:
                 style = {"ha": "center", "va": "center", "fontsize": 8, "color": _contrast(drawn, float(mean))}
-                panel.text(at[1], at[0], f"{text}\n{spread}".strip(), **style)
+                low, high = ends[at]
+                panel.text(
+                    at[1], at[0], text if np.isnan(low) else f"{text}\n{low:.{digits}f}–{high:.{digits}f}", **style
+                )
             else:
-                end = np.nan_to_num(mean) + np.nan_to_num(deviations[at])
-                panel.text(end, at[0], f"  {text} {spread}", va="center", fontsize=8)
+                end = np.nanmax([mean, ends[at][1], 0])
+                panel.annotate(text, (end, at[0]), (5, 0), textcoords="offset points", va="center", fontsize=8)
     panels[0, 0].set_yticks(range(len(rows)), rows)
     panels[0, 0].set_ylabel(down)
     if not across:
         panels[0, 0].invert_yaxis()
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(f"{title}\n{note}")
     write(figure, path)
 
 

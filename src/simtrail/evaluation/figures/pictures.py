@@ -47,17 +47,20 @@ def displayed(recipe: Recipe) -> list[int]:
     return shown if len(set(shown)) == 3 else _middles([i for i in _by_wavelength(recipe) if i in place])
 
 
-def rgb(images: np.ndarray, recipe: Recipe, bands: Sequence[int] | None = None) -> np.ndarray:
+def rgb(
+    images: np.ndarray, recipe: Recipe, bands: Sequence[int] | None = None, originals: int | None = None
+) -> np.ndarray:
     """Display images, (N, H, W, 3) float32 in [0, 1], of packed rows (N, C, H, W), or of such images in [0, 1].
 
     One band is shown as grey, two as red with blue, and green; `bands` chooses others than `displayed`. Images packed
     as 16 bits, whose range rare pixels may have set, are stretched band by band so that all but the darkest and
-    brightest 1 % of the pixels of the images given together span 0 to 1.
+    brightest 1 % of the pixels of the images given together span 0 to 1: of the first `originals`, where the others are
+    views of them.
     """
     chosen = images[:, displayed(recipe) if bands is None else list(bands)]
     unit = chosen.astype(np.float32) / np.float32(recipe.full_scale if chosen.dtype.kind == "u" else 1)
     if recipe.dtype == "uint16" and len(unit):
-        low, high = np.percentile(unit, (1, 99), axis=(0, 2, 3), keepdims=True).astype(np.float32)
+        low, high = np.percentile(unit[:originals], (1, 99), axis=(0, 2, 3), keepdims=True).astype(np.float32)
         low, high = np.where(high > low, low, 0), np.where(high > low, high, 1)  # a constant band stays as it is
         unit = np.clip((unit - low) / (high - low), 0, 1)
     return unit[:, CHANNELS.get(unit.shape[1], (0, 1, 2))].transpose(0, 2, 3, 1)
@@ -78,13 +81,16 @@ def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed:
     """Images and two pairs of their views, a row each, and below it one for every three further bands in false colour.
 
     Of more than nine bands, six: those of `displayed` and three of the others, evenly spaced. Beside a row stand the
-    bands shown as red, green and blue; of six, by their wavelengths (nm) where they have them.
+    bands shown as red, green and blue; of six, by their wavelengths (nm) where they have them. In a view's corner stand
+    those of them that it goes without. Stretch and brightness are set by the images alone: whatever the views are like,
+    an image looks the same.
     """
     recipe, small = images.recipe, len(images.recipe.bands) <= ALL
     batch = to_unit(images.rows(rows), recipe.full_scale, torch.device("cpu"))
     views = [view for pair in (0, 1) for view in two_views(batch, seed, pair).chunk(2)]
     stack = torch.cat([batch, *views]).numpy()
-    stack = np.where(np.isnan(stack), recipe.ground / recipe.full_scale, stack)  # bands that a view goes without
+    left_out = np.isnan(stack).all((2, 3)).reshape(5, len(rows), -1)  # bands that a view goes without
+    stack = np.where(np.isnan(stack), recipe.ground / recipe.full_scale, stack)
     first = displayed(recipe)
     others = [i for i in _by_wavelength(recipe) if i not in first]
     others = others if small else _middles(others)
@@ -96,23 +102,24 @@ def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed:
     figure, axis = _sheet(head + down * len(rows))
     if others:
         shown = f"All {len(recipe.bands)}" if small else f"{len(first) + len(others)} of {len(recipe.bands)}"
-        note = (
-            f"{shown} bands; beside each row those shown as red, green and blue. False colours, below, are brightened."
-        )
-        axis.text(0, 0.12, note, color="#505050", va="center", fontsize=8)
+        note = "bands; beside each row those shown as red, green and blue. Further bands: false colours, brightened."
+        axis.text(0, 0.12, f"{shown} {note}", color="#505050", va="center", fontsize=8)
     for column, title in enumerate(["image", *(f"pair {i}\nview {j}" for i in (1, 2) for j in (1, 2))]):
         axis.text(margin + column * side, head - 0.06, title, fontsize=8, linespacing=1.0)
     for j, kind in enumerate(kinds):
-        grid = rgb(stack, recipe, kind).reshape(5, len(rows), recipe.size, recipe.size, 3)
+        grid = rgb(stack, recipe, kind, len(rows)).reshape(5, len(rows), recipe.size, recipe.size, 3)
         if j:  # ultraviolet, say, is so dark beside the visible that nothing would be seen
-            grid = np.clip(grid / max(float(np.percentile(grid, 99)), 1e-3), 0, 1)
+            grid = np.clip(grid / max(float(np.percentile(grid[0], 99)), 1e-3), 0, 1)
         names = "\n".join(_band(recipe, kind[c]) for c in CHANNELS.get(len(kind), (0, 1, 2)))
         for i, pictures in enumerate(grid.swapaxes(0, 1)):
             y = head + i * down + j * side
             if others:
                 axis.text(0, y + side / 2 - 0.02, names, fontsize=8, va="center")
             for column, picture in enumerate(pictures):
-                _lay(axis, picture, margin + column * side, y, side - 0.04)
+                x, gone = margin + column * side, [_band(recipe, c) for c in kind if left_out[column, i, c]]
+                _lay(axis, picture, x, y, side - 0.04)
+                if gone:
+                    _missing(axis, [] if len(gone) == len(kind) else gone, x + 0.04, y + side - 0.08, side - 0.12)
     write(figure, path)
 
 
@@ -235,6 +242,15 @@ def _lay(axis: Axes, picture: np.ndarray, x: float, y: float, side: float, sign:
         axis.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=colour, linewidth=2))
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         axis.text(x + 0.04, y + 0.05, text, color=colour, fontsize=8, weight="bold", va="top", bbox=box)
+
+
+def _missing(axis: Axes, bands: list[str], x: float, y: float, width: float) -> None:
+    """Words in the lower left corner of a picture: the bands that are missing of those it shows, [] for all."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    longest = max(8, int(width * 72 / 4.3))
+    names = ", ".join(cut(band, longest).replace(" ", "\xa0") for band in bands)
+    lines = wrap(f"no {names}" if bands else "left out", longest, break_long_words=False)
+    axis.text(x, y, "\n".join(lines), fontsize=8, va="bottom", linespacing=1.0, bbox=box)
 
 
 def _caption(axis: Axes, text: str, x: float, y: float, width: float) -> None:
