@@ -540,6 +540,34 @@ def test_without_labels_only_label_free_measures_are_made(copied):
     assert "no labels" in stages.CARD.read_text().lower()
 
 
+def test_a_stage_refuses_what_was_made_with_other_settings(copied):
+    later = (stages.pretrain, stages.embed, stages.evaluate, stages.report, stages.register)
+    write_params(copied, data__name="moths")
+    with pytest.raises(
+        InputError, match=r"artifacts/check: made with data\.name = 'demo', not 'moths'; run simtrail check"
+    ):
+        stages.prepare()
+    for stage in (*later, lambda: stages.preview(2, 0)):
+        with pytest.raises(InputError, match=r"made with data\.name = 'demo', not 'moths'"):
+            stage()
+    write_params(copied, prepare__bands=["red", "green"], prepare__background=0.5)
+    with pytest.raises(InputError, match=r"artifacts/prepare: made with prepare\.(bands|background) = .* and 1 more"):
+        stages.pretrain()
+    write_params(copied, pretrain__temperature=0.5)
+    for stage in later[1:]:
+        with pytest.raises(InputError, match=r"artifacts/pretrain: made with pretrain\.temperature = 0\.2, not 0\.5"):
+            stage()
+    write_params(copied, pretrain__checkpoint__keep=7, evaluate__knn__k=3)
+    stages.embed()
+
+
+def test_what_decides_a_stage_is_what_dvc_watches():
+    watched = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {name: list(sections) for name, (_, sections) in stages.SETTINGS.items()} == {
+        name: watched[name]["params"] for name in stages.SETTINGS
+    }
+
+
 def test_a_stage_without_its_input_says_which_to_run(copied):
     shutil.rmtree("artifacts/prepare")
     with pytest.raises(InputError, match="run the prepare stage first"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from simtrail.errors import InputError
 
@@ -118,10 +118,7 @@ class Prepare(_Section):
     mask: Literal["apply", "crop", "ignore"]
     """Alpha channel, declared mask band, or pixels without data: composite the image on the background, the same and
     cut to what the mask covers, or leave the image as it is."""
-    background: Annotated[
-        Annotated[float, Field(ge=0, le=1), Tag("=number")] | Annotated[Literal["mean"], Tag("=mean")],
-        Discriminator(lambda v: "=mean" if isinstance(v, str) else "=number"),
-    ]
+    background: float | Literal["mean"]
     """What background, padding and all outside an image are: a brightness, 0 black to 1 white, or each band's mean over
     the organisms in training images (a sample of their pixels), which is nothing to a network that normalises."""
     val_fraction: float = Field(gt=0, lt=1)
@@ -130,6 +127,29 @@ class Prepare(_Section):
     """Share of the images that `evaluate` alone reads. A `split` column in the metadata overrides it."""
     seed: int = Field(ge=0)
     """Seed of the split."""
+
+    @field_validator("background", mode="before")
+    @classmethod
+    def _brightness_or_mean(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+        if not number and value != "mean":
+            raise ValueError(f"prepare.background = {value!r}: must be a number from 0 to 1, or mean")
+        return value
+
+    @field_validator("bands", mode="before")
+    @classmethod
+    def _all_listed_or_by_rule(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list) else []
+        if wrong := [entry for entry in entries if not isinstance(entry, int | str) or isinstance(entry, bool)]:
+            raise ValueError(
+                f"prepare.bands = [{wrong[0]!r}]: must be names of bands or their numbers, from 1; for wavelengths set "
+                "{nearest: [450, 550, 650]}"
+            )
+        if value != "all" and not isinstance(value, list | dict | Bands):
+            raise ValueError(
+                f"prepare.bands = {value!r}: must be all, a list of names or numbers, or a rule such as {{uniform: 24}}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _leaves_training_images(self) -> Prepare:

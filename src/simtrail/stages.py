@@ -42,6 +42,12 @@ EMBEDDINGS = ROOT / "embed/embeddings.parquet"
 METRICS, FIGURES = ROOT / "evaluate/metrics.json", ROOT / "evaluate/figures"
 REPORT, CARD = ROOT / "report/report.html", ROOT / "report/model_card.md"
 REGISTRATION = ROOT / "register/registration.json"
+TRAINED = ROOT / "pretrain/seeds/settings.json"
+SETTINGS = {  # what decides a stage's result, as in dvc.yaml, and the file that tells what it was made with
+    "check": (VALIDATION, ("data", "check")),
+    "prepare": (STATISTICS, ("data", "prepare", "evaluate.held_out_classes")),
+    "pretrain": (TRAINED, ("pretrain",)),
+}
 
 
 def check() -> None:
@@ -70,6 +76,7 @@ def check() -> None:
     reasons.to_csv(QUARANTINE, index=False)
     result: dict[str, Any] = {
         "dataset": params.data.name,
+        "settings": _settings(params, "check"),
         "data_md5": md5,
         "images": len(manifest),
         "on_fail": params.check.on_fail,
@@ -86,7 +93,7 @@ def check() -> None:
         _say(f"check: {len(others)} files are no images and are not looked at, such as {others[0]}")
     for finding in findings:
         if finding.severity == "warning" and not finding.success:
-            _say(f"check: warning: not so: {finding.title}: {_some(finding.offenders)}")
+            _say(f"check: warning: found false: {finding.title!r}: {_some(finding.offenders)}")
     if rejected:
         shown = [f"  data/{params.data.name}/{path}: {reason}" for path, reason in list(rejected.items())[:200]]
         if len(rejected) > len(shown):
@@ -105,9 +112,11 @@ def prepare() -> None:
     """Packed arrays of all usable images, their split, and the statistics of the training part."""
     params = load_params()
     from simtrail.data.pack import pack, sample_pixels, statistics
+    from simtrail.data.readers import BandFacts
     from simtrail.data.recipe import make_recipe
     from simtrail.data.split import assign, split_groups
 
+    demand(params, "check")
     checks = _read_json(VALIDATION, "check")
     if not checks["success"] and checks["on_fail"] == "error":
         raise InputError(
@@ -121,6 +130,9 @@ def prepare() -> None:
     learnt = manifest["path"][(split == "train") & ~held_out].to_list()
     sample = partial(sample_pixels, dataset.folder, learnt, params.prepare.seed)
     recipe = make_recipe(manifest, dataset.declaration, params.prepare, sample)
+    good = BandFacts.model_validate_json(manifest["facts"].iloc[0]).good or [True] * recipe.file_bands
+    if asked := [i + 1 for i in recipe.chosen if not good[i]]:
+        _say(f"prepare: warning: prepare.bands: the files mark bands as bad: {_some([str(i) for i in asked])}")
     if recipe.cut and not recipe.masked:
         _say("prepare: warning: prepare.mask = 'crop': no effect: no mask band or value without data is declared")
     _fresh(PACKED)  # only now: what can't be is refused before an earlier result is removed
@@ -132,6 +144,7 @@ def prepare() -> None:
     _write_json(
         STATISTICS,
         {
+            "settings": _settings(params, "prepare"),
             "data_md5": checks["data_md5"],
             "split_hash": hashlib.sha256(
                 table[["sha256", "split", "held_out"]].to_csv(index=False).encode()
@@ -210,6 +223,7 @@ def pretrain() -> None:
     In several processes (torchrun) the first keeps the runs and writes; the others only compute.
     """
     params = load_params()
+    demand(params, "prepare")
     from simtrail.training.distributed import processes, rank
 
     ready = [
@@ -221,8 +235,8 @@ def pretrain() -> None:
                 run.fit()
             return
         _fresh(ENCODER)
-        (ENCODER / "seeds").mkdir()
-        _write_json(ENCODER / "seeds/seeds.json", params.pretrain.seeds)
+        TRAINED.parent.mkdir()
+        _write_json(TRAINED, _settings(params, "pretrain"))
         for p, run in zip(params.pretrain.each_seed(), ready, strict=True):
             first = run is ready[0]
             _train(
@@ -262,6 +276,7 @@ def _train(params: Params, ready: Training, folder: Path) -> None:
 def preview(images: int, seed: int) -> None:
     """A picture of training images and their views under the present settings: artifacts/preview/views.png."""
     params = load_params()
+    demand(params, "prepare")
     from simtrail.augment.views import TwoViews
     from simtrail.data.recipe import Recipe
     from simtrail.evaluation.figures.pictures import view_grid
@@ -282,6 +297,7 @@ def preview(images: int, seed: int) -> None:
 def embed() -> None:
     """The features of every usable image, with its split and labels, in the order of the split."""
     params = load_params()
+    demand(params, "prepare", "pretrain")
     from simtrail.evaluation.assess import features_of
     from simtrail.model.encoder import Encoder
     from simtrail.training.state import Checkpoints
@@ -298,6 +314,7 @@ def embed() -> None:
 def evaluate() -> None:
     """Scores with intervals and floors, label-free measures, tables and figures; logged to the run."""
     params = load_params()
+    demand(params, "prepare", "pretrain")
     from simtrail.evaluation import assess, evidence
     from simtrail.evaluation.figures.charts import fine_tune_bars
     from simtrail.model.encoder import Encoder
@@ -360,6 +377,7 @@ def _fine_tuned(encoder: Encoder, images: PackedImages, task: Task, count: int, 
 def report() -> None:
     """The report of the run as one HTML page, and the card of its model; logged to the run."""
     params = load_params()
+    demand(params, *SETTINGS)
     from simtrail.evaluation.page import model_card, report_page
     from simtrail.tracking.registry import encoder_hash
     from simtrail.tracking.run import Trail, log_result, run
@@ -399,6 +417,7 @@ def _facts(
 def register() -> None:
     """The encoder in the MLflow registry, with its numbers and lineage, and its alias through the gate."""
     params = load_params()
+    demand(params, *SETTINGS)
     from simtrail.evaluation.page import beats_floors, verdict
 
     metrics = _read_json(METRICS, "evaluate")
@@ -552,6 +571,27 @@ def _fresh(folder: Path) -> None:
     """An empty folder in place of what an earlier run left there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _settings(params: Params, stage: str) -> dict[str, Any]:
+    """What decides a stage's result, dotted key → value."""
+    sections = tuple(f"{section}." for section in SETTINGS[stage][1])
+    return {key: value for key, value in params.flat().items() if f"{key}.".startswith(sections)}
+
+
+def demand(params: Params, *stages: str) -> None:
+    """InputError where one of these stages was last run with other settings, which would pass for the present ones."""
+    for stage in stages:
+        told, now = _read_json(SETTINGS[stage][0], stage), _settings(params, stage)
+        made = told if stage == "pretrain" else told.get("settings", {})
+        often = "pretrain.checkpoint."  # how often a run is saved changes nothing
+        others = [k for k in {**now, **made} if made.get(k) != now.get(k) and not k.startswith(often)]
+        if others:
+            key, more = others[0], f" and {len(others) - 1} more" if len(others) > 1 else ""
+            raise InputError(
+                f"{ROOT / stage}: made with {key} = {made.get(key)!r}{more}, not {now.get(key)!r}; run "
+                f"simtrail {stage} and what follows, or dvc repro"
+            )
 
 
 def _read(reader: Any, path: Path, stage: str) -> Any:

@@ -130,7 +130,7 @@ def test_numpy_arrays_are_height_width_bands(tmp_path):
 
 
 def test_the_sample_holds_pixels_of_the_images_in_their_own_units(cubes):
-    pixels = sample_pixels(cubes, ["images/c1.hdr"], 0)
+    pixels = sample_pixels(cubes, ["images/c1.hdr"], 0, None, None, [])
     assert pixels.shape[1] == BANDS
     whole = {tuple(p) for p in cube(1).reshape(BANDS, -1).T}
     assert all(tuple(p) in whole for p in pixels.astype(int))
@@ -142,12 +142,14 @@ def test_the_sample_has_pixels_of_the_organisms_alone(tmp_path):
     image[10:20, :13, :2] = 9
     tifffile.imwrite(tmp_path / "a.tif", image)
     tifffile.imwrite(tmp_path / "nothing.tif", np.zeros_like(image))
-    pixels = sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0, 2, 9.0)
+    pixels = sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0, 2, 9.0, [0])
     assert len(pixels) == 64
     assert (pixels == [50, 50, 1]).all()
-    assert len(sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0)) == 128
+    assert len(sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0, None, None, [])) == 128
     with pytest.raises(InputError, match="no pixel of a training image is inside the mask"):
-        sample_pixels(tmp_path, ["nothing.tif"], 0, 2)
+        sample_pixels(tmp_path, ["nothing.tif"], 0, 2, None, [])
+    with pytest.raises(InputError, match=r"gone\.tif.*run the check stage again"):
+        sample_pixels(tmp_path, ["gone.tif"], 0, None, None, [])
 
 
 def test_adding_data_brings_headers_and_their_data_as_one_image(cubes, tmp_path):

@@ -152,7 +152,7 @@ def test_the_background_can_be_the_mean_of_the_organisms(bands):
     table, names = manifest("uint8", [0] * 3, [255] * 3, nodata=7.0), ["a", "b", "mask"]
     settings = {"prepare.size": 16, "prepare.background": "mean", "prepare.bands": bands}
     r = make_recipe(table, Declaration(bands=names, mask="mask"), with_changes(settings).prepare, sample)
-    assert told == [(2, 7.0)]
+    assert told == [(2, 7.0, [0, 1])]
     planes = (pixels[:, :2] / 255).astype(np.float32).T[..., None]
     expected = (r.mix.apply(planes) if r.mix else planes).mean((1, 2))
     np.testing.assert_allclose(r.background, expected, atol=1e-5)
@@ -165,7 +165,10 @@ def test_the_background_can_be_the_mean_of_the_organisms(bands):
     assert (packed[:, :, 8:] == ground[:, :, 8:]).all()  # outside the mask
     assert (packed[:, 4:12, :8] != ground[:, 4:12, :8]).any()
     make_recipe(table, Declaration(bands=names), with_changes(settings | {"prepare.mask": "ignore"}).prepare, sample)
-    assert told[1] == (None, None)
+    assert told[1][:2] == (None, None)
+    noisy = manifest("uint8", [0] * 3, [255] * 3, nodata=7.0, good=[True, False, True])
+    make_recipe(noisy, Declaration(), with_changes(settings | {"prepare.bands": "all"}).prepare, sample)
+    assert told[2] == (None, 7.0, [0, 2])  # a bad band says nothing of where there are data
 
 
 def test_a_background_of_one_value_may_stand_as_a_number():
@@ -203,7 +206,7 @@ def test_a_modality_alone_stands_where_its_bands_stand_in_the_whole():
     alone = conform(image[1:4], r, "uv")
     np.testing.assert_array_equal(alone[1:], conform(image, r, "uv")[1:])
     assert (alone[0] == 0).all()
-    with pytest.raises(ValueError, match="or 2 of uv and then the mask"):
+    with pytest.raises(ValueError, match="or uv alone: uv1, uv2, the mask"):
         conform(image[1:3], r, "uv")
     with pytest.raises(ValueError, match="must be"):
         conform(image[1:3], r)

@@ -43,7 +43,7 @@ class TwoViews:
             "jitter.hue": jitter * color.jitter.hue,
             "grayscale.p": color.grayscale.p,
         }
-        why = "no effect: no bands are named red, green and blue"
+        why = "no effect: no bands are named red, green and blue; set it to 0"
         return lines + [f"pretrain.augment.color.{key}: {why}" for key, value in settings.items() if value]
 
     @torch.no_grad()

@@ -7,12 +7,14 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from simtrail.data.dataset import Declaration
+from simtrail.data.readers import BandFacts
 from simtrail.params import Check
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -181,6 +183,19 @@ def validate(
     return findings, {path: "; ".join(reasons) for path, reasons in sorted(rejected.items())}
 
 
+def _largest(values: list[float] | None, facts: str | None) -> float:
+    """The largest value of an image's good bands."""
+    if values is None or facts is None:
+        return np.nan
+    good = _good(facts)
+    return max((value for i, value in enumerate(values) if not good or good[i]), default=np.nan)
+
+
+@cache
+def _good(facts: str) -> list[bool] | None:
+    return BandFacts.model_validate_json(facts).good
+
+
 def _evidence(manifest: pd.DataFrame) -> pd.DataFrame:
     """The manifest with the path of each exact duplicate's `twin`, and of one labelled otherwise, its `clash`."""
     images = manifest.assign(
@@ -188,7 +203,7 @@ def _evidence(manifest: pd.DataFrame) -> pd.DataFrame:
         twin="",
         clash="",
         most_saturated=[np.nan if values is None else max(values) for values in manifest["saturated"]],
-        largest=[np.nan if values is None else max(values) for values in manifest["max"]],
+        largest=[_largest(values, facts) for values, facts in zip(manifest["max"], manifest["facts"], strict=True)],
     ).reset_index(drop=True)
     repeated = images[images["sha256"].notna() & images["sha256"].duplicated(keep=False)]
     for _, copies in repeated.groupby("sha256"):

@@ -70,16 +70,20 @@ def statistics(moments: np.ndarray) -> dict[str, list[float]]:
 
 
 def sample_pixels(
-    folder: Path, paths: Sequence[str], seed: int, mask_band: int | None = None, nodata: float | None = None
+    folder: Path, paths: Sequence[str], seed: int, mask_band: int | None, nodata: float | None, told: list[int]
 ) -> np.ndarray:
     """(P, C) float64 values, in the files' own units, of `PIXELS` seeded pixels in each of `SAMPLED` seeded images.
 
-    Of transparent pixels there are none, nor of such that the mask band leaves out or whose other bands are no data.
+    Of transparent pixels there are none, nor of such that the mask band leaves out, or that have `nodata` in all bands
+    that tell it. InputError for files that can't be read any more, and where no pixel is left.
     """
     rng = np.random.default_rng(seed)
     pixels = []
     for path in rng.permutation(np.array(paths, dtype=object))[:SAMPLED]:
-        image, alpha, _ = open_image(folder / path)
+        try:
+            image, alpha, _ = open_image(folder / path)
+        except (OSError, ValueError) as fault:
+            raise InputError(f"{folder / path}: {fault}; run the check stage again: dvc repro check") from None
         covers = [image[i] > 0 for i in ([-1] if alpha else []) + ([] if mask_band is None else [mask_band])]
         inside = np.logical_and.reduce(covers) if covers else np.ones(image.shape[1:], bool)
         if not inside.any():
@@ -88,7 +92,7 @@ def sample_pixels(
         rows = np.unique(rng.choice(np.flatnonzero(inside.any(1)), 8))
         values = image[: len(image) - alpha, rows][:, inside[rows]].T.astype(np.float64)
         if nodata is not None:
-            data = np.delete(values, [] if mask_band is None else mask_band, 1)
+            data = values[:, told]
             values = values[~(np.isnan(data) if np.isnan(nodata) else data == nodata).all(1)]
         pixels.append(rng.permutation(values)[:PIXELS])
     if not sum(map(len, pixels)):

@@ -79,12 +79,13 @@ def make_recipe(
     manifest: pd.DataFrame,
     declaration: Declaration,
     params: Prepare,
-    sample: Callable[[int | None, float | None], np.ndarray] | None = None,
+    sample: Callable[[int | None, float | None, list[int]], np.ndarray] | None = None,
 ) -> Recipe:
     """The recipe for the images of a (checked) manifest.
 
     `sample` gives pixels (P, file bands) of the organisms in training images, for the settings that look at them, told
-    the index of the mask band and the value without data (None where there is none, or the background is left in).
+    the index of the mask band and the value without data (None where there is none, or the background is left in), and
+    the bands that have it where there are no data: all that are good.
 
     8-bit images keep their values. Integers of up to 16 bits, and reflectance of a declared scale, are packed as 16
     bits over one range for all bands, so that spectra keep their shape (integers lose nothing). Other types are packed
@@ -102,7 +103,9 @@ def make_recipe(
     def raw() -> np.ndarray:
         if sample is None:
             raise ValueError("these settings depend on the pixels of training images: a sample of them is needed")
-        return np.nan_to_num(sample(mask if apart else None, said.nodata if apart else None), nan=0.0)  # as `conform`
+        told = [i for i in range(n) if i != mask and (facts.good is None or facts.good[i])]
+        pixels = sample(mask if apart else None, said.nodata if apart else None, told)
+        return np.nan_to_num(pixels, nan=0.0)  # as `conform`
 
     chosen = choose(params.bands, names, said.wavelengths, facts.good, left_out, raw)
     mixed_colours = isinstance(params.bands, Bands) and params.bands.usml is not None  # catches are sums over bands
@@ -174,11 +177,11 @@ def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> n
         if masked:
             whole[recipe.mask_band] = image[-1]
         image = whole
+    own = [recipe.bands[i] for i in alone] + ["the mask"] * masked
     if image.ndim != 3 or len(image) not in (recipe.file_bands, recipe.file_bands + 1):
         raise ValueError(
             f"image of shape {image.shape}: must be (bands, height, width) with {recipe.file_bands} bands, "
-            "or one more for alpha"
-            + (f", or {len(alone)} of {modality}{' and then the mask' if masked else ''}" if alone else "")
+            "or one more for alpha" + (f", or {modality} alone: {', '.join(own)}" if alone else "")
         )
     mask = None if recipe.mask_band is None else image[recipe.mask_band]
     alpha = image[-1] if len(image) > recipe.file_bands else None

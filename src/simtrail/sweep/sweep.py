@@ -48,6 +48,8 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
         _supervise(open_study(name, space, base), name, space, workers)
         return
     from simtrail import stages
+
+    stages.demand(params, "prepare")
     from simtrail.tracking.run import Trail, run
 
     ready = stages.training(params.pretrain)
