@@ -45,6 +45,7 @@ SETTINGS = {
         "pretrain.augment.geometry.vertical_flip.p": 0.5,
         "pretrain.augment.geometry.rotation.p": 0.0,
         "pretrain.augment.color.strength": 0.15,
+        "pretrain.seeds": [0, 1, 2],
         "evaluate.labels": ["dominant_worldcover"],
     },
 }
