@@ -16,9 +16,10 @@ def test_background_is_known_as_it_is_packed_and_one_step_beside_it_is_not(value
     assert Background(values, full).shown(views).tolist() == [[[[False, True], [True, True]]]]
 
 
-def test_each_band_is_filled_with_its_own_value_where_told():
+@pytest.mark.parametrize("values", [[0.0, 0.2, 1.0], [0.2]])
+def test_each_band_is_filled_with_its_own_value_where_told(values):
     views, where = torch.full((2, 3, 2, 2), 0.9), torch.zeros(2, 1, 2, 2, dtype=torch.bool)
     where[1, 0, 0, 1] = True
-    filled = Background([0.0, 0.2, 1.0], 255).fill(views, where)
-    torch.testing.assert_close(filled[1, :, 0, 1], torch.tensor([0.0, 0.2, 1.0]))
-    assert filled[~where.expand_as(filled)].eq(views[0, 0, 0, 0]).all()
+    filled = Background(values, 255).fill(views, where)
+    torch.testing.assert_close(filled[1, :, 0, 1], torch.tensor(values).expand(3))
+    assert filled[~where.expand_as(filled)].eq(0.9).all()

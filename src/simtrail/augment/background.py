@@ -18,8 +18,10 @@ class Background:
         self.near = 0.5 / full_scale  # less than a step: no other packed value is taken for it
 
     def fill(self, views: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """The views (V, C, S, S) with background where told, (V, 1, S, S)."""
-        return torch.where(where, self.values.to(views.device), views)
+        """The views (V, C, S, S), changed in place: background where told, (V, 1, S, S)."""
+        if len(self.values) == 1:
+            return views.masked_fill_(where, float(self.values))
+        return torch.where(where, self.values.to(views.device), views, out=views)
 
     def shown(self, views: torch.Tensor) -> torch.Tensor:
         """Where all bands of the views (V, C, S, S) are background, (V, 1, S, S)."""
