@@ -501,7 +501,6 @@ def test_warnings_name_a_crop_without_a_mask_few_groups_and_a_floor_that_is_not_
     declared = yaml.safe_load(card.read_text())
     card.write_text(yaml.safe_dump({key: value for key, value in declared.items() if key != "mask"}))
     write_params(copied, prepare__mask="crop")
-    stages.check()
     stages.prepare()
     assert "prepare: warning: prepare.mask = 'crop': no effect: no mask band" in capsys.readouterr().out
     metrics = json.loads(stages.METRICS.read_text())
@@ -526,6 +525,7 @@ def test_a_champion_that_does_not_beat_its_floors_is_warned_of(copied, capsys):
     assert "register: warning: species: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_labels_only_label_free_measures_are_made(copied):
     card = copied / "data/demo/dataset.yaml"
     card.write_text("\n".join(x for x in card.read_text().splitlines() if not x.startswith("label")))
