@@ -478,6 +478,7 @@ def test_two_processes_may_open_a_fresh_store_together(tmp_path):
     assert [job.communicate()[0].strip() for job in jobs] == [b"1"] * 3
 
 
+@pytest.mark.slow
 def test_quarantine_drops_records_and_trains_on_the_rest(copied):
     bad = next((copied / "data/demo").rglob("*.tif"))
     bad.write_bytes(b"")
