@@ -44,12 +44,12 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
     ):
         raise InputError(f"sweeps/{name}.yaml: budget.trials = {space.budget.trials}: the grid has {cells} cells")
     base = base_of(params, space)
-    if join:
-        _supervise(open_study(name, space, base), name, space, workers)
-        return
     from simtrail import stages
 
     stages.demand(params, "prepare")
+    if join:
+        _supervise(open_study(name, space, base), name, space, workers)
+        return
     from simtrail.tracking.run import Trail, run
 
     ready = stages.training(params.pretrain)
