@@ -4,9 +4,9 @@
 
 DATA is a folder of train/CLASS/* and test/CLASS/*, or an archive of one. Needs none of the MLOps packages.
 
-Trains on training images alone, without their labels. At every look, all test images are classified from frozen
+Trains on training images alone, without their labels. At every validation, all test images are classified from frozen
 features by these training images: cosine-weighted 10-NN, and ridge regression. Nothing is chosen by the result; the
-weights are the last ones. Seconds are of training alone, compilation included, looks left out. Prints a table; writes
+weights are the last ones. Seconds are those of training and compilation, without validation. Prints a table; writes
 the curve to benchmarks/results/cifar10-<cpu|gpu>.csv and .png.
 """
 
@@ -29,6 +29,7 @@ import torch
 import typer
 
 from simtrail.data.dataset import Declaration
+from simtrail.data.loader import TrainingData
 from simtrail.data.pack import PackedImages, statistics
 from simtrail.data.readers import SUFFIXES, read_image
 from simtrail.data.recipe import make_recipe
@@ -129,20 +130,20 @@ def read(data: Path, images: int, prepare: Prepare, folder: Path) -> Pictures:
 
 
 def run(pictures: Pictures, params: Pretrain, minutes: float = math.inf) -> pd.DataFrame:
-    """Rows for the pixels, for the encoder before training, and for each look at it.
+    """Rows for the pixels, for the encoder before training, and for it at each validation.
 
-    Ends at the first look after so many minutes, looks included.
+    Ends at the first validation after so many minutes, the time of validation included.
     """
     packed, labels, train = pictures
     everything = np.arange(len(packed))
 
     def accuracy(features: np.ndarray) -> Row:
         bank, queries = torch.from_numpy(features).to(DEVICE).split([train, len(features) - train])
-        found = {
+        predictions = {
             "knn": knn(bank, labels[:train], queries, NEIGHBOURS),
             "linear": ridge_probe(bank, labels[:train], queries),
         }
-        return {name: float((predicted == labels[train:]).mean()) for name, predicted in found.items()}
+        return {name: float((predicted == labels[train:]).mean()) for name, predicted in predictions.items()}
 
     def embedded(encoder: Encoder) -> Row:
         return accuracy(encoder.features(map(packed.rows, np.array_split(everything, math.ceil(len(packed) / 500)))))
@@ -155,15 +156,15 @@ def run(pictures: Pictures, params: Pretrain, minutes: float = math.inf) -> pd.D
         {"features": "16×16 pixels"} | accuracy(small_pixels(packed.rows(everything), packed.recipe.full_scale)),
         {"features": "random weights", "epoch": 0, "seconds": 0.0} | embedded(Encoder(config).to(DEVICE)),
     ]
-    begun, looked = time.perf_counter(), 0.0
+    begun, validating = time.perf_counter(), 0.0
 
-    def on_look(encoder: Encoder) -> Row:
-        nonlocal looked
+    def on_validation(encoder: Encoder) -> Row:
+        nonlocal validating
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        row = {"seconds": now - begun - looked, "peak_mb": peak_megabytes()} | embedded(encoder)
-        looked += time.perf_counter() - now
+        row = {"seconds": now - begun - validating, "peak_mb": peak_megabytes()} | embedded(encoder)
+        validating += time.perf_counter() - now
         return row
 
     def on_epoch(history: list[Row]) -> None:
@@ -175,7 +176,8 @@ def run(pictures: Pictures, params: Pretrain, minutes: float = math.inf) -> pd.D
             raise TimeUp
 
     with suppress(TimeUp):
-        fit(packed, everything[:train], everything[:0], config, params, on_look=on_look, on_epoch=on_epoch)
+        data = TrainingData(packed, everything[:train], everything[:0])
+        fit(data, config, params, on_validation=on_validation, on_epoch=on_epoch)
     return pd.DataFrame(rows, columns=COLUMNS).convert_dtypes()
 
 
@@ -219,7 +221,7 @@ def main(
     epochs: Annotated[int, typer.Option(help="Passes over them.")] = SETTINGS["pretrain.epochs"],
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = SETTINGS["pretrain.batch_size"],
     model: Annotated[str, typer.Option(help="Any model of timm.")] = SETTINGS["pretrain.encoder.model"],
-    minutes: Annotated[float, typer.Option(help="End at the first look after so many minutes.")] = math.inf,
+    minutes: Annotated[float, typer.Option(help="End at the first validation after so many minutes.")] = math.inf,
 ) -> None:
     changes = {"pretrain.encoder.model": model, "pretrain.epochs": epochs, "pretrain.batch_size": batch_size}
     params = settings(changes)

@@ -22,12 +22,18 @@ from sklearn.linear_model import LogisticRegression
 
 from simtrail.evaluation import label_efficiency
 from simtrail.evaluation.angles import class_angles, outliers
-from simtrail.evaluation.classifiers import knn_shares
-from simtrail.evaluation.figures.map import coordinates
+from simtrail.evaluation.classifiers import knn_probabilities
 from simtrail.evaluation.geometry import effective_rank, feature_std, uniformity
-from simtrail.evaluation.probe import PENALTIES, linear_probe, logistic, svc_probe
-from simtrail.evaluation.scores import with_intervals
-from simtrail.evaluation.structure import clusters, components, dimensions, duplicates, retrieval
+from simtrail.evaluation.probe import C_VALUES, fit_logistic, linear_probe, svc_probe
+from simtrail.evaluation.scores import scores_with_intervals
+from simtrail.evaluation.structure import (
+    clusters,
+    dimensions,
+    duplicates,
+    explained_variance,
+    map_coordinates,
+    retrieval,
+)
 
 HERE = Path(__file__).resolve().parent
 FIVE = np.array(["train", "train", "train", "val", "test"])
@@ -57,7 +63,7 @@ def probe() -> dict[str, float]:
     train = split == "train"
     standard = (features[train] - features[train].mean(0)) / features[train].std(0)
     return {
-        f"linear probe, {len(PENALTIES)} strengths and the last fit": seconds(
+        f"linear probe, {len(C_VALUES)} strengths and the last fit": seconds(
             lambda: linear_probe(features, labels, split, 10)
         ),
         "scikit-learn, one strength": seconds(
@@ -76,7 +82,8 @@ def neighbours() -> dict[str, float]:
             (chunk @ tensors[0].T).topk(10)
 
     both = [
-        (seconds(lambda: knn_shares(bank, labels[:50_000], queries, 10, 0.07, 10)), seconds(bare)) for _ in range(5)
+        (seconds(lambda: knn_probabilities(bank, labels[:50_000], queries, 10, 0.07, 10)), seconds(bare))
+        for _ in range(5)
     ]
     ours, theirs = np.median(both, 0)
     return {"kNN, 10,000 queries of 50,000": ours, "bare product and top-k": theirs, "ratio": ours / theirs}
@@ -91,23 +98,25 @@ def measures() -> dict[str, float]:
     columns = pd.DataFrame(
         {"class": labels.astype(str), "length": rng.normal(size=10_000), "sex": rng.choice(["f", "m"], 10_000)}
     )
-    shares = linear_probe(features, labels, split, 30).shares
-    curve = {"seeds": range(5), "c": 1e-3, "svc_c": 1.0, "knn_k": 10, "temperature": 0.07}
+    probabilities = linear_probe(features, labels, split, 30).probabilities
+    settings = label_efficiency.Settings(c=1e-3, svc_c=1.0, knn_k=10, temperature=0.07)
     parts: dict[str, Callable[[], object]] = {
         "linear probe": lambda: linear_probe(features, labels, split, 30),
         "SVC": lambda: svc_probe(features, labels, split),
-        "kNN": lambda: knn_shares(features[known], labels[known], x, 10, 0.07, 30),
+        "kNN": lambda: knn_probabilities(features[known], labels[known], x, 10, 0.07, 30),
         "intervals, 8 classifiers": lambda: [
-            with_intervals(y, shares.argmax(1), group[test], 30, 1000, 0, shares) for _ in range(8)
+            scores_with_intervals(y, probabilities.argmax(1), group[test], 30, 1000, 0, probabilities) for _ in range(8)
         ],
-        "label-free": lambda: (effective_rank(x), uniformity(x), feature_std(x), components(x)),
+        "label-free": lambda: (effective_rank(x), uniformity(x), feature_std(x), explained_variance(x)),
         "angles, outliers": lambda: outliers(class_angles(x, y, 30), y),
         "retrieval": lambda: retrieval(features[known], labels[known], x, y),
         "k-means": lambda: clusters(x, y, 0),
         "duplicates": lambda: duplicates(features, sha, group),
         "dimensions": lambda: dimensions(x, columns[test]),
-        "label efficiency": lambda: label_efficiency.curve(features, labels, 30, split, **curve),
-        "UMAP": lambda: coordinates(x, 0),
+        "label efficiency": lambda: label_efficiency.curve(
+            features, labels, 30, split, seeds=range(5), settings=settings
+        ),
+        "UMAP": lambda: map_coordinates(x, 0),
     }
     times = {name: seconds(part) for name, part in parts.items()}
     return times | {"all": sum(times.values())}
@@ -120,13 +129,13 @@ def memory() -> dict[str, float]:
     for name, part in {
         "nothing": lambda: None,
         "label-free": lambda: (effective_rank(features), uniformity(features), feature_std(features)),
-        "principal components": lambda: components(features),
+        "principal components": lambda: explained_variance(features),
         "angles": lambda: class_angles(features, labels, 30),
         "retrieval": lambda: retrieval(features, labels, features[:2000], labels[:2000]),
         "k-means": lambda: clusters(features, labels, 0),
         "duplicates": lambda: duplicates(features, np.arange(1_000_000).astype(str), labels),
-        "kNN": lambda: knn_shares(features, labels, features[:1000], 10, 0.07, 30),
-        "linear probe, one strength": lambda: next(logistic(features, labels, 30, (1e-5,), tolerance=1e-4)),
+        "kNN": lambda: knn_probabilities(features, labels, features[:1000], 10, 0.07, 30),
+        "linear probe, one strength": lambda: next(fit_logistic(features, labels, 30, (1e-5,), tolerance=1e-4)),
     }.items():
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         rows[f"{name}, s"] = seconds(part)

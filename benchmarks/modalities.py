@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simtrail import stages
 from simtrail.data.demo import TWINS
 from simtrail.evaluation.assess import features_of
-from simtrail.evaluation.bands import retrieval_between
 from simtrail.evaluation.probe import linear_probe
-from simtrail.evaluation.scores import with_intervals
+from simtrail.evaluation.scores import scores_with_intervals
+from simtrail.evaluation.structure import retrieval_between
 from simtrail.evaluation.tasks import main_task
 from simtrail.model.encoder import Encoder
 from simtrail.params import changed, load_params
+from simtrail.pipeline.training_run import training_run
+from simtrail.pipeline.workspace import prepared
 
 SEPARATE = {"pretrain.encoder.fusion": "separate"}
 TERMS = ("fused", "intra", "cross")
@@ -44,11 +45,11 @@ VARIANTS = {
 
 def measured(encoder: Encoder) -> dict[str, float]:
     """Accuracies with their intervals, and recalls."""
-    images, table = stages.packed(encoder.config.recipe), pd.read_parquet(stages.SPLIT)
+    _, table, _, images = prepared()
     task = main_task(table)
     assert task is not None
     features = features_of(encoder, images)
-    shares = linear_probe(features[task.rows], task.labels, task.split, len(task.names)).shares
+    shares = linear_probe(features[task.rows], task.labels, task.split, len(task.names)).probabilities
     truth, group = task.labels[task.test], task.group[task.test]
     row = _accuracy("accuracy", truth, shares.argmax(1), group)
     twin = {task.names.index(name): task.names.index(other) for a, b in TWINS for name, other in ((a, b), (b, a))}
@@ -66,7 +67,7 @@ def measured(encoder: Encoder) -> dict[str, float]:
 
 
 def _accuracy(name: str, truth: np.ndarray, guess: np.ndarray, group: np.ndarray) -> dict[str, float]:
-    scores, _ = with_intervals(truth, guess, group, int(max(truth.max(), guess.max())) + 1, 1000, 0)
+    scores, _ = scores_with_intervals(truth, guess, group, int(max(truth.max(), guess.max())) + 1, 1000, 0)
     return {name: scores["accuracy"], f"{name}, low": scores["accuracy_low"], f"{name}, high": scores["accuracy_high"]}
 
 
@@ -81,7 +82,7 @@ def main() -> None:
         for name in options.only:
             params = changed(load_params(), VARIANTS[name] | {"pretrain.seeds": [seed]}, "modalities.py")
             begun = time.monotonic()
-            encoder = stages.training(params.pretrain, "benchmark").fit().encoder
+            encoder = training_run(params.pretrain, "benchmark").fit().encoder
             rows.append({"encoder": name, "seed": seed, "seconds": time.monotonic() - begun} | measured(encoder))
             print(rows[-1], flush=True)
             pd.DataFrame(rows).round(3).to_csv(options.out, index=False)

@@ -71,7 +71,7 @@ def test_the_curve_starts_with_the_floors_and_ends_with_the_last_epoch(cifar10, 
     assert "seconds of training to kNN accuracy" in capsys.readouterr().out
 
 
-def test_a_run_ends_at_the_first_look_after_its_minutes(cifar10, folder, tmp_path):
+def test_a_run_ends_at_the_first_validation_after_its_minutes(cifar10, folder, tmp_path):
     params = cifar10.settings(FEW)
     curve = cifar10.run(cifar10.read(folder, 24, params.prepare, tmp_path), params.pretrain, minutes=0)
     assert curve["epoch"].max() == 2
@@ -100,7 +100,7 @@ def test_more_images_than_there_are_is_refused(cifar10, folder, tmp_path):
         cifar10.read(folder, 25, cifar10.settings({}).prepare, tmp_path)
 
 
-def test_a_goal_is_reached_at_the_first_look_that_has_it(cifar10):
+def test_a_goal_is_reached_at_the_first_validation_that_has_it(cifar10):
     curve = pd.DataFrame({"knn": [0.3, 0.7, 0.86, 0.84, 0.88], "seconds": [math.nan, 0, 10, 20, 30]})
     curve = curve.assign(features="SimCLR", epoch=range(5), linear=0.5, images_per_second=1.0, peak_mb=1.0)
     assert cifar10.summary(curve).endswith("kNN accuracy: 80%: 10, 85%: 10, 88%: 30")

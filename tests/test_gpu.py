@@ -102,12 +102,12 @@ def test_out_of_memory_suggests_a_size_that_fits():
 
 
 def test_the_linear_probe_has_the_coefficients_of_the_cpu():
-    from simtrail.evaluation.probe import logistic
+    from simtrail.evaluation.probe import fit_logistic
 
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 2000)
     features = (rng.normal(size=(2000, 64)) + np.eye(64)[labels]).astype(np.float32)
     theirs, ours = (
-        next(logistic(features, labels, 5, (0.1,), device=torch.device(device))) for device in ("cpu", "cuda")
+        next(fit_logistic(features, labels, 5, (0.1,), device=torch.device(device))) for device in ("cpu", "cuda")
     )
     np.testing.assert_allclose(ours.weights, theirs.weights, atol=1e-3)

@@ -25,7 +25,7 @@ app.add_typer(data, name="data")
 @app.command()
 def check() -> None:
     """Scan the dataset into a manifest and validate it; a page lists every offending file."""
-    from simtrail import stages
+    from simtrail.pipeline import stages
 
     stages.check()
 
@@ -33,7 +33,7 @@ def check() -> None:
 @app.command()
 def prepare() -> None:
     """Decode, mask, resize and pack the images; split them by group."""
-    from simtrail import stages
+    from simtrail.pipeline import stages
 
     stages.prepare()
 
@@ -41,7 +41,7 @@ def prepare() -> None:
 @app.command()
 def pretrain() -> None:
     """Train the encoder by SimCLR on the training split; goes on where it was interrupted."""
-    from simtrail import stages
+    from simtrail.pipeline import stages
 
     stages.pretrain()
 
@@ -52,7 +52,7 @@ def preview(
     seed: Annotated[int, typer.Option(min=0, help="which images, and which views of them")] = 0,
 ) -> None:
     """Draw training images and the views that the present settings make of them: artifacts/preview/views.png."""
-    from simtrail import stages
+    from simtrail.pipeline import stages
 
     stages.preview(images, seed)
 
@@ -60,7 +60,7 @@ def preview(
 @app.command()
 def embed() -> None:
     """Compute the features of every image."""
-    from simtrail import stages
+    from simtrail.pipeline import stages
 
     stages.embed()
 
@@ -68,7 +68,7 @@ def embed() -> None:
 @app.command()
 def evaluate() -> None:
     """Score the encoder on the test split, beside its floors, with intervals; tables and figures."""
-    from simtrail import stages
+    from simtrail.pipeline import stages
 
     stages.evaluate()
 
@@ -76,7 +76,7 @@ def evaluate() -> None:
 @app.command()
 def report() -> None:
     """Write the report of the run, one HTML page, and the card of its model."""
-    from simtrail import stages
+    from simtrail.pipeline import stages
 
     stages.report()
 
@@ -84,7 +84,7 @@ def report() -> None:
 @app.command()
 def register() -> None:
     """Register the encoder in MLflow with its numbers and lineage."""
-    from simtrail import stages
+    from simtrail.pipeline import stages
 
     stages.register()
 
@@ -92,9 +92,9 @@ def register() -> None:
 @app.command()
 def summary() -> None:
     """Print the result of the last pipeline run."""
-    from simtrail import stages
+    from simtrail.pipeline.summary import summary
 
-    stages.summary()
+    summary()
 
 
 @app.command()
@@ -139,7 +139,7 @@ def compare(
     runs: Annotated[list[str], typer.Argument(help="run ids, beginnings of them, run names, or models:/NAME/VERSION")],
 ) -> None:
     """Compare evaluated runs with the first: differences with intervals; artifacts/compare/compare.html."""
-    from simtrail.tracking.compare import compare
+    from simtrail.report.comparison import compare
 
     print(compare(runs, Path("artifacts/compare")))
 
@@ -209,9 +209,9 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except InputError as fault:
-        print(f"error: {fault}", file=sys.stderr)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except TrainingError as fault:
-        print(f"error: {fault}", file=sys.stderr)
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

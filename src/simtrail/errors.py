@@ -1,13 +1,20 @@
-"""The two errors that end a command with one message and no traceback."""
+"""The errors that end a command with one message and no traceback, and how messages list names."""
+
+from collections.abc import Sequence
 
 
 class InputError(Exception):
     """Data or settings that can't be used; the message names the file, row or key, the value, and the fix. Exit 2."""
 
 
-class MemoryNeeded(InputError):
+class OutOfMemory(InputError):
     """A batch that does not fit in memory."""
 
 
 class TrainingError(Exception):
-    """A training run that could not go on; the message says where it stood and what is left of it. Exit 1."""
+    """A training run that could not go on; the message says where it stopped and what is left of it. Exit 1."""
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The names for a message, at most `most` of them: `a, b, c, d, e and 7 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -602,7 +602,7 @@ _Loader.add_implicit_resolver(
 def load_params(path: str | Path = "params.yaml") -> Params:
     """The checked parameters of a params.yaml file.
 
-    Raises InputError with one line per fault, each naming the key, the value and what is allowed.
+    Raises InputError with one line per error, each naming the key, the value and what is allowed.
     """
     try:
         text = Path(path).read_bytes()
@@ -615,20 +615,20 @@ def read_yaml(text: str | bytes, source: str | Path) -> Any:
     """The tree of a YAML text, in which `1e-3` is a number; InputError names the source where it is not valid."""
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise InputError(f"{source}: not valid YAML: {' '.join(str(fault).split())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def parse(schema: type[T], tree: Any, source: str | Path) -> T:
-    """The tree of a YAML file as an instance of `schema`, or InputError naming every key at fault."""
+    """The tree of a YAML file as an instance of `schema`, or InputError naming every key at error."""
     try:
         return schema.model_validate(tree if tree is not None else {})
-    except ValidationError as fault:
-        raise InputError("\n".join(f"{source}: {_line(error, schema)}" for error in fault.errors())) from None
+    except ValidationError as error:
+        raise InputError("\n".join(f"{source}: {_line(error, schema)}" for error in error.errors())) from None
 
 
 def changed(params: Params, settings: Settings, source: str | Path) -> Params:
-    """The parameters with dotted keys changed; InputError names `source` and each key at fault."""
+    """The parameters with dotted keys changed; InputError names `source` and each key at error."""
     tree = params.model_dump(by_alias=True)
     change(tree, settings)
     return parse(Params, tree, source)

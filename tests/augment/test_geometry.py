@@ -11,7 +11,7 @@ from torchvision.transforms import functional as TF
 
 from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
-from simtrail.augment.geometry import CORNERS, look, move
+from simtrail.augment.geometry import CORNERS, sampling_grid, warp
 
 SIZE = 48
 CENTRES = (torch.arange(SIZE) * 2 + 1) / SIZE - 1
@@ -42,26 +42,26 @@ def inside(seen: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [8, 9, 48])
 def test_with_nothing_to_do_the_images_stay_as_they_are(augment, size):
     images = pictures(6, 4, size)
-    torch.testing.assert_close(move(images, augment({}).geometry, GREY, Draws((0,), 3)), images, rtol=0, atol=3e-6)
+    torch.testing.assert_close(warp(images, augment({}).geometry, GREY, Draws((0,), 3)), images, rtol=0, atol=3e-6)
 
 
 def test_at_strength_0_everything_but_flips_leaves_the_images(augment):
     kinds = ("crop", "rotation", "perspective", "thin_plate_spline")
     settings = augment({"geometry.strength": 0.0} | {f"geometry.{kind}.p": 1.0 for kind in kinds})
     images = pictures(20)
-    torch.testing.assert_close(move(images, settings.geometry, GREY, Draws((0,), 10)), images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(warp(images, settings.geometry, GREY, Draws((0,), 10)), images, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "axis"), [("horizontal_flip", 3), ("vertical_flip", 2)])
 def test_a_flip_mirrors(augment, kind, axis):
     images = pictures(4)
-    moved = move(images, augment({f"geometry.{kind}.p": 1.0}).geometry, GREY, Draws((0,), 2))
+    moved = warp(images, augment({f"geometry.{kind}.p": 1.0}).geometry, GREY, Draws((0,), 2))
     torch.testing.assert_close(moved, images.flip(axis), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("u", [0.1, 0.5, 0.6])
 def test_a_crop_shows_the_rectangle_that_was_drawn_at_full_size(augment, told, u):
-    moved = move(
+    moved = warp(
         ramps(1),
         augment({"geometry.crop.p": 1.0, "geometry.crop.min_area": 0.2}).geometry,
         Background([0.0], 255),
@@ -83,7 +83,7 @@ def test_a_crop_shows_the_rectangle_that_was_drawn_at_full_size(augment, told, u
 
 def test_crops_are_distributed_as_torchvisions(augment):
     settings = augment({"geometry.crop.p": 1.0, "geometry.crop.min_area": 0.08})
-    moved = move(ramps(4000, 8), settings.geometry, Background([0.0], 255), Draws((0,), 2000))
+    moved = warp(ramps(4000, 8), settings.geometry, Background([0.0], 255), Draws((0,), 2000))
     width, height = (moved[:, 0, 4, 4] - moved[:, 0, 4, 3]) * 4, (moved[:, 1, 4, 4] - moved[:, 1, 3, 4]) * 4
     left = moved[:, 0, 4, 3:5].mean(1) - width
     torch.manual_seed(0)
@@ -103,13 +103,13 @@ def test_a_rotation_is_torchvisions(augment, told, u):
     degrees = (2 * u - 1) * 60
     theirs = TF.rotate(images, degrees, InterpolationMode.BILINEAR)
     well_inside = places().norm(dim=1).reshape(SIZE, SIZE) < 0.95
-    ours = move(images, settings.geometry, Background([0.0], 255), told(u))
+    ours = warp(images, settings.geometry, Background([0.0], 255), told(u))
     torch.testing.assert_close(ours[..., well_inside], theirs[..., well_inside], rtol=0, atol=1e-4)
 
 
 def test_what_lies_outside_the_image_is_background_without_a_seam(augment, told):
     settings = augment({"geometry.rotation.p": 1.0, "geometry.rotation.degrees": 45.0})
-    moved = move(torch.ones(1, 3, 256, 256), settings.geometry, Background([0.2], 255), told(0.0))
+    moved = warp(torch.ones(1, 3, 256, 256), settings.geometry, Background([0.2], 255), told(0.0))
     assert moved.mul(1e6).round().unique().tolist() == [0.2e6, 1e6]
     # a unit square and itself turned by 45° share an octagon of this area
     assert abs((moved > 0.9).float().mean() - 2 * (math.sqrt(2) - 1)) < 0.005
@@ -121,7 +121,7 @@ def test_a_perspective_is_torchvisions(augment, told):
     ends = CORNERS * (1 - 0.5 * table[0, :8].reshape(4, 2))
     pixels = [((points + 1) / 2 * SIZE).tolist() for points in (CORNERS, ends)]
     theirs = TF.perspective(images, *pixels, InterpolationMode.BILINEAR)
-    ours = move(images, settings.geometry, GROUND, told(table))
+    ours = warp(images, settings.geometry, GROUND, told(table))
     shown = TF.perspective(torch.ones(1, 1, SIZE, SIZE), *pixels, InterpolationMode.BILINEAR)[0, 0] > 0.9999
     assert 0.3 < shown.float().mean() < 0.9
     torch.testing.assert_close(ours[..., shown], theirs[..., shown], rtol=0, atol=1e-3)
@@ -130,7 +130,7 @@ def test_a_perspective_is_torchvisions(augment, told):
 def test_nothing_is_seen_from_behind_a_perspectives_horizon(augment, told):
     settings = augment({"geometry.perspective.p": 1.0, "geometry.perspective.distortion": 1.0})
     table = torch.rand(200, 10, generator=torch.Generator().manual_seed(0))
-    moved = move(torch.ones(200, 1, SIZE, SIZE), settings.geometry, Background([0.2], 255), told(table))
+    moved = warp(torch.ones(200, 1, SIZE, SIZE), settings.geometry, Background([0.2], 255), told(table))
     assert moved.mul(1e6).round().unique().tolist() == [0.2e6, 1e6]
     behind = 0
     for view, numbers in zip(moved, table.double().numpy(), strict=True):
@@ -151,7 +151,7 @@ def test_nothing_is_seen_from_behind_a_perspectives_horizon(augment, told):
 def test_a_thin_plate_spline_takes_the_five_points_where_they_were_drawn(augment, told):
     settings = augment({"geometry.thin_plate_spline.p": 1.0, "geometry.thin_plate_spline.displacement": 0.2})
     table = torch.rand(4, 10, generator=torch.Generator().manual_seed(1))
-    moved = move(ramps(4), settings.geometry, GROUND, told(table))
+    moved = warp(ramps(4), settings.geometry, GROUND, told(table))
     points = torch.cat([CORNERS, torch.zeros(1, 2)])
     for view, numbers in zip(moved, table, strict=True):
         ends = points + (2 * numbers.reshape(5, 2) - 1) * 0.2
@@ -169,9 +169,9 @@ def test_the_image_is_rotated_warped_cropped_then_mirrored(augment, told):
         told(u),
         augment({f"geometry.{kind}.p": 1.0 for kind in kinds} | {"geometry.rotation.degrees": 20.0}),
     )
-    moved = move(ramps(1), everything.geometry, GROUND, draws)[0].flatten(1).T.double()
+    moved = warp(ramps(1), everything.geometry, GROUND, draws)[0].flatten(1).T.double()
     cropped = (
-        move(ramps(1), augment({"geometry.crop.p": 1.0}).geometry, Background([0.0], 255), draws)
+        warp(ramps(1), augment({"geometry.crop.p": 1.0}).geometry, Background([0.0], 255), draws)
         .flip(3)[0]
         .flatten(1)
         .T.double()
@@ -192,7 +192,7 @@ def test_the_image_is_rotated_before_its_perspective(augment, told):
     rotation = {"geometry.rotation.p": 1.0, "geometry.rotation.degrees": 40.0}
     draws = told(torch.rand(1, 10, generator=torch.Generator().manual_seed(4)))
     first, both = (
-        move(ramps(1), augment(changes).geometry, GROUND, draws)[0].flatten(1).T.double()
+        warp(ramps(1), augment(changes).geometry, GROUND, draws)[0].flatten(1).T.double()
         for changes in (perspective, perspective | rotation)
     )
     turn = (2 * draws.table[0, 0].double() - 1) * math.radians(40)
@@ -209,7 +209,7 @@ def test_a_crop_holds_the_share_of_the_organism_that_it_must(augment):
     held = {}
     for share in (0.0, 0.7):
         params = augment(settings | {"geometry.rotation.degrees": 30.0, "geometry.crop.min_cover": share}).geometry
-        views = move(
+        views = warp(
             torch.stack([organism.float(), x, y]).repeat(400, 1, 1, 1), params, Background([0.0], 255), Draws((0,), 200)
         )
         middle = SIZE // 2
@@ -232,8 +232,8 @@ EVERY = {f"geometry.{k}.p": 1.0 for k in ("crop", "rotation", "perspective", "th
 )
 def test_the_places_looked_at_are_those_that_ramps_show(augment, changes):
     geometry, images = augment(changes | {"geometry.rotation.degrees": 60.0}).geometry, ramps(40)
-    places = look(images, geometry, GROUND, Draws((0,), 20))
-    seen = move(images, geometry, GROUND, Draws((0,), 20))
+    places = sampling_grid(images, geometry, GROUND, Draws((0,), 20))
+    seen = warp(images, geometry, GROUND, Draws((0,), 20))
     outside = places.isnan()
     assert outside[:, :1].equal(outside[:, 1:])
     assert outside.equal(seen == BACKGROUND)
@@ -248,5 +248,5 @@ def test_a_grey_background_of_8_bits_does_not_count_as_held_by_a_crop(augment):
     images = torch.full((200, 1, SIZE, SIZE), 128 / 255)
     images[:, :, :8, :8] = 0.9
     settings = {"geometry.crop.p": 1.0, "geometry.crop.min_area": 0.1, "geometry.crop.min_cover": 0.9}
-    views = move(images, augment(settings).geometry, GREY, Draws((0,), 100))
+    views = warp(images, augment(settings).geometry, GREY, Draws((0,), 100))
     assert ((views > 0.7).sum((1, 2, 3)) > 0).all()

@@ -160,14 +160,14 @@ def test_what_a_view_lacks_is_the_data_sets_background(augment):
 
 def test_settings_that_no_band_can_follow_are_named(augment):
     settings = on(["color.jitter", "color.grayscale"], 0.5)
-    assert TwoViews(augment(settings), recipe(SEVEN)).ineffective() == []
-    lines = TwoViews(augment(settings), recipe(["uv", "nir"])).ineffective()
+    assert TwoViews(augment(settings), recipe(SEVEN)).without_effect() == []
+    lines = TwoViews(augment(settings), recipe(["uv", "nir"])).without_effect()
     assert [line.split(":")[0].removeprefix("pretrain.augment.color.") for line in lines] == [
         "jitter.saturation",
         "jitter.hue",
         "grayscale.p",
     ]
-    assert TwoViews(augment({}), recipe(["uv", "nir"])).ineffective() == []
+    assert TwoViews(augment({}), recipe(["uv", "nir"])).without_effect() == []
 
 
 @pytest.mark.gpu
@@ -182,7 +182,7 @@ def test_coordinates_join_the_views_and_change_nothing_else(augment):
     views = TwoViews(settings, recipe(SEVEN), coordinates=True)(images, 3)
     torch.testing.assert_close(views[:, :7], plain, rtol=0, atol=0, equal_nan=True)
     draws = Draws((3,), 20)
-    places = geometry.look(images.repeat(2, 1, 1, 1), settings.geometry, Background([0.5], 65535), draws)
+    places = geometry.sampling_grid(images.repeat(2, 1, 1, 1), settings.geometry, Background([0.5], 65535), draws)
     torch.testing.assert_close(views[:, 7:], places, rtol=0, atol=0, equal_nan=True)
     assert 0 < places.isnan().float().mean() < 0.5
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from simtrail.data.bands import Mix, choose, make_mix, modalities, regions, tetrahedral
+from simtrail.data.bands import Mix, choose_bands, make_mix, modalities, regions, tetrahedral
 from simtrail.errors import InputError
 from simtrail.params import Bands, parse
 
@@ -28,11 +28,11 @@ def unread() -> np.ndarray:
 
 
 def chosen(spec, names=NAMES, wavelengths=NM, good=None, left_out=MASK, sample=unread) -> list[int]:
-    return choose(spec, names, wavelengths, good, left_out, sample)
+    return choose_bands(spec, names, wavelengths, good, left_out, sample)
 
 
 def of_cube(spec, good=None, sample=unread) -> list[int]:
-    return choose(spec, CUBE, CUBE_NM.tolist(), good, set(), sample)
+    return choose_bands(spec, CUBE, CUBE_NM.tolist(), good, set(), sample)
 
 
 def correlated(p: int, c: int, seed: int = 0) -> np.ndarray:
@@ -126,14 +126,14 @@ def test_nearest_passes_over_bad_bands_and_those_without_wavelength():
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 9])
 def test_uniform_bands_are_the_nearest_to_equal_steps_of_wavelength(n):
     nm = RNG.permutation([400, 404, 409, 420, 480, 490, 700, 760, 1500.0])
-    found = choose(rule(uniform=n), CUBE[:9], nm.tolist(), None, set(), unread)
+    found = choose_bands(rule(uniform=n), CUBE[:9], nm.tolist(), None, set(), unread)
     assert found == (evenest(nm, n) if n > 1 else [int(np.abs(nm - 950).argmin())])
     assert len(set(found)) == n
 
 
 def test_uniform_bands_without_wavelengths_are_equal_steps_of_position():
     names = [f"band{i}" for i in range(408)]
-    found = choose(rule(uniform=12), names, None, None, set(), unread)
+    found = choose_bands(rule(uniform=12), names, None, None, set(), unread)
     assert found == [37 * i for i in range(12)]
 
 
@@ -274,7 +274,7 @@ def test_a_name_that_two_bands_share_is_refused():
 
 def test_an_unknown_band_of_hundreds_is_told_in_one_short_line():
     with pytest.raises(InputError, match=r"\(408\)$") as fault:
-        choose(["x"], [f"band{i + 1}" for i in range(408)], None, None, set(), unread)
+        choose_bands(["x"], [f"band{i + 1}" for i in range(408)], None, None, set(), unread)
     assert len(str(fault.value)) < 160
 
 

@@ -10,7 +10,7 @@ from conftest import DATASETS, photographs, with_changes
 from PIL import Image
 
 from simtrail.data.checks import validate
-from simtrail.data.dataset import Dataset, Declaration
+from simtrail.data.dataset import Dataset
 from simtrail.data.manifest import scan
 from simtrail.errors import InputError
 
@@ -18,12 +18,10 @@ CHECK = with_changes({"check.min_side": 16, "check.max_side": 16384, "check.min_
 RNG = np.random.default_rng(1)
 
 
-def verdict(folder: Path, **declared):
-    manifest, _ = scan(Dataset(folder))
-    bands = declared.pop("bands", None)
-    card = Declaration(bands=[f"b{i}" for i in range(bands)] if bands else None, **declared.pop("card", {}))
-    declared = {"declared": card, "labelled": True, "grouped": False, **declared}
-    return validate(manifest, CHECK, **declared)
+def checked(folder: Path, **declared):
+    dataset = Dataset(folder)
+    manifest, _ = scan(dataset)
+    return validate(manifest, CHECK, dataset.declaration.model_copy(update=declared))
 
 
 def noise(height: int = 20, width: int = 24) -> np.ndarray:
@@ -73,21 +71,21 @@ def test_sixty_hostile_files_are_each_named_with_their_reason(tmp_path):
     photographs(tmp_path / "images", each=20)
     expected = make_hostile(tmp_path / "images" / "class0")
     assert len(expected) == 60 + 6
-    findings, rejected = verdict(tmp_path)
+    findings, rejected = checked(tmp_path)
     assert set(rejected) == set(expected)
     for path, reason in expected.items():
         assert reason in rejected[path], path
     assert {f.title for f in findings if f.success} == {
         "every image has 3 bands",
-        "every file says the same of its bands: names, wavelengths, bad bands, scale",
-        "every image has its label",
+        "all files agree on names, wavelengths, bad bands and scale of their bands",
+        "every image has a label",
         "every class has 5 images or more",
     }
 
 
 def test_a_good_set_passes_everything(tmp_path):
     photographs(tmp_path / "images")
-    findings, rejected = verdict(tmp_path)
+    findings, rejected = checked(tmp_path)
     assert not rejected
     assert all(f.success for f in findings)
 
@@ -98,14 +96,14 @@ def test_duplicates_in_one_class_small_classes_and_missing_labels_are_warnings(t
     (tmp_path / "images/rare").mkdir()
     Image.fromarray(noise()).save(tmp_path / "images/rare/one.png")
     Image.fromarray(noise()).save(tmp_path / "images/loose.png")
-    findings, rejected = verdict(tmp_path)
+    findings, rejected = checked(tmp_path)
     assert not rejected
-    warned = {f.title: f.offenders for f in findings if not f.success}
+    warnings = {f.problem: f.offenders for f in findings if not f.success}
     assert all(f.severity == "warning" for f in findings if not f.success)
-    assert warned == {
-        "no image stands twice": ["images/class0/0.png", "images/class0/again.png"],
-        "every class has 5 images or more": ["rare"],
-        "every image has its label": ["images/loose.png"],
+    assert warnings == {
+        "2 images are exact copies": ["images/class0/0.png", "images/class0/again.png"],
+        "1 of the classes has fewer than 5 images": ["rare"],
+        "1 image has no label": ["images/loose.png"],
     }
 
 
@@ -113,12 +111,12 @@ def test_other_bands_and_types_are_rejected_against_the_declared_or_the_usual(tm
     photographs(tmp_path / "images")
     Image.fromarray(noise()[..., 0]).save(tmp_path / "images/class0/grey.png")
     tifffile.imwrite(tmp_path / "images/class0/deep.tif", noise().astype(np.uint16), photometric="rgb")
-    _, rejected = verdict(tmp_path)
+    _, rejected = checked(tmp_path)
     assert rejected == {
         "images/class0/grey.png": "1 bands, expected 3",
         "images/class0/deep.tif": "pixels are uint16, expected uint8",
     }
-    _, rejected = verdict(tmp_path, bands=7)
+    _, rejected = checked(tmp_path, bands=[f"b{i}" for i in range(7)])
     assert len(rejected) == 38
 
 
@@ -134,7 +132,7 @@ def test_metadata_gives_labels_and_groups_and_its_missing_files_are_named(tmp_pa
     with_metadata(tmp_path, text, "label: genus\ngroup: id")
     manifest, _ = scan(Dataset(tmp_path))
     assert manifest["label"].tolist() == ["A", "B", "B"]
-    _, rejected = verdict(tmp_path, grouped=True)
+    _, rejected = checked(tmp_path)
     assert rejected == {
         "images/class0/1.png": "no group: the declared group column is empty",
         "images/class0/9.png": "listed in metadata.csv, but there is no such file",
@@ -156,9 +154,9 @@ def test_metadata_gives_labels_and_groups_and_its_missing_files_are_named(tmp_pa
 )
 def test_bad_metadata_is_one_clear_error(tmp_path, text, card, message):
     (tmp_path / "images").mkdir()
-    with pytest.raises(InputError) as fault:
+    with pytest.raises(InputError) as error:
         with_metadata(tmp_path, text, card).table()
-    assert message in str(fault.value)
+    assert message in str(error.value)
 
 
 def test_folders_give_labels_and_a_fixed_split(tmp_path):
@@ -190,5 +188,5 @@ def test_plankton_names_its_cross_class_duplicate(tmp_path):
     with tarfile.open(DATASETS / "plankton.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     (tmp_path / "plankton/dataset.yaml").write_text("label: label")
-    _, rejected = verdict(tmp_path / "plankton")
+    _, rejected = checked(tmp_path / "plankton")
     assert set(rejected) == {"images/chaetognath_other/271.jpg", "images/chaetognath_non_sagitta/14864.jpg"}

@@ -49,9 +49,7 @@ def cubes(tmp_path):
 def checked(folder: Path, **changes):
     dataset = Dataset(folder)
     manifest, _ = scan(dataset)
-    facts = open_image(folder / manifest["path"].iloc[0]).facts
-    said = dataset.declaration.completed(facts)
-    findings, rejected = validate(manifest, with_changes(changes).check, declared=said, labelled=False, grouped=False)
+    findings, rejected = validate(manifest, with_changes(changes).check, dataset.declaration)
     return manifest, {f.title: f for f in findings}, rejected
 
 
@@ -229,7 +227,7 @@ def test_an_encoder_takes_raw_cubes_and_arrays_of_all_or_of_one_modality(cubes):
     assert list(whole.index) == [str(cubes / f"images/c{i}.hdr") for i in range(6)]
     arrays = np.stack([cube(i) for i in range(6)])
     np.testing.assert_array_equal(encoder.embed(arrays), whole)
-    nir = [recipe.read[i] for i in recipe.modalities["nir"]]
+    nir = [recipe.read_bands[i] for i in recipe.modalities["nir"]]
     np.testing.assert_array_equal(encoder.embed(arrays[:, nir], modality="nir"), whole)
 
 

@@ -9,7 +9,7 @@ from imagecodecs import png_encode
 from PIL import Image
 
 from simtrail import read_image
-from simtrail.data.readers import decode, take
+from simtrail.data.readers import decode, take_bands
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -144,7 +144,7 @@ def test_bands_taken_from_a_memory_map_are_those_of_the_file_wherever_they_lie(t
     (tmp_path / "a.img").write_bytes(bytes(offset) + image.transpose(axes).tobytes())
     shape = tuple(image.shape[axis] for axis in axes)
     mapped = np.memmap(tmp_path / "a.img", ">i2", "r", offset, shape).transpose(np.argsort(axes))
-    taken = take(mapped, [8, 0, 5])
+    taken = take_bands(mapped, [8, 0, 5])
     assert taken.dtype == np.int16
     np.testing.assert_array_equal(taken, image[[8, 0, 5]])
-    np.testing.assert_array_equal(take(image, [8, 0, 5]), image[[8, 0, 5]])
+    np.testing.assert_array_equal(take_bands(image, [8, 0, 5]), image[[8, 0, 5]])

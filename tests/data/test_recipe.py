@@ -160,7 +160,7 @@ def test_the_background_can_be_the_mean_of_the_organisms(bands):
     image = RNG.integers(8, 256, (3, 8, 16), dtype=np.uint8)
     image[2], image[2, :, 8:] = 1, 0
     packed = conform(image, r)
-    ground = np.broadcast_to(r.ground, (2, 16, 16))
+    ground = np.broadcast_to(r.packed_background, (2, 16, 16))
     assert (packed[:, :4] == ground[:, :4]).all()  # padding
     assert (packed[:, :, 8:] == ground[:, :, 8:]).all()  # outside the mask
     assert (packed[:, 4:12, :8] != ground[:, 4:12, :8]).any()

@@ -7,7 +7,7 @@ from conftest import with_changes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simtrail.data.split import assign, split_groups
+from simtrail.data.split import assign_split, split_groups
 from simtrail.errors import InputError
 
 PREPARE = with_changes({"prepare.val_fraction": 0.2, "prepare.test_fraction": 0.2}).prepare
@@ -30,56 +30,56 @@ def manifest(n: int = 200, groups: int | None = None, classes: int = 4, split: l
 @given(groups=st.integers(12, 60), seed=st.integers(0, 10**6))
 def test_no_group_is_on_two_sides(groups, seed):
     table = manifest(groups=groups)
-    split = assign(table, PREPARE.model_copy(update={"seed": seed}))
+    split = assign_split(table, PREPARE.model_copy(update={"seed": seed}))
     assert split.groupby(table["group"]).nunique().max() == 1
     assert set(split) == {"train", "val", "test"}
 
 
 def test_the_parts_have_their_shares_in_every_class():
     table = manifest(n=800)
-    share = pd.crosstab(table["label"], assign(table, PREPARE), normalize="index")
+    share = pd.crosstab(table["label"], assign_split(table, PREPARE), normalize="index")
     assert ((share["test"] - 0.2).abs() < 0.01).all()
     assert ((share["val"] - 0.2).abs() < 0.01).all()
 
 
 def test_the_seed_decides_and_the_order_of_rows_does_not():
     table = manifest()
-    split = assign(table, PREPARE)
+    split = assign_split(table, PREPARE)
     shuffled = table.sample(frac=1, random_state=1)
-    pd.testing.assert_series_equal(assign(shuffled, PREPARE).sort_index(), split, check_names=False)
-    assert not assign(table, PREPARE.model_copy(update={"seed": 1})).equals(split)
+    pd.testing.assert_series_equal(assign_split(shuffled, PREPARE).sort_index(), split, check_names=False)
+    assert not assign_split(table, PREPARE.model_copy(update={"seed": 1})).equals(split)
 
 
 def test_adding_images_moves_few_of_the_old_ones():
     small, large = manifest(n=400), manifest(n=440)
-    assert (assign(small, PREPARE) == assign(large, PREPARE)[:400]).mean() > 0.9
+    assert (assign_split(small, PREPARE) == assign_split(large, PREPARE)[:400]).mean() > 0.9
 
 
 def test_equal_bytes_stay_together_even_across_groups():
     table = manifest(n=60, groups=30)
     table.loc[[0, 1, 2], "sha256"] = "same"
     assert len(set(split_groups(table)[[0, 1, 2, 30, 31, 32]])) == 1
-    assert assign(table, PREPARE)[[0, 1, 2, 30, 31, 32]].nunique() == 1
+    assert assign_split(table, PREPARE)[[0, 1, 2, 30, 31, 32]].nunique() == 1
 
 
 def test_a_fixed_split_stands_and_validation_comes_from_train():
     fixed = ["test" if i % 5 == 0 else "train" for i in range(200)]
-    split = assign(manifest(split=fixed), PREPARE)
+    split = assign_split(manifest(split=fixed), PREPARE)
     np.testing.assert_array_equal(split == "test", np.array(fixed) == "test")
     assert 20 <= (split == "val").sum() <= 40
 
 
 def test_a_complete_fixed_split_is_taken_as_it_is():
     fixed = [("train", "val", "test")[i % 3] for i in range(60)]
-    assert assign(manifest(n=60, split=fixed), PREPARE).tolist() == fixed
+    assert assign_split(manifest(n=60, split=fixed), PREPARE).tolist() == fixed
 
 
 def test_a_fixed_split_through_a_group_is_refused_by_name():
     fixed = ["test" if i < 20 else "train" for i in range(60)]
     with pytest.raises(InputError, match=r"images/.*one group.*test and train"):
-        assign(manifest(n=60, groups=30, split=fixed), PREPARE)
+        assign_split(manifest(n=60, groups=30, split=fixed), PREPARE)
 
 
 def test_too_few_groups_are_refused():
     with pytest.raises(InputError, match="leaves no image for"):
-        assign(manifest(n=8, groups=2, classes=1), PREPARE)
+        assign_split(manifest(n=8, groups=2, classes=1), PREPARE)

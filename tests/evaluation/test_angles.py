@@ -45,7 +45,7 @@ def test_mean_angles_equal_those_of_every_pair(rows, monkeypatch):
     assert found.within == pytest.approx(pairs[same & distinct].mean(), abs=1e-6)
     assert found.between == pytest.approx(pairs[~same].mean(), abs=1e-6)
     np.testing.assert_allclose(found.matrix, found.matrix.T, atol=1e-10)
-    np.testing.assert_array_equal(found.own, found.to_class[np.arange(len(labels)), labels])
+    np.testing.assert_array_equal(found.to_own_class, found.to_class[np.arange(len(labels)), labels])
 
 
 def test_the_silhouette_equals_scikit_learn_with_images_alone_in_their_class():
@@ -57,7 +57,7 @@ def test_the_silhouette_equals_scikit_learn_with_images_alone_in_their_class():
 
 def test_angles_are_true_angles_of_vectors_of_any_length():
     found = class_angles(around([0, 30, 90, 180]), np.array([0, 0, 1, 1]), 2)
-    np.testing.assert_allclose(found.own, [30, 30, 90, 90])
+    np.testing.assert_allclose(found.to_own_class, [30, 30, 90, 90])
     np.testing.assert_allclose(found.matrix, [[30, (90 + 180 + 60 + 150) / 4], [120, 90]])
 
 
@@ -68,7 +68,7 @@ def test_small_angles_are_right_in_single_precision_features():
 
 def test_classes_of_one_image_or_none_have_no_angle_of_their_own():
     found = class_angles(around([0, 10, 50]), np.array([0, 0, 2]), 3)
-    assert np.isnan(found.own).tolist() == [False, False, True]
+    assert np.isnan(found.to_own_class).tolist() == [False, False, True]
     assert np.isnan(found.matrix).tolist() == [[False, True, False], [True, True, True], [False, True, True]]
     assert found.within == pytest.approx(10)
     assert found.silhouette == pytest.approx((40 / 50 + 30 / 40 + 0) / 3)
@@ -99,7 +99,7 @@ def test_of_many_images_a_seeded_sample_keeps_two_of_every_class():
     features, labels = overlapping(3000, 3)
     labels[[5, 6, 7]] = [3, 3, 4]
     found = class_angles(features, labels, 5, largest=100, seed=1)
-    assert len(np.unique(found.rows)) == len(found.own) == len(found.to_class) == 100
+    assert len(np.unique(found.rows)) == len(found.to_own_class) == len(found.to_class) == 100
     assert set(found.rows) >= {5, 6, 7}
     assert found.within == pytest.approx(class_angles(features, labels, 5).within, abs=4)
     np.testing.assert_array_equal(found.rows, class_angles(features, labels, 5, largest=100, seed=1).rows)
@@ -117,10 +117,10 @@ def test_outliers_are_far_from_their_own_class_by_its_own_spread():
     table = outliers(found, labels)
     assert table["row"].tolist() == [31, 30]
     assert table["label"].tolist() == [0, 0]
-    own = found.own[:32]
+    own = found.to_own_class[:32]
     limit = np.median(own) + 3.5 * 1.4826 * np.median(np.abs(own - np.median(own)))
     assert table["limit"].tolist() == pytest.approx([limit, limit])
-    assert table["angle"].tolist() == pytest.approx(found.own[[31, 30]].tolist())
+    assert table["angle"].tolist() == pytest.approx(found.to_own_class[[31, 30]].tolist())
 
 
 def test_copies_of_one_image_are_no_outliers_but_the_image_unlike_them_is():

@@ -10,7 +10,7 @@ from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.evaluation import assess as module
-from simtrail.evaluation.assess import assess, by_modality, features_of, over_seeds
+from simtrail.evaluation.assess import Embedded, assess, by_modality, features_of, over_seeds
 from simtrail.model.encoder import Encoder, EncoderConfig
 
 LABELS = np.arange(60) % 3
@@ -50,7 +50,7 @@ def encoder(images, seed: int = 1) -> Encoder:
 def assessed(images, features=None, **changes):
     net, p = encoder(images), with_changes({"evaluate.bootstrap": 100, **changes})
     given = features_of(net, images) if features is None else features
-    return assess(net, images, TABLE, given, p.pretrain.augment, p.evaluate)
+    return assess(Embedded(net, images, TABLE, given), p.pretrain.augment, p.evaluate)
 
 
 def test_scores_and_label_free_measures_are_made_and_repeat(images):
@@ -96,7 +96,8 @@ def test_seeds_are_told_as_mean_and_standard_deviation(images):
     others = [encoder(images, seed) for seed in (2, 3)]
     told = over_seeds(found, others, images, PARAMS.evaluate)
     own = [found] + [
-        assess(o, images, TABLE, features_of(o, images), PARAMS.pretrain.augment, PARAMS.evaluate) for o in others
+        assess(Embedded(o, images, TABLE, features_of(o, images)), PARAMS.pretrain.augment, PARAMS.evaluate)
+        for o in others
     ]
     values = [f.results[0].scores["knn"]["accuracy"] for f in own]
     assert told["knn"] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1), "seeds": 3})
@@ -109,9 +110,9 @@ def test_each_modality_is_scored_alone_and_sought_in_the_other(images):
     p, scale = with_changes(settings).pretrain, {"mean": [0.35] * 3, "std": [0.2] * 3}
     torch.manual_seed(0)
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, terms=p.terms, **scale)
-    found, test = assessed(images), np.flatnonzero(TABLE["split"] == "test")
-    own = by_modality(found, Encoder(config).eval(), images, test, PARAMS.evaluate)
+    assessment, features = assessed(images), np.zeros((60, 1), np.float32)
+    own = by_modality(assessment, Embedded(Encoder(config).eval(), images, TABLE, features), PARAMS.evaluate)
     assert set(own["alone"]) == {"vis", "uv"}
     assert own["alone"]["vis"]["accuracy"] > own["alone"]["uv"]["accuracy"]  # uv tells one class from two
     assert own["retrieval"]["vis to uv"]["chance_at_1"] == pytest.approx(1 / 12)
-    assert by_modality(found, encoder(images), images, test, PARAMS.evaluate) == {}
+    assert by_modality(assessment, Embedded(encoder(images), images, TABLE, features), PARAMS.evaluate) == {}

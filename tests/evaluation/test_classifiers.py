@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from simtrail.evaluation import classifiers
-from simtrail.evaluation.classifiers import knn, knn_shares, ridge_probe
+from simtrail.evaluation.classifiers import knn, knn_probabilities, ridge_probe
 
 RNG = np.random.default_rng(0)
 
@@ -40,7 +40,7 @@ def test_knn_weighs_the_votes_of_k_neighbours_by_similarity(k, temperature, monk
 
 def test_the_shares_of_a_query_add_up_to_one_and_the_largest_is_its_class():
     (bank, labels), (queries, _) = overlapping(100), overlapping(60)
-    shares = knn_shares(bank, labels, queries, 10, 0.07, 6)
+    shares = knn_probabilities(bank, labels, queries, 10, 0.07, 6)
     assert shares.shape == (60, 6)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
     np.testing.assert_array_equal(shares.argmax(1), knn(bank, labels, queries, 10))

@@ -20,7 +20,7 @@ def test_identical_predictions_differ_by_nothing_with_no_uncertainty():
     first, _ = answers(np.random.default_rng(0))
     value, low, high = paired(first, first, BLOCK)
     assert (value, low, high) == (0, 0, 0)
-    assert not paired(first, first, BLOCK).exceeds
+    assert not paired(first, first, BLOCK).significant
 
 
 def test_the_interval_is_that_of_an_obvious_bootstrap_over_blocks():
@@ -39,8 +39,8 @@ def test_pairing_makes_the_interval_narrower_where_both_find_the_same_blocks_har
     same, other = paired(first, second, BLOCK), unpaired(first, BLOCK, second, BLOCK)
     assert same.value == other.value
     assert same.high - same.low < 0.5 * (other.high - other.low)
-    assert same.exceeds
-    assert not other.exceeds
+    assert same.significant
+    assert not other.significant
 
 
 def test_every_classifier_gets_the_difference_that_it_has_alone():
@@ -50,7 +50,7 @@ def test_every_classifier_gets_the_difference_that_it_has_alone():
     for k in range(3):
         alone = paired(first[:, [k]], second[:, [k]], BLOCK)
         assert [part[k] for part in together] == [part[0] for part in alone]
-    assert together.exceeds.tolist() == [False, True, True]
+    assert together.significant.tolist() == [False, True, True]
 
 
 def test_blocks_of_different_sizes_and_test_splits_of_different_lengths_are_taken():
@@ -59,7 +59,7 @@ def test_blocks_of_different_sizes_and_test_splits_of_different_lengths_are_take
     found = unpaired(first, rng.integers(0, 12, 30), second, np.arange(50))
     assert found.value == pytest.approx(second.mean() - first.mean())
     assert found.low < found.value < found.high
-    assert found.exceeds
+    assert found.significant
 
 
 def test_the_interval_holds_the_true_difference_about_as_often_as_it_says():

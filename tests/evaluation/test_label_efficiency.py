@@ -8,10 +8,10 @@ import pytest
 from scipy import stats
 
 from simtrail.evaluation import label_efficiency
-from simtrail.evaluation.label_efficiency import curve, draw, labels_needed, scored_rows, sizes, summarise
+from simtrail.evaluation.label_efficiency import Settings, curve, draw, labels_needed, scored_rows, sizes, summarise
 
 LABELS = np.random.default_rng(3).permutation(np.repeat([0, 1, 2, 3], [60, 25, 10, 2]))
-SETTINGS = {"c": 0.1, "svc_c": 1.0, "knn_k": 10, "temperature": 0.07}
+SETTINGS = Settings(c=0.1, svc_c=1.0, knn_k=10, temperature=0.07)
 
 
 def clusters(train: int = 60, test: int = 60, classes: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,7 +74,7 @@ def test_images_without_label_or_of_a_class_without_training_image_are_left_out(
 
 
 def test_more_labels_give_higher_accuracy_and_all_labels_are_fitted_once():
-    found = curve(*clusters()[:2], 3, clusters()[2], seeds=[0, 1, 2], **SETTINGS)
+    found = curve(*clusters()[:2], 3, clusters()[2], seeds=[0, 1, 2], settings=SETTINGS)
     assert set(found["classifier"]) == {"linear_probe", "svc", "knn"}
     assert sorted(set(found["labels"])) == sizes(clusters()[1][:60])
     every = found.groupby(["classifier", "draw", "labels"])["seed"].agg(list)
@@ -89,7 +89,7 @@ def test_a_fit_sees_the_drawn_training_images_alone(monkeypatch):
     features[50:60] = np.nan
     inner = label_efficiency.svc
     monkeypatch.setattr(label_efficiency, "svc", lambda x, *rest: seen.append(x) or inner(x, *rest))
-    curve(features, labels, 3, split, seeds=[4], **SETTINGS)
+    curve(features, labels, 3, split, seeds=[4], settings=SETTINGS)
     expected = features[draw(labels[:50], 6, "balanced", seed=4)]
     assert np.array_equal(seen[0], expected)
     assert max(map(len, seen)) == 50
@@ -98,7 +98,7 @@ def test_a_fit_sees_the_drawn_training_images_alone(monkeypatch):
 def test_balanced_accuracy_is_the_mean_recall_and_the_accuracy_the_share_that_is_right():
     features, labels, split = clusters()
     split[60:90:3] = "unused"  # fewer test images of class 0
-    found = curve(features, labels, 3, split, seeds=[0], **SETTINGS)
+    found = curve(features, labels, 3, split, seeds=[0], settings=SETTINGS)
     mine = found[(found["classifier"] == "knn") & (found["labels"] == 60)].iloc[0]
     test = split == "test"
     guess = label_efficiency.knn(features[:60], labels[:60], features[test], 10, 0.07)
@@ -110,7 +110,7 @@ def test_balanced_accuracy_is_the_mean_recall_and_the_accuracy_the_share_that_is
 def test_the_svc_ends_where_its_kernel_would_be_too_large_and_then_needs_no_number(monkeypatch):
     monkeypatch.setattr(label_efficiency, "SVC_IMAGES", 40)
     features, labels, split = clusters()
-    found = curve(features, labels, 3, split, seeds=[0, 1], **SETTINGS)
+    found = curve(features, labels, 3, split, seeds=[0, 1], settings=SETTINGS)
     assert found[found["classifier"] == "svc"]["labels"].max() <= 40
     needed = labels_needed(found)
     assert needed["svc"] is None

@@ -8,7 +8,7 @@ from sklearn.svm import SVC
 
 from simtrail.errors import InputError, TrainingError
 from simtrail.evaluation import probe
-from simtrail.evaluation.probe import PENALTIES, Views, class_weight, linear_probe, logistic, svc, svc_probe
+from simtrail.evaluation.probe import C_VALUES, Views, class_weight, fit_logistic, linear_probe, svc, svc_probe
 
 RNG = np.random.default_rng(0)
 
@@ -29,35 +29,35 @@ def test_logistic_regression_has_the_coefficients_of_scikit_learn(weighted):
     features, labels = overlapping(400)
     scaler = StandardScaler().fit(features.astype(np.float64))
     weight = RNG.uniform(0.1, 3, 400) if weighted else None
-    for c, fit in zip(PENALTIES, logistic(features, labels, 4, PENALTIES, weight=weight), strict=True):
+    for c, fit in zip(C_VALUES, fit_logistic(features, labels, 4, C_VALUES, weight=weight), strict=True):
         oracle = LogisticRegression(C=c, tol=1e-10, max_iter=100_000)
         oracle.fit(scaler.transform(features.astype(np.float64)), labels, sample_weight=weight)
         np.testing.assert_allclose(fit.weights * scaler.scale_[:, None], oracle.coef_.T, atol=1e-3)
-        ours, theirs = fit.shares(features), oracle.predict_proba(scaler.transform(features))
+        ours, theirs = fit.probabilities(features), oracle.predict_proba(scaler.transform(features))
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 def test_chunks_made_anew_give_what_kept_ones_give(monkeypatch):
     features, labels = overlapping(100)
-    kept = next(logistic(features, labels, 4, (0.1,)))
+    kept = next(fit_logistic(features, labels, 4, (0.1,)))
     monkeypatch.setattr(probe, "KEPT", 0)
     monkeypatch.setattr(probe, "CHUNK", 12 * 7)  # 7 images at a time, of 100
-    np.testing.assert_allclose(next(logistic(features, labels, 4, (0.1,))).weights, kept.weights, atol=2e-3)
+    np.testing.assert_allclose(next(fit_logistic(features, labels, 4, (0.1,))).weights, kept.weights, atol=2e-3)
 
 
 def test_a_constant_feature_and_a_class_without_image_change_nothing():
     features, labels = overlapping(100)
-    plain = next(logistic(features, labels, 4, (1.0,))).shares(features)
+    plain = next(fit_logistic(features, labels, 4, (1.0,))).probabilities(features)
     wider = np.concatenate([features, np.full((100, 1), 1e3, np.float32)], 1)
-    np.testing.assert_allclose(next(logistic(wider, labels, 4, (1.0,))).shares(wider), plain, atol=1e-3)
-    more = next(logistic(features, labels, 6, (1.0,))).shares(features)
+    np.testing.assert_allclose(next(fit_logistic(wider, labels, 4, (1.0,))).probabilities(wider), plain, atol=1e-3)
+    more = next(fit_logistic(features, labels, 6, (1.0,))).probabilities(features)
     assert more[:, 4:].max() < 0.01  # the free bias says how rare they are
 
 
 def test_a_probe_that_does_not_converge_is_no_result(monkeypatch):
     monkeypatch.setattr(probe, "LIMITS", {"maxiter": 1})
     with pytest.raises(TrainingError, match="not converged after 1 iterations"):
-        next(logistic(*overlapping(100), 4, (10.0,)))
+        next(fit_logistic(*overlapping(100), 4, (10.0,)))
 
 
 def test_the_penalty_is_chosen_on_validation_alone_and_the_test_split_is_never_seen():
@@ -66,18 +66,18 @@ def test_the_penalty_is_chosen_on_validation_alone_and_the_test_split_is_never_s
     chosen = linear_probe(features, labels, split, 4)
     spoiled_labels, spoiled = np.where(split == "test", 0, labels), features.copy()
     spoiled[split == "test"] += 100
-    assert linear_probe(features, spoiled_labels, split, 4).penalty == chosen.penalty
-    np.testing.assert_array_equal(linear_probe(features, spoiled_labels, split, 4).shares, chosen.shares)
-    assert linear_probe(spoiled, labels, split, 4).penalty == chosen.penalty
+    assert linear_probe(features, spoiled_labels, split, 4).c == chosen.c
+    np.testing.assert_array_equal(linear_probe(features, spoiled_labels, split, 4).probabilities, chosen.probabilities)
+    assert linear_probe(spoiled, labels, split, 4).c == chosen.c
     train, val = split == "train", split == "val"
     accuracy = [
-        (fit.shares(features[val]).argmax(1) == labels[val]).mean()
-        for fit in logistic(features[train], labels[train], 4, PENALTIES, tolerance=probe.COARSE)
+        (fit.probabilities(features[val]).argmax(1) == labels[val]).mean()
+        for fit in fit_logistic(features[train], labels[train], 4, C_VALUES, tolerance=probe.COARSE)
     ]
-    assert chosen.penalty == PENALTIES[int(np.argmax(accuracy))]
+    assert chosen.c == C_VALUES[int(np.argmax(accuracy))]
     known = train | val
-    again = next(logistic(features[known], labels[known], 4, (chosen.penalty,))).shares(features[~known])
-    np.testing.assert_allclose(chosen.shares, again, atol=1e-6)
+    again = next(fit_logistic(features[known], labels[known], 4, (chosen.c,))).probabilities(features[~known])
+    np.testing.assert_allclose(chosen.probabilities, again, atol=1e-6)
 
 
 def test_balanced_weights_listen_to_a_rare_class():
@@ -86,7 +86,7 @@ def test_balanced_weights_listen_to_a_rare_class():
     features, labels, split = features[rare], labels[rare], parts(rare.sum())
     truth = labels[split == "test"]
     recall = {
-        balanced: (linear_probe(features, labels, split, 2, balanced=balanced).shares.argmax(1) == truth)[
+        balanced: (linear_probe(features, labels, split, 2, balanced=balanced).probabilities.argmax(1) == truth)[
             truth == 1
         ].mean()
         for balanced in (False, True)
@@ -101,10 +101,10 @@ def test_views_are_learnt_from_and_views_of_test_images_are_not():
     features, labels = overlapping(200)
     split = parts(200)
     views = Views(features + RNG.normal(size=features.shape).astype(np.float32), np.arange(200))
-    shares = linear_probe(features, labels, split, 4, views=views).shares
-    assert not np.array_equal(shares, linear_probe(features, labels, split, 4).shares)
+    shares = linear_probe(features, labels, split, 4, views=views).probabilities
+    assert not np.array_equal(shares, linear_probe(features, labels, split, 4).probabilities)
     views.features[split == "test"] = 1e6
-    np.testing.assert_array_equal(linear_probe(features, labels, split, 4, views=views).shares, shares)
+    np.testing.assert_array_equal(linear_probe(features, labels, split, 4, views=views).probabilities, shares)
 
 
 def test_the_svc_equals_scikit_learn_and_takes_no_more_images_than_it_can(monkeypatch):
@@ -116,7 +116,7 @@ def test_the_svc_equals_scikit_learn_and_takes_no_more_images_than_it_can(monkey
     features, labels = np.concatenate([bank, queries]), np.concatenate([labels, overlapping(60, seed=1)[1]])
     split = np.array(["train"] * 100 + ["val"] * 50 + ["test"] * 60)
     whole, penalty = svc_probe(features, labels, split)
-    assert penalty in probe.SVC_PENALTIES
+    assert penalty in probe.SVC_C_VALUES
     monkeypatch.setattr(probe, "SVC_IMAGES", 40)
     fewer, _ = svc_probe(features, labels, split)
     assert len(fewer) == 60

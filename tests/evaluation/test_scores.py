@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from simtrail.evaluation.scores import with_intervals
+from simtrail.evaluation.scores import scores_with_intervals
 
 RNG = np.random.default_rng(0)
 
@@ -18,7 +18,7 @@ def some(n: int = 300, classes: int = 8) -> tuple[np.ndarray, np.ndarray]:
 def test_scores_equal_scikit_learn():
     truth, shares = some()
     predicted = shares.argmax(1)
-    ours, per_class = with_intervals(truth, predicted, np.arange(300), 8, 100, 0, shares)
+    ours, per_class = scores_with_intervals(truth, predicted, np.arange(300), 8, 100, 0, shares)
     each = sk.precision_recall_fscore_support(truth, predicted, zero_division=0)
     precision, recall, f1 = (scores.mean() for scores in each[:3])
     expected = {
@@ -42,16 +42,16 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy():
         if inside.any():
             right = (shares.argmax(1) == truth)[inside].mean()
             oracle += inside.mean() * abs(right - shares.max(1)[inside].mean())
-    scores, _ = with_intervals(truth, shares.argmax(1), np.arange(300), 8, 100, 0, shares)
+    scores, _ = scores_with_intervals(truth, shares.argmax(1), np.arange(300), 8, 100, 0, shares)
     assert scores["calibration_error"] == pytest.approx(oracle, abs=1e-6)
     sure = np.eye(8)[truth]
-    assert with_intervals(truth, truth, np.arange(300), 8, 100, 0, sure)[0]["calibration_error"] == 0
+    assert scores_with_intervals(truth, truth, np.arange(300), 8, 100, 0, sure)[0]["calibration_error"] == 0
 
 
 def test_the_interval_is_that_of_a_plain_bootstrap_over_groups():
     truth, shares = some(60, 3)
     predicted, group = shares.argmax(1), RNG.integers(0, 15, 60)
-    scores, per_class = with_intervals(truth, predicted, group, 3, 200, 7)
+    scores, per_class = scores_with_intervals(truth, predicted, group, 3, 200, 7)
     rng, draws, of_class = np.random.default_rng(7), [], []
     names = np.unique(group)
     for _ in range(200):
@@ -66,8 +66,8 @@ def test_the_interval_is_that_of_a_plain_bootstrap_over_groups():
 def test_the_interval_counts_groups_not_images():
     truth = np.zeros(400, int)
     predicted = np.repeat(RNG.random(20) < 0.3, 20).astype(int)  # 20 specimens, each all right or all wrong
-    of_images = with_intervals(truth, predicted, np.arange(400), 2, 1000, 0)[0]
-    of_groups = with_intervals(truth, predicted, np.repeat(np.arange(20), 20), 2, 1000, 0)[0]
+    of_images = scores_with_intervals(truth, predicted, np.arange(400), 2, 1000, 0)[0]
+    of_groups = scores_with_intervals(truth, predicted, np.repeat(np.arange(20), 20), 2, 1000, 0)[0]
     width = lambda s: s["accuracy_high"] - s["accuracy_low"]  # noqa: E731
     p = of_groups["accuracy"]
     assert width(of_images) == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 400), rel=0.15)
@@ -77,7 +77,7 @@ def test_the_interval_counts_groups_not_images():
 
 def test_classes_without_a_true_image_are_left_out():
     truth, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
-    scores, per_class = with_intervals(truth, predicted, np.arange(4), 4, 100, 0)
+    scores, per_class = scores_with_intervals(truth, predicted, np.arange(4), 4, 100, 0)
     assert scores["balanced_accuracy"] == pytest.approx(0.75)
     assert per_class["f1"].isna().tolist() == [False, False, True, True]
     assert per_class["images"].tolist() == [2, 2, 0, 0]

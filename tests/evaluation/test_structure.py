@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,17 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
 
 from simtrail.evaluation import structure
-from simtrail.evaluation.structure import clusters, components, components_for, dimensions, duplicates, retrieval
+from simtrail.evaluation.structure import (
+    clusters,
+    components_needed,
+    dimensions,
+    duplicates,
+    explained_variance,
+    map_coordinates,
+    retrieval,
+    retrieval_between,
+    sample,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -132,17 +144,17 @@ def test_components_equal_scikit_learn(held, monkeypatch):
     monkeypatch.setattr(structure, "HELD", held)
     features = (RNG.normal(size=(100, 6)) * [9, 5, 3, 1, 1, 0.1] + 1000).astype(np.float32)
     expected = PCA().fit(features.astype(np.float64)).explained_variance_ratio_.cumsum()
-    np.testing.assert_allclose(components(features), expected, rtol=1e-9)
+    np.testing.assert_allclose(explained_variance(features), expected, rtol=1e-9)
 
 
 def test_components_of_two_images_and_of_constant_features():
-    assert components(np.array([[1.0, 2, 3], [3, 2, 1]])).tolist() == pytest.approx([1, 1, 1])
-    assert components(np.full((9, 3), 0.1)).tolist() == [1, 1, 1]
+    assert explained_variance(np.array([[1.0, 2, 3], [3, 2, 1]])).tolist() == pytest.approx([1, 1, 1])
+    assert explained_variance(np.full((9, 3), 0.1)).tolist() == [1, 1, 1]
 
 
 def test_components_for_a_share_is_the_fewest_that_reach_it():
     cumulative = np.array([0.5, 0.9, 0.97, 1.0])
-    assert [components_for(cumulative, share) for share in (0.3, 0.5, 0.51, 0.9, 0.95, 1)] == [1, 1, 2, 2, 3, 4]
+    assert [components_needed(cumulative, share) for share in (0.3, 0.5, 0.51, 0.9, 0.95, 1)] == [1, 1, 2, 2, 3, 4]
 
 
 def measured() -> tuple[np.ndarray, pd.DataFrame]:
@@ -210,3 +222,64 @@ def test_a_perfect_relation_and_a_constant_dimension_have_finite_numbers():
     two = dimensions(np.array([[1.0, 5], [2, 5]]), pd.DataFrame({"n": [3, 4]}))
     assert two["r2"].tolist() == pytest.approx([1, 0])
     assert np.isfinite(table[["r2", "p", "q"]].to_numpy()).all()
+
+
+@pytest.mark.parametrize("images", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 16, 40))])  # UMAP
+def test_map_coordinates_are_seeded_and_there_for_any_number_of_images(images):
+    features = RNG.normal(size=(images, 8))
+    rows, points = map_coordinates(features, 0)
+    assert rows.tolist() == list(range(images))
+    assert points.shape == (images, 2)
+    assert np.isfinite(points).all()
+    assert np.array_equal(map_coordinates(features, 0)[1], points)
+
+
+def test_of_too_many_images_a_seeded_sample_is_laid_out():
+    rows = sample(100, 10, 3)
+    assert len(set(rows)) == 10
+    assert np.array_equal(rows, np.sort(rows))
+    assert np.array_equal(rows, sample(100, 10, 3))
+    assert not np.array_equal(rows, sample(100, 10, 4))
+
+
+def test_identical_embeddings_find_each_other():
+    z = RNG.normal(size=(300, 16))
+    found = retrieval_between(z, 3 * z)
+    assert {found[f"{way}_at_{k}"] for way in ("recall", "recall_back") for k in (1, 5, 10)} == {1}
+    assert [found[f"chance_at_{k}"] for k in (1, 5, 10)] == pytest.approx([1 / 300, 5 / 300, 10 / 300])
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_random_and_collapsed_embeddings_are_at_chance(collapsed, monkeypatch):
+    monkeypatch.setattr(structure, "QUERIES", 1500)
+    z, other = RNG.normal(size=(2, 2000, 8))
+    found = retrieval_between(z * 0 + 1 if collapsed else z, other * 0 + 1 if collapsed else other, ks=(1, 100))
+    assert found["chance_at_100"] == pytest.approx(0.05)
+    for way in ("recall", "recall_back"):
+        assert found[f"{way}_at_100"] == pytest.approx(0.05, abs=0.02)
+        assert found[f"{way}_at_1"] < 0.01
+
+
+def test_recall_is_that_of_an_obvious_loop_both_ways_and_among_classes(monkeypatch):
+    monkeypatch.setattr(structure, "HELD", 100)
+    first = RNG.normal(size=(40, 6))
+    second = first + RNG.normal(size=(40, 6))
+    specimens = RNG.integers(0, 12, 40) * 3
+    for kind in (None, specimens):
+        same = np.arange(40) if kind is None else kind
+        found = retrieval_between(first, second, kind, ks=(1, 4))
+        for name, asked, bank in (("recall", first, second), ("recall_back", second, first)):
+            hits = []
+            for i in range(40):
+                cosines = [a @ asked[i] / np.linalg.norm(a) for a in bank]
+                hits.append([same[j] == same[i] for j in np.argsort(cosines)[::-1][:4]])
+            assert found[f"{name}_at_1"] == pytest.approx(np.mean([h[0] for h in hits]))
+            assert found[f"{name}_at_4"] == pytest.approx(np.mean([any(h) for h in hits]))
+        miss = [comb(40 - m, 4) / comb(40, 4) for m in [(same == s).sum() for s in same]]
+        assert found["chance_at_4"] == pytest.approx(1 - np.mean(miss))
+
+
+def test_fewer_images_than_asked_for_are_all_found():
+    z, other = RNG.normal(size=(2, 4, 3))
+    found = retrieval_between(z, other, ks=(10,))
+    assert found == {"chance_at_10": 1, "recall_at_10": 1, "recall_back_at_10": 1}

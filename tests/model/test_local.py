@@ -167,7 +167,7 @@ def test_positives_of_drawn_views_show_what_the_patch_shows():
     centres = (torch.arange(48) * 2 + 1) / 48 - 1
     ramps = torch.stack(torch.meshgrid(centres, centres, indexing="xy")).repeat(40, 1, 1, 1)
     ground = Background([5.0], 255)
-    places = geometry.look(ramps, params, ground, Draws((0,), 20))
+    places = geometry.sampling_grid(ramps, params, ground, Draws((0,), 20))
     shown = nn.functional.avg_pool2d(geometry.resample(ramps, places, ground), 12).flatten(2).mT
     lie = where(places, 4)
     found = positives(lie)

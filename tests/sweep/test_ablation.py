@@ -8,10 +8,11 @@ import pytest
 import yaml
 from conftest import ROOT, changed, with_changes
 
-from simtrail import stages
 from simtrail.data import manifest, pack
 from simtrail.data.demo import generate
 from simtrail.errors import InputError, TrainingError
+from simtrail.pipeline import stages
+from simtrail.pipeline import workspace as ws
 from simtrail.sweep.ablation import Preset, ablate, grid, load_preset
 from simtrail.training import loop
 from simtrail.training.state import Checkpoints
@@ -184,7 +185,7 @@ def test_a_killed_ablation_goes_on_within_the_cell(project, monkeypatch):
 
     def load(self):
         state = loaded(self)
-        begun_at.append(state["at"]["step"] if state else 0)
+        begun_at.append(state["state"]["step"] if state else 0)
         return state
 
     monkeypatch.setattr(Checkpoints, "save", save_then_die)
@@ -196,14 +197,14 @@ def test_a_killed_ablation_goes_on_within_the_cell(project, monkeypatch):
 
 
 def test_a_failed_run_is_shown_and_the_others_go_on(project, monkeypatch, capsys):
-    fitted = loop.fit
+    fit = loop.fit
 
     def fails_at_low_temperature(*args, **options):
-        if args[4].temperature == 0.1:
+        if args[2].temperature == 0.1:
             raise TrainingError("the loss is nan")
-        return fitted(*args, **options)
+        return fit(*args, **options)
 
-    monkeypatch.setattr(loop, "fit", fails_at_low_temperature)
+    monkeypatch.setattr("simtrail.pipeline.training_run.fit", fails_at_low_temperature)
     with pytest.raises(TrainingError, match="2 of 4 runs failed"):
         ablate("tiny", ["pretrain.max_steps=1"], 1)
     printed = capsys.readouterr().out
@@ -213,7 +214,7 @@ def test_a_failed_run_is_shown_and_the_others_go_on(project, monkeypatch, capsys
 
 
 def test_without_labels_cells_are_compared_by_effective_rank(project, monkeypatch):
-    labels = pd.read_parquet(stages.SPLIT)
+    labels = pd.read_parquet(ws.SPLIT)
     monkeypatch.setattr(pd, "read_parquet", lambda path: labels.assign(label=None))
     ablate("tiny", ["pretrain.seeds=[7]"], 1)
     table = pd.read_csv(OUT / "table.csv")

@@ -9,7 +9,7 @@ from conftest import ROOT, with_changes
 
 from simtrail.errors import InputError
 from simtrail.params import load_params
-from simtrail.sweep.space import Space, load_space, present, pretrain_of, suggest
+from simtrail.sweep.space import Space, load_space, present, suggest, trial_settings
 
 GOOD = {
     "study": "s",
@@ -97,7 +97,7 @@ def test_trials_have_the_values_suggested_and_conditions_hold(write):
     seen = []
     for _ in range(30):
         values = suggest(study.ask(), space)
-        pretrain = pretrain_of(params, space, values)
+        pretrain = trial_settings(params, space, values)
         assert pretrain.temperature == values["pretrain.temperature"]
         assert pretrain.batch_size in (16, 32, 64, 128)
         assert ("pretrain.clip" in values) == (pretrain.optimiser == "sgd")

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from simtrail.errors import InputError
 from simtrail.sweep.space import Space, load_space
-from simtrail.sweep.study import counts, open_study, reap, surplus, this_process
+from simtrail.sweep.study import count_trials, is_surplus, open_study, requeue_dead, this_process
 
 SPACE = {
     "study": "s",
@@ -62,9 +62,9 @@ def test_the_trial_of_a_dead_process_is_queued_again_once_with_its_values(monkey
 
     monkeypatch.setattr(study, "tell", tell)
     with pytest.raises(KeyboardInterrupt):
-        reap(study)
-    assert reap(study) == 1
-    assert reap(study) == 0
+        requeue_dead(study)
+    assert requeue_dead(study) == 1
+    assert requeue_dead(study) == 0
     states = [t.state for t in study.get_trials()]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
     again = study.ask()
@@ -76,9 +76,9 @@ def test_the_trial_of_a_dead_process_is_queued_again_once_with_its_values(monkey
 def test_a_trial_killed_twice_is_still_the_first_one():
     study = open_study("s", space(), "base", create=True)
     begin(study, dead_process())
-    reap(study)
+    requeue_dead(study)
     begin(study, dead_process())
-    reap(study)
+    requeue_dead(study)
     assert study.ask().user_attrs["first"] == 0
 
 
@@ -88,9 +88,9 @@ def test_what_counts_and_what_is_one_too_many():
     study.tell(trials[0], 0.5)
     study.tell(trials[1], state=TrialState.PRUNED)
     study.tell(trials[2], state=TrialState.FAIL)
-    assert counts(study) == (2, 1)
-    assert not surplus(study, trials[3].number, wanted=3)
-    assert surplus(study, trials[3].number, wanted=2)
+    assert count_trials(study) == (2, 1)
+    assert not is_surplus(study, trials[3].number, wanted=3)
+    assert is_surplus(study, trials[3].number, wanted=2)
 
 
 def test_a_study_goes_on_with_other_suggestions_than_it_began_with():
@@ -131,6 +131,6 @@ def test_a_postgresql_server_that_is_away_for_a_while_loses_nothing(tmp_path, mo
         assert time.monotonic() - begun > 1
         back.join()
         study.tell(trial, 0.4)
-        assert counts(open_study("s", space(), "base")) == (1, 0)
+        assert count_trials(open_study("s", space(), "base")) == (1, 0)
     finally:
         server.cleanup()

@@ -16,14 +16,15 @@ from conftest import ROOT, changed
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from simtrail import load_encoder, stages
+from simtrail import load_encoder
 from simtrail.cli import app
 from simtrail.data.demo import generate
 from simtrail.errors import InputError
 from simtrail.params import load_params
+from simtrail.pipeline import stages
 from simtrail.sweep.space import load_space
 from simtrail.sweep.study import ENDED, open_study
-from simtrail.sweep.worker import base_of
+from simtrail.sweep.worker import study_base
 
 pytestmark = pytest.mark.slow  # real workers, each of which imports torch and MLflow
 SPACE = {
@@ -78,7 +79,7 @@ def command(*words: str) -> subprocess.Popen:
 def the_study() -> optuna.Study:
     params = load_params()
     space = load_space("tiny", params)
-    return open_study("tiny", space, base_of(params, space))
+    return open_study("tiny", space, study_base(params, space))
 
 
 def runs():

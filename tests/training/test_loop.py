@@ -10,6 +10,7 @@ import torch
 from conftest import photographs, with_changes
 
 from simtrail.data.dataset import Dataset
+from simtrail.data.loader import TrainingData
 from simtrail.data.manifest import scan
 from simtrail.data.pack import pack, statistics
 from simtrail.data.recipe import make_recipe
@@ -50,7 +51,7 @@ def fit(prepared, changes=None, train=TRAIN, labels=True, **kwargs):
     images, recipe, classes, facts = prepared
     p = with_changes({**TINY, **(changes or {})}).pretrain
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **facts)
-    return loop.fit(images, train, VAL, config, p, labels=classes if labels else None, **kwargs)
+    return loop.fit(TrainingData(images, train, VAL, classes if labels else None), config, p, **kwargs)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -91,7 +92,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(prepared):
 def test_an_interrupted_run_ends_with_the_weights_and_rows_of_an_undisturbed_one(
     prepared, tmp_path, monkeypatch, changes
 ):
-    """Interrupted in every step, each time before its checkpoint: in the middle of epochs, at their ends, in looks."""
+    """Interrupted in every step, each time before its checkpoint: within epochs, at their end, in validation."""
     undisturbed = fit(prepared, changes)
     changes = {**changes, "pretrain.checkpoint.every_steps": 1}
     checkpoints, steps = Checkpoints(tmp_path, "key"), 0
@@ -173,48 +174,50 @@ def test_only_the_training_rows_are_trained_on_and_only_validation_is_looked_at(
     fit(prepared, {"pretrain.monitor.metric": "last", "pretrain.monitor.every": 100}, train=TRAIN[:16], labels=False)
     read = np.concatenate(read)
     assert set(read) == set(range(16)) | set(VAL)
-    assert sum(np.isin(read, VAL)) == 2 * len(VAL)  # one look at the end: as they are, and as views
+    assert sum(np.isin(read, VAL)) == 2 * len(VAL)  # one validation at the end: without augmentation, and as views
 
 
-def test_the_weights_kept_are_those_of_the_best_look(prepared, monkeypatch):
+def test_the_weights_kept_are_those_of_the_best_validation(prepared, monkeypatch):
     values = iter([0.2, 0.9, 0.9, 0.5])
     kept = []
 
-    def look(self, encoder):
+    def validate(self, encoder):
         kept.append({k: v.clone() for k, v in encoder.state_dict().items()})
         return {"val_probe": next(values), "val_feature_std": 1.0}
 
-    monkeypatch.setattr(loop.Monitor, "look", look)
+    monkeypatch.setattr(loop.Monitor, "validate", validate)
     encoder, history, epoch = fit(prepared, {"pretrain.epochs": 4})
     assert epoch == 2  # the first of equals
     assert all(torch.equal(v, kept[1][k]) for k, v in encoder.state_dict().items())
     assert [row["val_probe"] for row in history] == [0.2, 0.9, 0.9, 0.5]
 
 
-def test_further_measures_join_the_rows_of_looks_and_change_nothing(prepared):
+def test_further_measures_join_the_rows_of_validations_and_change_nothing(prepared):
     plain = fit(prepared, {"pretrain.monitor.every": 2})
-    looked = fit(prepared, {"pretrain.monitor.every": 2}, on_look=lambda encoder: {"width": encoder.eval().width})
-    assert same(plain.encoder, looked.encoder)
-    assert ["width" in row for row in looked.history] == [False, True, True]
+    validated = fit(
+        prepared, {"pretrain.monitor.every": 2}, on_validation=lambda encoder: {"width": encoder.eval().width}
+    )
+    assert same(plain.encoder, validated.encoder)
+    assert ["width" in row for row in validated.history] == [False, True, True]
 
 
 def test_it_stops_early_when_the_metric_rises_no_more_also_after_an_interruption(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Monitor, "look", lambda self, encoder: {"val_probe": 0.5, "val_feature_std": 1.0})
+    monkeypatch.setattr(loop.Monitor, "validate", lambda self, encoder: {"val_probe": 0.5, "val_feature_std": 1.0})
     changes = {"pretrain.epochs": 9, "pretrain.monitor.patience": 2, "pretrain.checkpoint.every_steps": 1}
-    checkpoints, said = Checkpoints(tmp_path, "key"), []
+    checkpoints, lines = Checkpoints(tmp_path, "key"), []
     for _ in range(2):
-        trained = fit(prepared, changes, checkpoints=checkpoints, say=said.append)
+        trained = fit(prepared, changes, checkpoints=checkpoints, log=lines.append)
         assert (len(trained.history), trained.epoch) == (3, 1)
-    assert said.count("stopped after epoch 3: val_probe did not rise in 2 looks") == 2
-    assert "; trains for 27 steps" in said[0]
-    assert any("; goes on from step 9 of 27 steps" in line for line in said)
+    assert lines.count("stopped after epoch 3: val_probe did not rise in 2 validations") == 2
+    assert "; trains for 27 steps" in lines[0]
+    assert any("; resumes at step 9 of 27 steps" in line for line in lines)
 
 
-def test_a_collapse_is_said(prepared, monkeypatch):
-    monkeypatch.setattr(loop.Monitor, "look", lambda self, encoder: {"val_probe": 0.5, "val_feature_std": 1e-4})
-    said = []
-    fit(prepared, {"pretrain.epochs": 1}, say=said.append)
-    assert "epoch 1: the features collapse: standard deviation 0.0001" in said
+def test_a_collapse_is_logged(prepared, monkeypatch):
+    monkeypatch.setattr(loop.Monitor, "validate", lambda self, encoder: {"val_probe": 0.5, "val_feature_std": 1e-4})
+    lines = []
+    fit(prepared, {"pretrain.epochs": 1}, log=lines.append)
+    assert "epoch 1: the features collapse: standard deviation 0.0001" in lines
 
 
 def test_modalities_have_their_columns_and_an_interrupted_run_the_same(prepared, tmp_path, monkeypatch):
@@ -249,7 +252,7 @@ def test_modalities_have_their_columns_and_an_interrupted_run_the_same(prepared,
 
 
 @pytest.mark.parametrize("fused", [1.0, 0.0])
-def test_the_local_term_is_in_the_history_and_the_looks_do_without_it(prepared, fused):
+def test_the_local_term_is_in_the_history_and_validation_does_without_it(prepared, fused):
     changes = {"pretrain.terms": {"fused": fused, "intra": 0.0, "cross": 0.0, "local": 1.0}, "pretrain.epochs": 2}
     small = {"pretrain.encoder.model": "test_resnet", "pretrain.encoder.stem": "small", **changes}
     encoder, history, _ = fit(prepared, small)

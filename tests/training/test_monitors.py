@@ -10,11 +10,12 @@ from conftest import with_changes
 from torch import nn
 
 from simtrail.augment.views import TwoViews
+from simtrail.data.loader import TrainingData
 from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.training import monitors
-from simtrail.training.monitors import Monitor, collapsed, concerns
+from simtrail.training.monitors import Monitor, collapsed, problems
 
 RECIPE = Recipe(
     size=8, fit="pad", background=0, composite=True, file_dtype="uint8", file_bands=2, mask_band=None,
@@ -88,9 +89,9 @@ def mistaken(batch, *seed):
 def test_every_measure_has_its_closed_form(images):
     labels = CLASSES.copy()
     labels[8] = 1  # one of four validation labels is wrong
-    look = Monitor(images, TRAIN, VAL, labels, swapped, 0).look(Pixel())
-    look.pop("val_contrastive_top1")  # equal vectors: any may be the nearest
-    assert look == pytest.approx(
+    measures = Monitor(TrainingData(images, TRAIN, VAL, labels), swapped, 0).validate(Pixel())
+    measures.pop("val_contrastive_top1")  # equal vectors: any may be the nearest
+    assert measures == pytest.approx(
         {
             "val_alignment": 2,  # the views are orthogonal
             "val_uniformity": log((2 + 4 * exp(-4)) / 6),  # of 6 pairs 2 are equal, 4 orthogonal
@@ -106,85 +107,85 @@ def test_top1_finds_partners_over_several_batches(packed, monkeypatch):
     monkeypatch.setattr(monitors, "BATCH", 2)
     angles = np.linspace(0, 1.5, 16)
     distinct = packed(200 * np.stack([np.cos(angles), np.sin(angles)], 1))
-    look = Monitor(distinct, TRAIN, VAL, None, twice, 0).look(Pixel())
-    assert look["val_contrastive_top1"] == 1
-    assert look["val_alignment"] == pytest.approx(0)
-    look = Monitor(distinct, TRAIN, VAL, None, mistaken, 0).look(Pixel())
-    assert look["val_contrastive_top1"] == 0
+    measures = Monitor(TrainingData(distinct, TRAIN, VAL, None), twice, 0).validate(Pixel())
+    assert measures["val_contrastive_top1"] == 1
+    assert measures["val_alignment"] == pytest.approx(0)
+    measures = Monitor(TrainingData(distinct, TRAIN, VAL, None), mistaken, 0).validate(Pixel())
+    assert measures["val_contrastive_top1"] == 0
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_encoder_keeps_its_mode_even_when_a_look_fails(images, training):
+def test_the_encoder_keeps_its_mode_even_when_a_validation_fails(images, training):
     encoder = Pixel().train(training)
-    Monitor(images, TRAIN, VAL, None, twice, 0).look(encoder)
+    Monitor(TrainingData(images, TRAIN, VAL, None), twice, 0).validate(encoder)
     assert encoder.training is training
     encoder.project = None
     with pytest.raises(TypeError):
-        Monitor(images, TRAIN, VAL, None, twice, 0).look(encoder)
+        Monitor(TrainingData(images, TRAIN, VAL, None), twice, 0).validate(encoder)
     assert encoder.training is training
 
 
 def test_only_validation_images_and_labelled_training_images_are_read(images):
     labels = CLASSES.copy()
     labels[[0, 3, 9]] = -1
-    look = Monitor(images, TRAIN, VAL, labels, twice, 0).look(Pixel())
+    measures = Monitor(TrainingData(images, TRAIN, VAL, labels), twice, 0).validate(Pixel())
     assert images.read == {1, 2, 4, 5, 6, 7, 8, 9, 10, 11}
-    assert look["val_knn"] == look["val_probe"] == 1  # of three queries: the unlabelled one would count as wrong
+    assert measures["val_knn"] == measures["val_probe"] == 1  # the unlabelled query does not count
 
 
-def test_at_most_so_many_images_are_looked_at_and_always_the_same(images, monkeypatch):
+def test_at_most_so_many_images_are_measured_and_always_the_same(images, monkeypatch):
     monkeypatch.setattr(monitors, "BANK", 6)
-    monkeypatch.setattr(monitors, "LOOKED_AT", 3)
-    a, b, other = (Monitor(images, TRAIN, VAL, CLASSES, twice, seed) for seed in (0, 0, 3))
-    assert a.look(Pixel()) == b.look(Pixel())
+    monkeypatch.setattr(monitors, "VALIDATION", 3)
+    a, b, other = (Monitor(TrainingData(images, TRAIN, VAL, CLASSES), twice, seed) for seed in (0, 0, 3))
+    assert a.validate(Pixel()) == b.validate(Pixel())
     assert len(images.read) == 9
     assert set(a.bank) | set(a.val) == images.read == set(b.bank) | set(b.val)
     assert set(other.bank) | set(other.val) != images.read
 
 
 def test_few_labels_are_all_used_however_many_images_have_none(packed, monkeypatch):
-    monkeypatch.setattr(monitors, "LOOKED_AT", 4)
+    monkeypatch.setattr(monitors, "VALIDATION", 4)
     classes = np.arange(100) % 2
     labels = classes.copy()
     labels[40:97] = -1
-    monitor = Monitor(packed(np.eye(2)[classes] * 255), TRAIN, np.arange(40, 100), labels, twice, 0)
+    monitor = Monitor(TrainingData(packed(np.eye(2)[classes] * 255), TRAIN, np.arange(40, 100), labels), twice, 0)
     assert sorted(monitor.queries) == [97, 98, 99]
     assert len(monitor.val) == 4
-    assert monitor.look(Pixel())["val_knn"] == 1
+    assert monitor.validate(Pixel())["val_knn"] == 1
 
 
-def test_the_views_are_the_same_at_every_look_and_no_other_draw_is_disturbed(images):
+def test_the_views_are_the_same_at_every_validation_and_no_other_draw_is_disturbed(images):
     augment = with_changes({"pretrain.augment.color.jitter.p": 1.0}).pretrain.augment
-    monitor = Monitor(images, TRAIN, VAL, None, TwoViews(augment, RECIPE), 0)
+    monitor = Monitor(TrainingData(images, TRAIN, VAL, None), TwoViews(augment, RECIPE), 0)
     before = torch.get_rng_state()
-    first = monitor.look(Pixel())
+    first = monitor.validate(Pixel())
     assert torch.equal(before, torch.get_rng_state())
     torch.rand(5)
-    assert monitor.look(Pixel()) == first
+    assert monitor.validate(Pixel()) == first
 
 
 def test_fewer_than_two_validation_images_give_no_measures(images):
-    monitor = Monitor(images, TRAIN, VAL[:1], CLASSES, twice, 0)
-    assert monitor.look(Pixel()) == {}
+    monitor = Monitor(TrainingData(images, TRAIN, VAL[:1], CLASSES), twice, 0)
+    assert monitor.validate(Pixel()) == {}
     assert monitor.choose("auto") is monitor.choose("last") is None
     with pytest.raises(InputError, match=r"pretrain\.monitor\.metric = 'effective_rank': needs two validation images"):
         monitor.choose("effective_rank")
 
 
 def test_the_metric_that_chooses_is_one_that_is_measured(images):
-    labelled = Monitor(images, TRAIN, VAL, CLASSES, twice, 0)
+    labelled = Monitor(TrainingData(images, TRAIN, VAL, CLASSES), twice, 0)
     assert labelled.choose("auto") == labelled.choose("probe") == "val_probe"
     assert labelled.choose("probe") == "val_probe"
     assert labelled.choose("effective_rank") == "val_effective_rank"
     assert labelled.choose("last") is None
-    assert {"val_knn", "val_probe", "val_effective_rank"} <= set(labelled.look(Pixel()))
+    assert {"val_knn", "val_probe", "val_effective_rank"} <= set(labelled.validate(Pixel()))
 
 
 @pytest.mark.parametrize("labels", [None, np.full(16, -1), np.zeros(16, int), np.where(np.arange(16) < 9, CLASSES, -1)])
 def test_without_two_classes_in_both_parts_nothing_needs_labels(images, labels):
-    monitor = Monitor(images, TRAIN, VAL, labels, twice, 0)
+    monitor = Monitor(TrainingData(images, TRAIN, VAL, labels), twice, 0)
     assert monitor.choose("auto") == "val_effective_rank"
-    assert not {"val_knn", "val_probe"} & set(monitor.look(Pixel()))
+    assert not {"val_knn", "val_probe"} & set(monitor.validate(Pixel()))
     for metric in ("knn", "probe"):
         with pytest.raises(InputError, match=rf"pretrain\.monitor\.metric = '{metric}': needs two labelled classes"):
             monitor.choose(metric)
@@ -199,13 +200,13 @@ def test_collapse_is_a_tenth_of_the_spread_of_isotropic_features():
 @pytest.mark.parametrize("weights", [[], [0.985, 0.015]])
 def test_each_modality_is_measured_and_the_one_that_says_nothing_is_named(images, weights):
     encoder = TwoBranches(weights)
-    look = Monitor(images, TRAIN, VAL, None, twice, 0).look(encoder)
-    assert look["val_feature_std_seen"] == pytest.approx(0.5)
-    assert look["val_feature_std_dull"] == 0
-    told = {name: value for name, value in look.items() if name.startswith("val_weight_")}
+    measures = Monitor(TrainingData(images, TRAIN, VAL, None), twice, 0).validate(encoder)
+    assert measures["val_feature_std_seen"] == pytest.approx(0.5)
+    assert measures["val_feature_std_dull"] == 0
+    told = {name: value for name, value in measures.items() if name.startswith("val_weight_")}
     assert told == pytest.approx(dict(zip(("val_weight_seen", "val_weight_dull"), weights, strict=False)))
-    assert concerns(look, encoder) == [
+    assert problems(measures, encoder) == [
         "the features of dull collapse: standard deviation 0",
-        *["attention leaves dull out: its mean weight is 0.015" for _ in weights[:1]],
+        *["attention ignores dull: its mean weight is 0.015" for _ in weights[:1]],
     ]
-    assert concerns({}, encoder) == []
+    assert problems({}, encoder) == []

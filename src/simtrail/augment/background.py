@@ -23,6 +23,6 @@ class Background:
             return views.masked_fill_(where, float(self.values))
         return torch.where(where, self.values.to(views.device), views, out=views)
 
-    def shown(self, views: torch.Tensor) -> torch.Tensor:
+    def mask(self, views: torch.Tensor) -> torch.Tensor:
         """Where all bands of the views (V, C, S, S) are background, (V, 1, S, S)."""
         return ((views - self.values.to(views.device)).abs() < self.near).all(1, keepdim=True)

@@ -17,12 +17,12 @@ TRIES = 10  # as in torchvision's RandomResizedCrop
 POINTS = 12  # of a crop's side that are looked up for what it holds
 
 
-def move(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
+def warp(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
     """The views (V, C, S, S), each resampled once, bilinearly; what lies outside the image is background."""
-    return resample(views, look(views, params, background, draws), background)
+    return resample(views, sampling_grid(views, params, background, draws), background)
 
 
-def look(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
+def sampling_grid(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
     """The place in the image that each pixel of a view shows, (V, 2, S, S): x and y, NaN where it lies outside.
 
     Coordinates run from −1 to 1 over the image. The image is rotated, warped, cropped, then mirrored; a point of the
@@ -86,7 +86,7 @@ def _holds(
 ) -> torch.Tensor:
     """(n, TRIES) whether a crop holds that share of the pixels that are not background, by a grid of points in it."""
     _, n, tries = crops.sides.shape
-    inside = (~background.shown(views)).float()
+    inside = (~background.mask(views)).float()
     centres = (torch.arange(POINTS) * 2 + 1) / POINTS - 1
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy")).reshape(2, 1, 1, -1)
     points = crops.places[..., None] + crops.sides[..., None] * grid  # (2, n, TRIES, P)

@@ -42,18 +42,18 @@ def perturb(
         if params.gamma.p:
             values = values**gamma
         values = torch.addcmul(noise, values, gain).clamp_(0, 1)
-        views[rows.to(views.device)] = torch.where(background.shown(pixels), pixels, values)
+        views[rows.to(views.device)] = torch.where(background.mask(pixels), pixels, values)
     return views
 
 
-def drop(views: torch.Tensor, params: Spectral, modalities: dict[str, list[int]], draws: Draws) -> torch.Tensor:
+def drop_bands(views: torch.Tensor, params: Spectral, modalities: dict[str, list[int]], draws: Draws) -> torch.Tensor:
     """The views (V, C, S, S), changed in place: NaN in bands that a view goes without, as encoders take them."""
     view, band = _dropped(params, _members(modalities, views.shape[1]), draws).nonzero().T.to(views.device)
     views[view, band] = torch.nan
     return views
 
 
-def ineffective(params: Spectral, wavelengths: list[float | None], modalities: dict[str, list[int]]) -> list[str]:
+def without_effect(params: Spectral, wavelengths: list[float | None], modalities: dict[str, list[int]]) -> list[str]:
     """One line for each setting that can't act on these bands."""
     strength, apart = params.strength, "needs two bands or more of known wavelength"
     settings = {

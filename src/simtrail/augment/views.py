@@ -8,7 +8,7 @@ from simtrail.augment import spectral
 from simtrail.augment.background import Background
 from simtrail.augment.color import recolour
 from simtrail.augment.draws import Draws
-from simtrail.augment.geometry import look, resample
+from simtrail.augment.geometry import resample, sampling_grid
 from simtrail.augment.texture import retexture
 from simtrail.data.recipe import Recipe
 from simtrail.params import Augment
@@ -29,9 +29,9 @@ class TwoViews:
         self.modalities = recipe.modalities or {"all": list(range(len(recipe.bands)))}
         self.background = Background(recipe.background, recipe.full_scale)
 
-    def ineffective(self) -> list[str]:
+    def without_effect(self) -> list[str]:
         """One line for each setting that can't act on these bands."""
-        lines = spectral.ineffective(self.params.spectral, self.wavelengths, self.modalities)
+        lines = spectral.without_effect(self.params.spectral, self.wavelengths, self.modalities)
         if self.params.geometry.crop.min_cover and not self.recipe.masked:
             lines.append("pretrain.augment.geometry.crop.min_cover: no effect: no mask is applied to the images")
         color, strength = self.params.color, self.params.color.strength
@@ -56,16 +56,16 @@ class TwoViews:
         """
         draws, background = Draws(seed, len(batch), start, total), self.background
         views = batch.repeat(2, 1, 1, 1)
-        places = look(views, self.params.geometry, background, draws)
+        places = sampling_grid(views, self.params.geometry, background, draws)
         views = resample(views, places, background)
-        ground = background.shown(views) if self.recipe.masked else None  # before values change
+        ground = background.mask(views) if self.recipe.masked else None  # before values change
         if self.coordinates:
-            places.masked_fill_(background.shown(views), torch.nan)
+            places.masked_fill_(background.mask(views), torch.nan)
         apart = Draws((*seed, SPECTRAL), len(batch), start, total)
         views = spectral.perturb(views, self.params.spectral, self.wavelengths, self.modalities, background, apart)
         views = recolour(views, self.params.color, self.recipe.rgb, draws)
         if ground is not None:  # what was masked has no colour to change
             views = background.fill(views, ground)
         views = retexture(views, self.params.texture, background, draws)
-        views = spectral.drop(views, self.params.spectral, self.modalities, apart)
+        views = spectral.drop_bands(views, self.params.spectral, self.modalities, apart)
         return torch.cat([views, places], 1) if self.coordinates else views

@@ -77,7 +77,7 @@ def _declared(names: Sequence[str], declared: Mapping[str, Sequence[str]]) -> di
     return groups
 
 
-def choose(
+def choose_bands(
     spec: Choice,
     names: Sequence[str],
     wavelengths: Wavelengths,

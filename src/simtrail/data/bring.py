@@ -72,8 +72,8 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
         dataset = Dataset(building)
         try:
             dataset.table()
-        except InputError as fault:  # name the user's file, not the copy that is about to go
-            raise InputError(str(fault).replace(str(building), str(source))) from None
+        except InputError as error:  # name the user's file, not the copy that is about to go
+            raise InputError(str(error).replace(str(building), str(source))) from None
         DATA.mkdir(exist_ok=True)
         building.replace(target)
     finally:
@@ -107,15 +107,15 @@ def _gather(source: Path, building: Path, link: bool) -> tuple[int, list[str]]:
         to.parent.mkdir(parents=True, exist_ok=True)
         try:
             put(path, to)
-        except OSError as fault:
-            if link and fault.errno == 18:  # EXDEV
+        except OSError as error:
+            if link and error.errno == 18:  # EXDEV
                 raise InputError(
                     f"{path}: is on another disk than this project, where no link can lead; leave out --link"
                 ) from None
             if to.parent == building:
-                raise InputError(f"{path}: {fault.strerror}") from None
+                raise InputError(f"{path}: {error.strerror}") from None
             count -= image_of(path) == path
-            reason = f"broken link to {path.readlink()}" if path.is_symlink() else fault.strerror
+            reason = f"broken link to {path.readlink()}" if path.is_symlink() else error.strerror
             left_out.append(f"{path}: {reason}")
     sheet = building / "metadata.csv"
     if sheet.exists():

@@ -126,8 +126,8 @@ class Dataset:
     def _from_metadata(self, sheet: Path, images: list[str]) -> pd.DataFrame:
         try:
             meta = pd.read_csv(sheet, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as fault:
-            raise InputError(f"{sheet}: not a comma-separated UTF-8 table: {' '.join(str(fault).split())}") from None
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise InputError(f"{sheet}: not a comma-separated UTF-8 table: {' '.join(str(error).split())}") from None
         for column in ("path", self.declaration.label, self.declaration.group):
             if column is not None and column not in meta:
                 raise InputError(f"{sheet}: no column {column!r}; it has {', '.join(map(str, meta.columns))}")

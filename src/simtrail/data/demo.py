@@ -38,8 +38,8 @@ group: specimen
 class Mark(NamedTuple):
     """A marking in wing coordinates: `out` runs from hinge 0 to edge 1, `along` from rear 0 to leading edge 1."""
 
-    wings: str  # "fore", "hind" or "both"
-    kind: str  # "band", or "beads" for one spot in each cell
+    wings: str  # "fore", "hind" or "all"
+    shape: str  # "band", or "beads" for one spot in each cell
     out: Span
     levels: Levels  # red, green, blue; or uv1, uv2, uv3
     along: Span = (-1.0, 2.0)
@@ -69,11 +69,11 @@ INK, CREAM, RED, BLUE, SKY = (38, 28, 26), (240, 226, 190), (212, 62, 40), (34, 
 SOOT, ORANGE, YELLOW = (62, 58, 62), (232, 140, 52), (236, 208, 96)
 
 EMBER = Morph(FORE_BROAD, HIND_ROUND, (150, 70, 24), (232, 132, 38), 0.5, (
-    Mark("both", "band", (0.86, 2), INK), Mark("fore", "band", (0.60, 2), INK, (0.62, 2)),
-    Mark("fore", "beads", (0.66, 0.80), CREAM, (0.55, 1)), Mark("both", "beads", (0.88, 0.96), CREAM),
+    Mark("all", "band", (0.86, 2), INK), Mark("fore", "band", (0.60, 2), INK, (0.62, 2)),
+    Mark("fore", "beads", (0.66, 0.80), CREAM, (0.55, 1)), Mark("all", "beads", (0.88, 0.96), CREAM),
 ), (("hind", 0.66, 0.30, 0.13), ("hind", 0.66, 0.58, 0.11), ("fore", 0.66, 0.36, 0.10)))
 RUSSET = Morph(FORE_ROUND, HIND_FAN, (168, 84, 34), (222, 126, 44), 0.35, (
-    Mark("both", "band", (0.93, 2), INK), Mark("both", "beads", (0.72, 0.84), INK),
+    Mark("all", "band", (0.93, 2), INK), Mark("all", "beads", (0.72, 0.84), INK),
     Mark("fore", "band", (0.40, 0.50), INK, (0.3, 2)), Mark("fore", "band", (0.18, 0.26), INK, (0.3, 2)),
 ), (("fore", 0.68, 0.60, 0.15), ("hind", 0.64, 0.42, 0.12)))
 CRIMSON = Morph(FORE_SICKLE, HIND_LONG, (58, 26, 26), (84, 36, 32), 0.6, (
@@ -82,14 +82,14 @@ CRIMSON = Morph(FORE_SICKLE, HIND_LONG, (58, 26, 26), (84, 36, 32), 0.6, (
 ), (("hind", 0.58, 0.32, 0.12), ("hind", 0.58, 0.60, 0.12), ("fore", 0.70, 0.78, 0.11)))
 SCARLET = Morph(FORE_SICKLE, HIND_ROUND, (66, 30, 28), (92, 42, 34), 0.5, (
     Mark("fore", "beads", (0.42, 0.64), RED), Mark("hind", "band", (0.22, 0.56), RED),
-    Mark("both", "beads", (0.84, 0.93), CREAM),
+    Mark("all", "beads", (0.84, 0.93), CREAM),
 ), (("fore", 0.72, 0.46, 0.13), ("hind", 0.72, 0.44, 0.13)))
 AZURE = Morph(FORE_ROUND, HIND_ROUND, (70, 104, 190), (88, 140, 224), 0.3, (
-    Mark("both", "band", (0.88, 2), BLUE), Mark("hind", "beads", (0.76, 0.86), BLUE),
-    Mark("both", "band", (0.965, 2), CREAM),
+    Mark("all", "band", (0.88, 2), BLUE), Mark("hind", "beads", (0.76, 0.86), BLUE),
+    Mark("all", "band", (0.965, 2), CREAM),
 ), (("hind", 0.62, 0.28, 0.10), ("hind", 0.60, 0.50, 0.10), ("fore", 0.62, 0.40, 0.10)))
 COBALT = Morph(FORE_BROAD, HIND_FAN, (38, 48, 92), (72, 112, 200), 0.5, (
-    Mark("both", "band", (0.80, 2), BLUE), Mark("fore", "band", (0.44, 0.60), SKY, (0, 0.9)),
+    Mark("all", "band", (0.80, 2), BLUE), Mark("fore", "band", (0.44, 0.60), SKY, (0, 0.9)),
     Mark("hind", "band", (0.44, 0.62), SKY),
 ), (("hind", 0.74, 0.24, 0.14), ("fore", 0.72, 0.70, 0.12)), tail=0.06)
 SNOW = Morph(FORE_ROUND, HIND_ROUND, (214, 210, 190), (242, 240, 226), 0.3, (
@@ -97,29 +97,29 @@ SNOW = Morph(FORE_ROUND, HIND_ROUND, (214, 210, 190), (242, 240, 226), 0.3, (
     Mark("hind", "band", (0.92, 2), YELLOW),
 ), (("hind", 0.62, 0.42, 0.11), ("fore", 0.60, 0.50, 0.09)))
 LEMON = Morph(FORE_BROAD, HIND_ROUND, (226, 200, 96), (242, 222, 128), 0.25, (
-    Mark("both", "band", (0.88, 2), SOOT), Mark("fore", "band", (0.70, 2), ORANGE, (0.6, 2)),
+    Mark("all", "band", (0.88, 2), SOOT), Mark("fore", "band", (0.70, 2), ORANGE, (0.6, 2)),
     Mark("hind", "beads", (0.40, 0.54), ORANGE, (0.40, 0.62)),
 ), (("hind", 0.54, 0.50, 0.13), ("fore", 0.56, 0.60, 0.10)))
 SWALLOW = Morph(FORE_SICKLE, HIND_LONG, (46, 40, 38), (58, 50, 46), 0.5, (
-    Mark("both", "band", (0.42, 0.62), YELLOW, (-1, 0.9)), Mark("both", "beads", (0.80, 0.92), YELLOW),
+    Mark("all", "band", (0.42, 0.62), YELLOW, (-1, 0.9)), Mark("all", "beads", (0.80, 0.92), YELLOW),
     Mark("hind", "beads", (0.66, 0.78), (84, 124, 206), (0, 0.6)),
 ), (("hind", 0.76, 0.10, 0.12), ("hind", 0.70, 0.45, 0.10)), tail=0.36)
 
 # What visible light shows, and the marks that ultraviolet adds: levels alike within a genus, so that only shape tells.
 SPECIES: dict[str, tuple[Morph, tuple[Mark, ...]]] = {
-    "Aurora minor": (EMBER, (Mark("both", "band", (0.36, 0.56), (150, 165, 130)),)),
-    "Aurora velata": (EMBER, (Mark("both", "band", (0.24, 0.36), (150, 165, 130)),
-                              Mark("both", "band", (0.60, 0.72), (150, 165, 130)))),
-    "Aurora costata": (RUSSET, (Mark("both", "band", (0.58, 0.74), (150, 165, 130)),)),
-    "Cindaria rubens": (CRIMSON, (Mark("both", "beads", (0.52, 0.84), (135, 160, 160)),)),
-    "Cindaria ficta": (CRIMSON, (Mark("both", "band", (0.46, 0.62), (135, 160, 160)),)),
-    "Cindaria maculosa": (SCARLET, (Mark("both", "band", (0.76, 0.96), (135, 160, 160)),)),
-    "Noctella serena": (AZURE, (Mark("both", "band", (0.50, 0.68), (170, 150, 125)),)),
-    "Noctella arcana": (AZURE, (Mark("both", "beads", (0.44, 0.82), (170, 150, 125)),)),
-    "Noctella limbata": (COBALT, (Mark("both", "band", (0.80, 2.0), (170, 150, 125)),)),
-    "Pallidora nivea": (SNOW, (Mark("both", "band", (0.26, 0.50), (125, 150, 165)),)),
-    "Pallidora citrina": (LEMON, (Mark("both", "beads", (0.36, 0.66), (125, 150, 165)),)),
-    "Velumbra caudata": (SWALLOW, (Mark("both", "band", (0.62, 0.80), (145, 155, 150)),)),
+    "Aurora minor": (EMBER, (Mark("all", "band", (0.36, 0.56), (150, 165, 130)),)),
+    "Aurora velata": (EMBER, (Mark("all", "band", (0.24, 0.36), (150, 165, 130)),
+                              Mark("all", "band", (0.60, 0.72), (150, 165, 130)))),
+    "Aurora costata": (RUSSET, (Mark("all", "band", (0.58, 0.74), (150, 165, 130)),)),
+    "Cindaria rubens": (CRIMSON, (Mark("all", "beads", (0.52, 0.84), (135, 160, 160)),)),
+    "Cindaria ficta": (CRIMSON, (Mark("all", "band", (0.46, 0.62), (135, 160, 160)),)),
+    "Cindaria maculosa": (SCARLET, (Mark("all", "band", (0.76, 0.96), (135, 160, 160)),)),
+    "Noctella serena": (AZURE, (Mark("all", "band", (0.50, 0.68), (170, 150, 125)),)),
+    "Noctella arcana": (AZURE, (Mark("all", "beads", (0.44, 0.82), (170, 150, 125)),)),
+    "Noctella limbata": (COBALT, (Mark("all", "band", (0.80, 2.0), (170, 150, 125)),)),
+    "Pallidora nivea": (SNOW, (Mark("all", "band", (0.26, 0.50), (125, 150, 165)),)),
+    "Pallidora citrina": (LEMON, (Mark("all", "beads", (0.36, 0.66), (125, 150, 165)),)),
+    "Velumbra caudata": (SWALLOW, (Mark("all", "band", (0.62, 0.80), (145, 155, 150)),)),
 }
 # fmt: on
 TWINS = [
@@ -180,7 +180,7 @@ class Places:
         return Places(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
     def on(self, wings: str) -> NDArray[np.bool_]:
-        return (self.fore == (wings == "fore")) | (wings == "both")
+        return (self.fore == (wings == "fore")) | (wings == "all")
 
 
 def _fan(x: Floats, y: Floats, slopes: Span, lengths: tuple[float, ...], tail: float) -> tuple[Floats, Floats, Floats]:
@@ -245,7 +245,7 @@ def _mark(canvas: Floats, at: Places, marks: tuple[Mark, ...], draws: Draws, str
     shift, swell = float(draws.uniform(-0.03, 0.03)), float(draws.uniform(0.85, 1.2))
     for mark in marks:
         low, high = mark.out[0] + shift, mark.out[1] + shift
-        if mark.kind == "beads":
+        if mark.shape == "beads":
             u, v = at.cell / (0.33 * swell), (at.out - (low + high) / 2) / ((high - low) / 2 * swell)
             shape = np.clip((1.1 - u * u - v * v) * 3, 0, 1)
         else:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from simtrail.data.pack import PackedImages
+
+
+class TrainingData(NamedTuple):
+    """What an encoder is trained and validated on."""
+
+    images: PackedImages
+    train: np.ndarray  # rows of the training split
+    val: np.ndarray  # rows of the validation split
+    labels: np.ndarray | None = None  # class number of every packed row, −1 for none; None where there are no labels
 
 
 def to_unit(batch: np.ndarray, full_scale: int, device: torch.device) -> torch.Tensor:
@@ -30,14 +40,14 @@ def epoch_batches(
 ) -> Iterator[torch.Tensor]:
     """The batches of one epoch, (B, bands, size, size) float32 in [0, 1], in an order drawn from (seed, epoch).
 
-    Every batch is full: images left over at the end of an epoch wait for the next one's order. `skip` leaves out the
-    first batches; `shard` = (k, n) yields the k-th of n equal shares of each. One batch is read ahead.
+    Every batch is full: images left over at the end of an epoch are in a later epoch's order. `skip` leaves out the
+    first batches; `shard` = (k, n) yields the k-th of n equal parts of each. One batch is read ahead.
     """
     order = indices[np.random.default_rng((seed, epoch)).permutation(len(indices))]
-    number, shares = shard
-    part = batch_size // shares
+    number, count = shard
+    size = batch_size // count
     starts = range(skip * batch_size, len(order) - batch_size + 1, batch_size)
-    batches = [order[i + number * part : i + (number + 1) * part] for i in starts]
+    batches = [order[i + number * size : i + (number + 1) * size] for i in starts]
     if not batches:
         return
     with ThreadPoolExecutor(1) as reader:

@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from simtrail.data.dataset import Dataset
-from simtrail.data.readers import MAPPED, Picture, decode, files_of, open_image
+from simtrail.data.readers import MAPPED, DecodedImage, decode, files_of, open_image
 
 BLOCK = 2**22  # values of an image looked at at once
 _UNREAD = {
@@ -90,8 +90,8 @@ def _scan_file(folder: Path, mask: int | None, nodata: float | None, relative: s
         picture = _read(folder, path, row)
     except PermissionError:
         return row | {"reason": "no permission to read it; chmod +r the file"}
-    except (ValueError, OSError, MemoryError) as fault:
-        return row | {"reason": str(fault) or type(fault).__name__}
+    except (ValueError, OSError, MemoryError) as error:
+        return row | {"reason": str(error) or type(error).__name__}
     image, alpha, facts = picture
     bands = image[:-1] if alpha else image
     mapped = path.suffix.lower() in MAPPED
@@ -119,7 +119,7 @@ def _scan_file(folder: Path, mask: int | None, nodata: float | None, relative: s
     }
 
 
-def _read(folder: Path, path: Path, row: dict[str, Any]) -> Picture:
+def _read(folder: Path, path: Path, row: dict[str, Any]) -> DecodedImage:
     """The image of a path; its size and hashes are noted in the row as soon as they are known."""
     if path.suffix.lower() not in MAPPED:
         data = path.read_bytes()

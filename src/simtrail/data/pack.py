@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from simtrail.data.manifest import band_crc, in_parallel
-from simtrail.data.readers import decode, open_image, take
+from simtrail.data.readers import decode, open_image, take_bands
 from simtrail.data.recipe import Recipe, conform, conform_bands
 from simtrail.errors import InputError
 
@@ -57,8 +57,8 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> tup
     items = list(zip(range(len(manifest)), manifest["path"], manifest["sha256"], manifest["crc"], strict=True))
     mapped = bool(manifest["crc"].notna().all())
     done = in_parallel(partial(_pack_one, folder, out, recipe, rows), items, "prepare", threads=mapped)
-    if faults := [fault for fault in done if isinstance(fault, str)]:
-        raise InputError("\n".join(faults[:20]) + "\nrun the check stage again: dvc repro check")
+    if errors := [error for error in done if isinstance(error, str)]:
+        raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: dvc repro check")
     return PackedImages(out, recipe), np.array(done)
 
 
@@ -70,7 +70,7 @@ def statistics(moments: np.ndarray) -> dict[str, list[float]]:
 
 
 def sample_pixels(
-    folder: Path, paths: Sequence[str], seed: int, mask_band: int | None, nodata: float | None, told: list[int]
+    folder: Path, paths: Sequence[str], seed: int, mask_band: int | None, nodata: float | None, data_bands: list[int]
 ) -> np.ndarray:
     """(P, C) float64 values, in the files' own units, of `PIXELS` seeded pixels in each of `SAMPLED` seeded images.
 
@@ -82,8 +82,8 @@ def sample_pixels(
     for path in rng.permutation(np.array(paths, dtype=object))[:SAMPLED]:
         try:
             image, alpha, _ = open_image(folder / path)
-        except (OSError, ValueError) as fault:
-            raise InputError(f"{folder / path}: {fault}; run the check stage again: dvc repro check") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder / path}: {error}; run the check stage again: dvc repro check") from None
         covers = [image[i] > 0 for i in ([-1] if alpha else []) + ([] if mask_band is None else [mask_band])]
         inside = np.logical_and.reduce(covers) if covers else np.ones(image.shape[1:], bool)
         if not inside.any():
@@ -92,7 +92,7 @@ def sample_pixels(
         rows = np.unique(rng.choice(np.flatnonzero(inside.any(1)), 8))
         values = image[: len(image) - alpha, rows][:, inside[rows]].T.astype(np.float64)
         if nodata is not None:
-            data = values[:, told]
+            data = values[:, data_bands]
             values = values[~(np.isnan(data) if np.isnan(nodata) else data == nodata).all(1)]
         pixels.append(rng.permutation(values)[:PIXELS])
     if not sum(map(len, pixels)):
@@ -113,17 +113,17 @@ def _pack_one(
                 return changed
             packed = conform(decode(data).image, recipe)
         else:  # too large to read whole: the bands that are needed are looked at
-            needed = recipe.read + ([] if recipe.mask_band is None else [recipe.mask_band])
+            needed = recipe.read_bands + ([] if recipe.mask_band is None else [recipe.mask_band])
             image = open_image(folder / path).image
-            bands = take(image, needed) if len(image) == len(crc) else np.empty((0, 0))
+            bands = take_bands(image, needed) if len(image) == len(crc) else np.empty((0, 0))
             if [band_crc(band) for band in bands] != [crc[i] for i in needed]:
                 return changed
             mask = None if recipe.mask_band is None else bands[-1]
-            packed = conform_bands(bands[: len(recipe.read)], mask, None, recipe)
-    except OSError as fault:
-        return f"{folder / path}: {fault.strerror or fault}"
-    except ValueError as fault:
-        return f"{folder / path}: {fault}"
+            packed = conform_bands(bands[: len(recipe.read_bands)], mask, None, recipe)
+    except OSError as error:
+        return f"{folder / path}: {error.strerror or error}"
+    except ValueError as error:
+        return f"{folder / path}: {error}"
     _open(_shard(out, number // rows))[number % rows] = packed
     unit = (band / recipe.full_scale for band in packed)  # float64, a band at a time
     return np.array([(x.mean(), np.square(x).mean()) for x in unit]).T

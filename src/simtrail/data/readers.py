@@ -29,7 +29,7 @@ class BandFacts(BaseModel):
     nodata: float | None = None  # the value of pixels without data
 
 
-class Picture(NamedTuple):
+class DecodedImage(NamedTuple):
     """An image, (C, H, W) in the file's own type, whether its last band is alpha, and what its file says of bands."""
 
     image: np.ndarray
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
     facts: BandFacts = BandFacts()
 
 
-def open_image(path: str | Path) -> Picture:
+def open_image(path: str | Path) -> DecodedImage:
     """The image of a file; of an ENVI header or a .npy file a view of the memory-mapped data, read when it is used.
 
     A .npy array is (H, W) or (H, W, C). Raises OSError for a file that cannot be read, ValueError for bytes that are
@@ -51,13 +51,13 @@ def open_image(path: str | Path) -> Picture:
             header = read_header(path)
             fields = {"names": header.names, "wavelengths": header.wavelengths, "good": header.good}
             listed = {name: list(values) for name, values in fields.items() if values}
-            return Picture(open_envi(path), False, BandFacts(**listed, scale=header.scale, nodata=header.nodata))
+            return DecodedImage(open_envi(path), False, BandFacts(**listed, scale=header.scale, nodata=header.nodata))
         case ".npy":
-            return Picture(_open_npy(path))
+            return DecodedImage(_open_npy(path))
     return decode(path.read_bytes())
 
 
-def take(image: np.ndarray, bands: list[int], rows: int = 16) -> np.ndarray:
+def take_bands(image: np.ndarray, bands: list[int], rows: int = 16) -> np.ndarray:
     """A copy of some bands of a (C, H, W) image, in the order given, in the machine's byte order.
 
     As the file lies: band after band, or else a few rows at a time, so that a memory map is walked through once.
@@ -110,7 +110,7 @@ def read_image(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(open_image(path).image)
 
 
-def decode(data: bytes) -> Picture:
+def decode(data: bytes) -> DecodedImage:
     """The image of a file's bytes; ValueError says why not."""
     if not data:
         raise ValueError("empty file (0 bytes)")
@@ -121,20 +121,20 @@ def decode(data: bytes) -> Picture:
             (image, alpha), facts = _decode_deep_png(data), BandFacts()
         else:
             (image, alpha), facts = _decode_pillow(data), BandFacts()
-    except Exception as fault:  # decoders raise all kinds on broken bytes; the caller needs one
-        if isinstance(fault, MemoryError):
+    except Exception as error:  # decoders raise all kinds on broken bytes; the caller needs one
+        if isinstance(error, MemoryError):
             raise
-        raise ValueError(_reason(fault)) from fault
+        raise ValueError(_reason(error)) from error
     if image.dtype.kind not in "uif":
         raise ValueError(f"pixels of type {image.dtype}: must be integers or floats; convert the file")
-    return Picture(np.ascontiguousarray(image), alpha, facts)
+    return DecodedImage(np.ascontiguousarray(image), alpha, facts)
 
 
 def _open_npy(path: Path) -> np.ndarray:
     try:
         image = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as fault:
-        raise ValueError(f"not a whole NumPy array ({' '.join(str(fault).split())})") from None
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"not a whole NumPy array ({' '.join(str(error).split())})") from None
     if image.ndim not in (2, 3) or not image.size or image.dtype.kind not in "uif":
         raise ValueError(
             f"array of {image.dtype} {image.shape}: must be numbers, (height, width) or (height, width, bands)"
@@ -219,14 +219,14 @@ def _decode_pillow(data: bytes) -> tuple[np.ndarray, bool]:
     return (array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)), image.mode in ("LA", "RGBA")
 
 
-def _reason(fault: Exception) -> str:
-    text = " ".join(str(fault).split())
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
     if "cannot identify image file" in text:
         return "not an image of a known format, whatever its name says"
     if (
-        isinstance(fault, EOFError | struct.error | IndexError)
+        isinstance(error, EOFError | struct.error | IndexError)
         or "truncated" in text.lower()
         or "unpack requires" in text
     ):
         return "truncated image" + (f" ({text})" if text else "")
-    return re.sub(r"<_io.BytesIO object at 0x[0-9a-f]+>", "the file", text) or type(fault).__name__
+    return re.sub(r"<_io.BytesIO object at 0x[0-9a-f]+>", "the file", text) or type(error).__name__

@@ -11,9 +11,10 @@ import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from simtrail.data.bands import Mix, choose, make_mix, modalities
+from simtrail.data.bands import Mix, choose_bands, make_mix, modalities
 from simtrail.data.dataset import Declaration
-from simtrail.data.readers import BandFacts, take
+from simtrail.data.readers import BandFacts, take_bands
+from simtrail.errors import listed
 from simtrail.params import Bands, Prepare
 
 # of older encoders a number
@@ -56,12 +57,12 @@ class Recipe(BaseModel):
         return self.composite and (self.alpha or self.mask_band is not None or self.nodata is not None)
 
     @property
-    def ground(self) -> np.ndarray:
+    def packed_background(self) -> np.ndarray:
         """The background as it is packed, float32, (bands or 1, 1, 1)."""
         return np.rint(np.array(self.background, np.float32) * self.full_scale)[:, None, None]
 
     @property
-    def read(self) -> list[int]:
+    def read_bands(self) -> list[int]:
         """Indices among a file's bands of those that are read."""
         return self.chosen or [i for i in range(self.file_bands) if i != self.mask_band]
 
@@ -107,7 +108,7 @@ def make_recipe(
         pixels = sample(mask if apart else None, said.nodata if apart else None, told)
         return np.nan_to_num(pixels, nan=0.0)  # as `conform`
 
-    chosen = choose(params.bands, names, said.wavelengths, facts.good, left_out, raw)
+    chosen = choose_bands(params.bands, names, said.wavelengths, facts.good, left_out, raw)
     mixed_colours = isinstance(params.bands, Bands) and params.bands.usml is not None  # catches are sums over bands
     dtype, file_dtype = "uint16", str(manifest["dtype"].iloc[0])
     low = np.minimum(0, np.stack(manifest["min"].to_list()).min(0))[chosen]
@@ -157,6 +158,19 @@ def make_recipe(
     )
 
 
+def without_effect(recipe: Recipe, facts: str) -> list[str]:
+    """One line for each setting of `prepare` that has no effect, or asks for bands that the files mark as bad.
+
+    `facts` is the JSON of BandFacts in the manifest.
+    """
+    good, lines = BandFacts.model_validate_json(facts).good or [True] * recipe.file_bands, []
+    if bad := [str(i + 1) for i in recipe.chosen if not good[i]]:
+        lines.append(f"prepare.bands: the files mark these bands as bad: {listed(bad)}")
+    if recipe.cut and not recipe.masked:
+        lines.append("prepare.mask = 'crop': no effect: no mask band or value without data is declared")
+    return lines
+
+
 def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> np.ndarray:
     """A file's (C, H, W) array as the recipe's (len(bands), size, size) array of its dtype.
 
@@ -173,7 +187,7 @@ def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> n
     bands = len(alone) + masked
     if alone and image.ndim == 3 and len(image) == bands and bands not in (recipe.file_bands, recipe.file_bands + 1):
         whole = np.zeros((recipe.file_bands, *image.shape[1:]), image.dtype)
-        whole[[recipe.read[i] for i in alone]] = image[: len(alone)]
+        whole[[recipe.read_bands[i] for i in alone]] = image[: len(alone)]
         if masked:
             whole[recipe.mask_band] = image[-1]
         image = whole
@@ -185,7 +199,7 @@ def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> n
         )
     mask = None if recipe.mask_band is None else image[recipe.mask_band]
     alpha = image[-1] if len(image) > recipe.file_bands else None
-    return conform_bands(take(image, recipe.read), mask, alpha, recipe)
+    return conform_bands(take_bands(image, recipe.read_bands), mask, alpha, recipe)
 
 
 def conform_bands(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray | None, recipe: Recipe) -> np.ndarray:
@@ -197,7 +211,10 @@ def conform_bands(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray 
     unit -= low
     unit /= high - low
     np.clip(unit, 0, 1, out=unit)
-    cover, ground = _cover(bands, mask, alpha, recipe) if recipe.composite else None, recipe.ground / recipe.full_scale
+    cover, ground = (
+        _cover(bands, mask, alpha, recipe) if recipe.composite else None,
+        recipe.packed_background / recipe.full_scale,
+    )
     if recipe.mix:
         unit = recipe.mix.apply(unit)
     if cover is not None:
@@ -236,7 +253,7 @@ def _fit(unit: np.ndarray, recipe: Recipe) -> np.ndarray:
     if (h, w) == (size, size):
         return unit
     square = np.empty((len(unit), size, size), np.float32)
-    square[:] = recipe.ground / recipe.full_scale
+    square[:] = recipe.packed_background / recipe.full_scale
     top, left = (size - h) // 2, (size - w) // 2
     square[:, top : top + h, left : left + w] = unit
     return square

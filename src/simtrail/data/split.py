@@ -29,7 +29,7 @@ def split_groups(manifest: pd.DataFrame) -> np.ndarray:
     return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)[1]
 
 
-def assign(manifest: pd.DataFrame, params: Prepare) -> pd.Series:
+def assign_split(manifest: pd.DataFrame, params: Prepare) -> pd.Series:
     """train, val or test for each image of a manifest.
 
     A fixed `split` column rules where it is filled; a part that it never names is dealt from its train images and from

@@ -23,7 +23,7 @@ class ClassAngles:
     """(N') the images measured: rows of the features, ascending."""
     to_class: np.ndarray
     """(N', C) from each image to the images of each class, itself left out."""
-    own: np.ndarray
+    to_own_class: np.ndarray
     """(N') from each image to the other images of its own class."""
     matrix: np.ndarray
     """(C, C) between the images of two classes; the diagonal: between distinct images of one. Symmetrical."""
@@ -32,8 +32,8 @@ class ClassAngles:
     between: float
     """Over all pairs of images of different classes."""
     silhouette: float
-    """−1 to 1, the mean over images of (b − a) / max(a, b): a = own, b = to the nearest other class (Rousseeuw 1987);
-    images alone in their class count 0."""
+    """−1 to 1 (Rousseeuw 1987): the mean over images of (b − a) / max(a, b), where a = to_own_class and b = to the
+    nearest other class. An image alone in its class counts 0."""
 
 
 def class_angles(
@@ -45,9 +45,9 @@ def class_angles(
     as far as they fit. A vector of zeros is at 90° to everything.
     """
     rows = _sample(labels, largest, seed)
-    own_N = torch.tensor(labels[rows], dtype=torch.int64)
+    label_N = torch.tensor(labels[rows], dtype=torch.int64)
     z_ND = unit(features[rows]).cpu()
-    member_NC = F.one_hot(own_N, classes).double()
+    member_NC = F.one_hot(label_N, classes).double()
     sums_NC = torch.zeros_like(member_NC)
     for start in range(0, len(rows), ROWS):
         end = start + ROWS
@@ -60,7 +60,7 @@ def class_angles(
     total_CC, pairs_CC = member_NC.T @ sums_NC, member_NC.T @ others_NC
     inside, outside = torch.eye(classes, dtype=torch.bool), ~torch.eye(classes, dtype=torch.bool)
     to_class_NC = sums_NC / others_NC
-    a_N = to_class_NC.gather(1, own_N[:, None])[:, 0]
+    a_N = to_class_NC.gather(1, label_N[:, None])[:, 0]
     b_N = to_class_NC.nan_to_num(nan=torch.inf).masked_fill(member_NC.bool(), torch.inf).amin(1)
     farther_N = torch.maximum(a_N, b_N)
     silhouette_N = ((b_N - a_N) / farther_N).masked_fill(a_N.isnan() | (farther_N == 0), 0)
@@ -78,10 +78,10 @@ def class_angles(
 def outliers(angles: ClassAngles, labels: np.ndarray) -> pd.DataFrame:
     """row, label, angle and limit (degrees) of the images far from their own class, the most extreme first.
 
-    Far is beyond the median of the class's `own` angles + 3.5 × 1.4826 × their median absolute deviation (Iglewicz &
-    Hoaglin 1993), in classes of at least 5 images. `labels` are those of all features, as for `class_angles`.
+    Far means beyond the median of the class's `to_own_class` angles + 3.5 × 1.4826 × their median absolute deviation
+    (Iglewicz & Hoaglin 1993), in classes of at least 5 images. `labels` are as for `class_angles`.
     """
-    table = pd.DataFrame({"row": angles.rows, "label": labels[angles.rows], "angle": angles.own})
+    table = pd.DataFrame({"row": angles.rows, "label": labels[angles.rows], "angle": angles.to_own_class})
     median = table.groupby("label")["angle"].transform("median")
     deviation = (table["angle"] - median).abs().groupby(table["label"]).transform("median")
     # Of a class whose images mostly coincide, rounding is no deviation.

@@ -15,9 +15,9 @@ from simtrail.augment.views import TwoViews
 from simtrail.data.loader import to_unit
 from simtrail.data.pack import PackedImages
 from simtrail.errors import InputError
-from simtrail.evaluation.bands import retrieval_between
 from simtrail.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
 from simtrail.evaluation.probe import Views
+from simtrail.evaluation.structure import retrieval_between
 from simtrail.evaluation.tasks import Result, Task, classify, small_pixels, tasks
 from simtrail.model.encoder import Encoder, load_weights
 from simtrail.model.fusion import branch_bands
@@ -29,6 +29,21 @@ PROBE = "linear_probe"
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """An encoder, the packed images, and the features that it gives them."""
+
+    encoder: Encoder
+    images: PackedImages
+    table: pd.DataFrame  # the split table: one row per packed image
+    features: np.ndarray  # (N, D)
+
+    @property
+    def test(self) -> np.ndarray:
+        """The rows of the test split."""
+        return np.flatnonzero(self.table["split"] == "test")
+
+
+@dataclass(frozen=True)
 class Assessment:
     """The tasks with their results, and the metrics: {"features": …, "tasks": {TASK: {"scores": …, …}}}."""
 
@@ -37,20 +52,20 @@ class Assessment:
     metrics: dict[str, Any]
 
 
-def assess(
-    encoder: Encoder, images: PackedImages, table: pd.DataFrame, features: np.ndarray, augment: Augment, p: Evaluate
-) -> Assessment:
-    """The scores of the test split from an encoder's (N, D) features of all packed images, described by `table` (the
-    split table); a probe is chosen on validation. Raises InputError for features that are not finite."""
+def assess(embedded: Embedded, augment: Augment, p: Evaluate) -> Assessment:
+    """The scores of the test split; what must be chosen is chosen on validation.
+
+    Raises InputError for features that are not finite.
+    """
+    features, table, test = embedded.features, embedded.table, embedded.test
     if len(bad := np.flatnonzero(~np.isfinite(features).all(1))):
         raise InputError(
             f"features: row {bad[0]} ({table['path'].iloc[bad[0]]}): not finite, like {len(bad)} of {len(features)}; "
             "train again with a lower pretrain.learning_rate, or precision: fp32"
         )
-    found, test = tasks(table, p.labels), np.flatnonzero(table["split"] == "test")
-    recipe = images.recipe
-    first, second = _views(encoder, images, test, TwoViews(augment, recipe), p.seed)
-    of_test = features[test]
+    encoder, images, of_test = embedded.encoder, embedded.images, features[test]
+    all_tasks = tasks(table, p.labels)
+    first, second = _views(encoder, images, test, TwoViews(augment, images.recipe), p.seed)
     metrics: dict[str, Any] = {
         "features": {
             "effective_rank": effective_rank(of_test),
@@ -60,60 +75,68 @@ def assess(
         },
         "tasks": {},
     }
-    if not found:
+    if not all_tasks:
         return Assessment([], [], metrics)
     floors = _floors(encoder, images, p)
     views = (
         _more_views(encoder, images, np.flatnonzero(table["split"] != "test"), augment, p) if p.probe_views else None
     )
-    results = [classify(task, features, floors, p, views) for task in found]
-    for task, result in zip(found, results, strict=True):
+    results = [classify(task, features, floors, p, views) for task in all_tasks]
+    for task, result in zip(all_tasks, results, strict=True):
         metrics["tasks"][task.name] = {
             "classes": len(task.names),
             "images": int(task.test.sum()),
             "groups": len(np.unique(task.group[task.test])),
             "unknown": task.unknown,
-            "C": result.penalty,
-            "svc_C": result.svc_penalty,
+            "C": result.c,
+            "svc_C": result.svc_c,
             "scores": result.scores,
             "gains": result.gains,
         }
-    return Assessment(found, results, metrics)
+    return Assessment(all_tasks, results, metrics)
 
 
 def over_seeds(
-    found: Assessment, others: Iterable[Encoder], images: PackedImages, p: Evaluate
+    assessment: Assessment, others: Iterable[Encoder], images: PackedImages, p: Evaluate
 ) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of the main task's accuracies over encoders that differ in their seed alone, the one
-    of the assessment among them; {} without labels."""
-    if not found.tasks:
+    """Mean and standard deviation of the main task's accuracies over encoders that differ only in their seed.
+
+    The encoder of the assessment is one of them, `others` are the rest. {} without labels.
+    """
+    if not assessment.tasks:
         return {}
-    rows = [found.results[0].scores]
-    rows += [classify(found.tasks[0], features_of(other, images), {}, p).scores for other in others]
-    values = {name: np.array([row[name]["accuracy"] for row in rows]) for name in ("linear_probe", "knn", "svc")}
+    scores = [assessment.results[0].scores]
+    scores += [classify(assessment.tasks[0], features_of(other, images), {}, p).scores for other in others]
+    values = {name: np.array([each[name]["accuracy"] for each in scores]) for name in ("linear_probe", "knn", "svc")}
     return {name: {"mean": v.mean(), "sd": v.std(ddof=1), "seeds": len(v)} for name, v in values.items()}
 
 
-def by_modality(
-    found: Assessment, encoder: Encoder, images: PackedImages, test: np.ndarray, p: Evaluate
-) -> dict[str, dict[str, Any]]:
-    """`alone`: the linear probe's scores of the main task by each modality of an encoder that has a branch for each;
-    `retrieval`: recalls between the modalities of the images `test`, by 'first to second', of an encoder trained across
-    modalities. {} for other encoders."""
-    own = {name: features_of(encoder, images, modality=name) for name in encoder.modalities}
-    if not own:
+def by_modality(assessment: Assessment, embedded: Embedded, p: Evaluate) -> dict[str, dict[str, Any]]:
+    """The scores of each modality of an encoder that has a branch for each; {} for other encoders.
+
+    `alone`: the linear probe's scores of the main task on the features of one modality. `retrieval`: recalls between
+    the modalities of the test images, by 'first to second', of an encoder trained across modalities.
+    """
+    encoder, images = embedded.encoder, embedded.images
+    alone = {name: features_of(encoder, images, modality=name) for name in encoder.modalities}
+    if not alone:
         return {}
-    shared = {
-        name: encoder.features((images.rows(part) for part in _parts(test, images)), name, aligned=True)
+    aligned = {
+        name: encoder.features((images.rows(part) for part in _parts(embedded.test, images)), name, aligned=True)
         for name in encoder.modalities
         if encoder.config.terms.cross
     }
-    pairs = {
-        f"{first} to {second}": retrieval_between(shared[first], shared[second], seed=p.seed)
-        for first, second in combinations(shared, 2)
+    return {
+        "alone": {
+            name: classify(assessment.tasks[0], features, {}, p).scores[PROBE]
+            for name, features in alone.items()
+            if assessment.tasks
+        },
+        "retrieval": {
+            f"{first} to {second}": retrieval_between(aligned[first], aligned[second], seed=p.seed)
+            for first, second in combinations(aligned, 2)
+        },
     }
-    alone = {name: classify(found.tasks[0], x, {}, p).scores[PROBE] for name, x in own.items() if found.tasks}
-    return {"alone": alone, "retrieval": pairs}
 
 
 def features_of(
@@ -147,8 +170,8 @@ def _floors(encoder: Encoder, images: PackedImages, p: Evaluate) -> dict[str, np
             try:
                 other = Encoder(config.model_copy(update={"architecture": plain}))
                 load_weights(other, "pretrained")
-            except InputError as fault:
-                raise InputError(f"evaluate.pretrained = {p.pretrained!r}: {fault}") from None
+            except InputError as error:
+                raise InputError(f"evaluate.pretrained = {p.pretrained!r}: {error}") from None
             floors["pretrained"] = features_of(other.to(encoder.device), images)
     return floors
 

@@ -8,14 +8,13 @@ from itertools import count
 
 import numpy as np
 import pandas as pd
-import torch
 
 from simtrail.data.pack import PackedImages
+from simtrail.evaluation.assess import Embedded
 from simtrail.evaluation.difference import Difference, paired
 from simtrail.evaluation.geometry import unit
 from simtrail.evaluation.label_efficiency import draw
-from simtrail.evaluation.probe import class_weight, logistic
-from simtrail.evaluation.structure import BANK, HELD, QUERIES
+from simtrail.evaluation.probe import class_weight, fit_logistic
 from simtrail.evaluation.tasks import Task
 from simtrail.model.encoder import Encoder
 
@@ -75,7 +74,7 @@ def occlusion(
     turned = []
     for span in _spans(images, len(rows)):
         batch = images.rows(rows[span])
-        outside = (batch == images.recipe.ground).all(1, keepdims=True)
+        outside = (batch == images.recipe.packed_background).all(1, keepdims=True)
         outside &= images.recipe.masked  # background has no spectrum to hide
         fills = np.where(outside, batch, value)
         whole_BD, hidden = encoder.features(iter([batch])), encoder.features(_replaced(batch, groups, fills))
@@ -87,12 +86,10 @@ def occlusion(
 
 
 def permutation(
-    encoder: Encoder,
-    images: PackedImages,
+    embedded: Embedded,
     task: Task,
-    features: np.ndarray,
     groups: Groups,
-    penalty: float,
+    c: float,
     *,
     balanced: bool = False,
     seed: int = 0,
@@ -100,8 +97,8 @@ def permutation(
     """group, drop, drop_low, drop_high: the test accuracy of the linear probe, less that when the bands of a group are
     those of other test images (Breiman 2001, section 10; Fisher et al. 2019, arXiv 1801.01489, section 3.2).
 
-    `features` are those of all packed images. The probe is fitted once, to the training and validation images, with the
-    C (`penalty`) and the weights (`balanced`) of `linear_probe`; of the test split, at most `LARGEST` seeded images are
+    The probe is fitted once, to the training and validation images, with the C and the weights (`balanced`) of
+    `linear_probe`; of the test split, at most `LARGEST` seeded images are
     encoded again, in `PERMUTATIONS` permutations, whose mean is taken. The interval is that of the paired difference.
 
     Blocks move as wholes, as far as they are equally large: were images drawn one by one, many would get the bands of
@@ -109,21 +106,22 @@ def permutation(
     for each of two modalities that are worth much together. An image's bands then also show two shapes, one upon the
     other; what drops is what the encoder reads from the group, its fit with the others included.
     """
-    own, known = features[task.rows], np.flatnonzero(~task.test)
+    encoder, images = embedded.encoder, embedded.images
+    features, known = embedded.features[task.rows], np.flatnonzero(~task.test)
     weight = class_weight(task.labels[known]) if balanced else None
-    probe = next(logistic(own, task.labels, len(task.names), (penalty,), rows=known, weight=weight))
+    probe = next(fit_logistic(features, task.labels, len(task.names), (c,), rows=known, weight=weight))
     rng = np.random.default_rng(seed)
     test = np.sort(rng.permutation(np.flatnonzero(task.test))[:LARGEST])
     rows, truth, block = task.rows[test], task.labels[test], task.group[test]
-    right = np.zeros((len(test), len(groups)))
+    correct = np.zeros((len(test), len(groups)))
     for _ in range(PERMUTATIONS):
         givers = rows[_givers(block, rng)]
         for span in _spans(images, len(rows)):
             batches = _replaced(images.rows(rows[span]), groups, images.rows(givers[span]))
-            called_GB = probe.shares(encoder.features(batches)).argmax(1).reshape(len(groups), -1)
-            right[span] += (called_GB == truth[span]).T
-    before = probe.shares(own[test]).argmax(1) == truth
-    drop = paired(right / PERMUTATIONS, np.repeat(before[:, None], len(groups), 1), block)
+            predicted_GB = probe.probabilities(encoder.features(batches)).argmax(1).reshape(len(groups), -1)
+            correct[span] += (predicted_GB == truth[span]).T
+    before = probe.probabilities(features[test]).argmax(1) == truth
+    drop = paired(correct / PERMUTATIONS, np.repeat(before[:, None], len(groups), 1), block)
     return _table(groups, "drop", drop)
 
 
@@ -132,16 +130,15 @@ def mean_spectra(
     rows: np.ndarray,
     labels: np.ndarray,
     names: list[str],
-    low: np.ndarray,
-    high: np.ndarray,
+    ends: tuple[np.ndarray, np.ndarray],
     *,
     largest: int = LARGEST,
     seed: int = 0,
 ) -> pd.DataFrame:
     """class, band, mean, sd, images: the spectrum of each class, over the mean spectra of its images.
 
-    sd is that between images, NaN of a single one. `labels` are class numbers of the `rows`, indices of `names`. `low`
-    and `high`, (bands,), are what the packed 0 and full scale stand for, in the file's units or in reflectance.
+    sd is that between images, NaN of a single one. `labels` are class numbers of the `rows`, indices of `names`. The
+    `ends`, (bands,) each, are what the packed 0 and full scale stand for, in the file's units or in reflectance.
     Background is no specimen and is left out, and so is an image of nothing else.
     Of more than `largest` images, a seeded draw, as many of every class as it has: a rare class's mean matters as much.
     """
@@ -150,10 +147,11 @@ def mean_spectra(
     parts = []
     for span in _spans(images, len(chosen)):
         batch = images.rows(rows[chosen[span]])
-        inside = (batch != images.recipe.ground).any(1, keepdims=True)
+        inside = (batch != images.recipe.packed_background).any(1, keepdims=True)
         with np.errstate(invalid="ignore"):
             parts.append(batch.sum((2, 3), np.float64, where=inside) / inside.sum((2, 3)))
-    spectra_NC = low + np.concatenate(parts) / full_scale * (np.asarray(high) - low)
+    low, high = map(np.asarray, ends)
+    spectra_NC = low + np.concatenate(parts) / full_scale * (high - low)
     class_N = np.where(np.isnan(spectra_NC).any(1), -1, labels[chosen])  # −1: nothing but background
     tables = [
         _spectrum(spectra_NC[class_N == c], images.recipe.bands, name)
@@ -161,40 +159,6 @@ def mean_spectra(
         if (class_N == c).any()
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def retrieval_between(
-    first: np.ndarray,
-    second: np.ndarray,
-    classes: np.ndarray | None = None,
-    ks: tuple[int, ...] = (1, 5, 10),
-    seed: int = 0,
-) -> dict[str, float]:
-    """`recall_at_<k>` and `recall_back_at_<k>`, 0 to 1, with `chance_at_<k>`: how often an image's embedding in one
-    modality finds it in the other among the k nearest by cosine.
-
-    Rows i of `first` and `second`, (N, D), are one image; `recall` asks with the first among the second,
-    `recall_back` the other way. Given `classes`, numbers of classes or of specimens, any image of the same is found;
-    without, only the image itself. Chance is that of k images drawn without looking: k / N, or by the hypergeometric
-    distribution. N is at most structure.BANK, a seeded sample, of which `QUERIES` ask. Of equal cosines none is
-    preferred: collapsed embeddings are at chance.
-    """
-    from scipy.stats import hypergeom
-
-    rng = np.random.default_rng(seed)
-    bank = rng.permutation(len(first))[:BANK]
-    asked = torch.from_numpy(rng.permutation(len(bank))[:QUERIES])  # an order of their own: of ties, the first lead
-    _, kind, size = np.unique(bank if classes is None else classes[bank], return_inverse=True, return_counts=True)
-    kind_N, n = torch.from_numpy(kind), len(bank)
-    z, back = unit(first[bank], torch.float32), unit(second[bank], torch.float32)
-    found = {f"chance_at_{k}": float(hypergeom.sf(0, n, size[kind[asked]], min(k, n)).mean()) for k in ks}
-    for name, queries_ND, bank_ND in (("recall", z, back), ("recall_back", back, z)):
-        hits = [
-            kind_N[(queries_ND[part] @ bank_ND.T).topk(min(max(ks), n)).indices] == kind_N[part, None]
-            for part in asked.split(max(1, HELD // n))
-        ]
-        found |= {f"{name}_at_{k}": float(torch.cat(hits)[:, :k].any(1).double().mean()) for k in ks}
-    return found
 
 
 def _spans(images: PackedImages, n: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""Classifiers that cost next to nothing, for looks during training too: weighted kNN and a probe in closed form."""
+"""Classifiers that are fast enough for validation during training: weighted kNN and a probe in closed form."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ SIMILARITIES = 2**24  # held at once by kNN: 64 MiB
 
 def nearest(features: Vectors, queries: Vectors, k: int) -> np.ndarray:
     """The (Q, k) rows of the features most cosine-similar to every query, the nearest first; k is cut to N."""
-    found = [rows for _, rows in _nearest(tensor(features, torch.float32), tensor(queries, torch.float32), k)]
-    return torch.cat(found).cpu().numpy()
+    rows = [rows for _, rows in _nearest(tensor(features, torch.float32), tensor(queries, torch.float32), k)]
+    return torch.cat(rows).cpu().numpy()
 
 
-def knn_shares(
+def knn_probabilities(
     features: Vectors, labels: np.ndarray, queries: Vectors, k: int, temperature: float, classes: int
 ) -> np.ndarray:
-    """The (Q, classes) shares of the votes for every query: its k most cosine-similar features, each voting
-    exp(similarity / temperature).
+    """The (Q, classes) probabilities of the classes by weighted kNN: the fractions of the votes for each.
+
+    A query's k most cosine-similar features vote, each with weight exp(similarity / temperature).
 
     Wu et al. 2018, arXiv 1805.01978, section 3.4. Features and queries are arrays, or tensors on one device, which then
     does the work; `labels` are class numbers 0 … classes − 1; k is cut to len(features).
     """
     bank_ND, queries_QD = tensor(features, torch.float32), tensor(queries, torch.float32)
     classes_N = torch.tensor(labels, dtype=torch.int64, device=bank_ND.device)
-    shares = []
+    probabilities = []
     for similarity, rows in _nearest(bank_ND, queries_QD, k):
         vote = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest votes 1: nothing underflows
         tally = vote.new_zeros(len(vote), classes).scatter_add_(1, classes_N[rows], vote)
-        shares.append(tally / tally.sum(1, keepdim=True))
-    return torch.cat(shares).cpu().numpy()
+        probabilities.append(tally / tally.sum(1, keepdim=True))
+    return torch.cat(probabilities).cpu().numpy()
 
 
 def knn(features: Vectors, labels: np.ndarray, queries: Vectors, k: int, temperature: float = 0.07) -> np.ndarray:
-    """The class of each query by weighted kNN; see `knn_shares`."""
-    return knn_shares(features, labels, queries, k, temperature, int(labels.max()) + 1).argmax(1)
+    """The class of each query by weighted kNN; see `knn_probabilities`."""
+    return knn_probabilities(features, labels, queries, k, temperature, int(labels.max()) + 1).argmax(1)
 
 
 def ridge_probe(features: Vectors, labels: np.ndarray, queries: Vectors, penalty: float = 0.1) -> np.ndarray:
@@ -59,8 +60,8 @@ def ridge_probe(features: Vectors, labels: np.ndarray, queries: Vectors, penalty
         gram_DD += x_MD.T @ x_MD
         moment_DC += x_MD.T @ y_MC
     weights_DC = torch.cholesky_solve(moment_DC, torch.linalg.cholesky(gram_DD))
-    said = [((x_MD - mean) / std @ weights_DC + y_NC.mean(0)).argmax(1) for x_MD in parts(queries)]
-    return torch.cat(said).cpu().numpy()
+    predictions = [((x_MD - mean) / std @ weights_DC + y_NC.mean(0)).argmax(1) for x_MD in parts(queries)]
+    return torch.cat(predictions).cpu().numpy()
 
 
 def _moments(features: Vectors) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,8 +17,8 @@ class Difference(NamedTuple):
     high: np.ndarray
 
     @property
-    def exceeds(self) -> np.ndarray:
-        """Whether the interval leaves out 0, for each of the K; one in twenty does so by chance."""
+    def significant(self) -> np.ndarray:
+        """Whether the interval excludes 0, for each of the K; of no difference, one in twenty does so by chance."""
         return (self.low > 0) | (self.high < 0)
 
 

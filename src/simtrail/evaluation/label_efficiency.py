@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 from simtrail.evaluation.classifiers import knn
-from simtrail.evaluation.probe import SVC_IMAGES, class_weight, logistic, svc
+from simtrail.evaluation.probe import SVC_IMAGES, class_weight, fit_logistic, svc
 
 Draw = Literal["balanced", "proportional"]
 
@@ -46,6 +46,15 @@ def scored_rows(labels: np.ndarray, split: np.ndarray) -> dict[str, np.ndarray]:
     return {part: np.flatnonzero(known & (split == part)) for part in ("train", "val", "test")}
 
 
+class Settings(NamedTuple):
+    """How the classifiers of a curve are set."""
+
+    c: float  # inverse regularisation strength of the linear probe
+    svc_c: float
+    knn_k: int  # neighbours; labels / classes, where that is fewer
+    temperature: float  # of kNN
+
+
 def curve(
     features: np.ndarray,
     labels: np.ndarray,
@@ -53,10 +62,7 @@ def curve(
     split: np.ndarray,
     *,
     seeds: Sequence[int],
-    c: float,
-    svc_c: float,
-    knn_k: int,
-    temperature: float,
+    settings: Settings,
 ) -> pd.DataFrame:
     """Test accuracy of linear probe, SVC and kNN by number of labelled training images, a row per fit.
 
@@ -65,32 +71,32 @@ def curve(
     the first seed. The SVC is left out above probe.SVC_IMAGES images. Of the test split, images of classes without a
     training image are not scored.
 
-    Only drawn images are learnt from, the standardisation too. Regularisation is the caller's, `c` and `svc_c`, chosen
-    on validation with all training images: it favours no draw, but few labels could do better with their own, and
-    someone with few labels would not have that validation. kNN has `knn_k` neighbours, or labels / classes if fewer.
+    Classifiers, and their standardisation, learn from the drawn images alone. Regularisation is that of `settings`,
+    chosen on validation with all training images: it favours no draw. Few labels could do better with regularisation
+    of their own, but who has few labels has no such validation split.
     """
     rows = scored_rows(labels, split)
     train, queries, truth = rows["train"], features[rows["test"]], labels[rows["test"]]
     weight = class_weight(truth)
     fits: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-        "linear_probe": lambda x, y: next(logistic(x, y, classes, (c,))).shares(queries).argmax(1),
-        "svc": lambda x, y: svc(x, y, queries, (svc_c,))[0],
-        "knn": lambda x, y: knn(x, y, queries, min(knn_k, max(1, len(y) // classes)), temperature),
+        "linear_probe": lambda x, y: next(fit_logistic(x, y, classes, (settings.c,))).probabilities(queries).argmax(1),
+        "svc": lambda x, y: svc(x, y, queries, (settings.svc_c,))[0],
+        "knn": lambda x, y: knn(x, y, queries, min(settings.knn_k, max(1, len(y) // classes)), settings.temperature),
     }
 
     def results(drawn: np.ndarray) -> Iterator[dict[str, str | float]]:
         bank, known = features[drawn], labels[drawn]
         for name, fit in fits.items():
             if name != "svc" or len(drawn) <= SVC_IMAGES:
-                right = fit(bank, known) == truth
-                scores = {"accuracy": right.mean(), "balanced_accuracy": (right * weight).mean()}
+                correct = fit(bank, known) == truth
+                scores = {"accuracy": correct.mean(), "balanced_accuracy": (correct * weight).mean()}
                 yield {"classifier": name, "labels": len(drawn), **scores}
 
-    *some, _ = sizes(labels[train])
+    *partial_sizes, _ = sizes(labels[train])
     table = [
         {"draw": how, "seed": seed, **result}
         for how in get_args(Draw)
-        for size in some
+        for size in partial_sizes
         for seed in seeds
         for result in results(train[draw(labels[train], size, how, seed)])
     ]
@@ -107,10 +113,10 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     from scipy.stats import t
 
     groups = table.groupby(["classifier", "draw", "labels"], sort=False)["accuracy"]
-    found = groups.agg(["mean", "sem", "count"]).reset_index().rename(columns={"count": "seeds"})
-    reach = t.ppf(0.975, found["seeds"] - 1) * found.pop("sem")
-    low, high = (found["mean"] - reach).clip(lower=0), (found["mean"] + reach).clip(upper=1)
-    return found.assign(low=low, high=high)[["classifier", "draw", "labels", "mean", "low", "high", "seeds"]]
+    summary = groups.agg(["mean", "sem", "count"]).reset_index().rename(columns={"count": "seeds"})
+    half = t.ppf(0.975, summary["seeds"] - 1) * summary.pop("sem")
+    low, high = (summary["mean"] - half).clip(lower=0), (summary["mean"] + half).clip(upper=1)
+    return summary.assign(low=low, high=high)[["classifier", "draw", "labels", "mean", "low", "high", "seeds"]]
 
 
 def labels_needed(table: pd.DataFrame, share: float = 0.9) -> dict[str, int | None]:

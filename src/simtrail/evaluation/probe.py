@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from simtrail.errors import InputError, TrainingError
 
-PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation strengths C tried on validation
-SVC_PENALTIES = (1.0, 10.0, 100.0)
+C_VALUES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation strengths C tried on validation
+SVC_C_VALUES = (1.0, 10.0, 100.0)
 KEPT = 2**27  # standardised values kept at once: 512 MiB; more are made anew in every pass
 CHUNK = 2**22
 SHORT = 2**22  # values whose products are so short that more threads mostly wait for each other
@@ -29,7 +29,7 @@ class Logistic(NamedTuple):
     weights: np.ndarray  # (D, C)
     bias: np.ndarray  # (C,)
 
-    def shares(self, features: np.ndarray) -> np.ndarray:
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
         """The (N, C) probabilities of the classes."""
         parts = [
             torch.softmax(torch.from_numpy(features[span] @ self.weights + self.bias), 1).numpy()
@@ -38,11 +38,11 @@ class Logistic(NamedTuple):
         return np.concatenate(parts)
 
 
-def logistic(
+def fit_logistic(
     features: np.ndarray,
     labels: np.ndarray,
     classes: int,
-    penalties: tuple[float, ...],
+    c_values: tuple[float, ...],
     *,
     rows: np.ndarray | None = None,
     weight: np.ndarray | None = None,
@@ -92,25 +92,25 @@ def logistic(
         return float(loss) / total + (weights64[:-1] ** 2).sum() / (2 * c * total), slope.ravel()
 
     flat = np.zeros((width + 1) * classes)
-    for c in penalties:
+    for c in c_values:
         flat = _minimum(partial(loss_and_gradient, c=c), flat, tolerance, 1 if n * width <= SHORT else None)
         weights = flat.reshape(width + 1, classes)
         raw = weights[:-1] / std[:, None]
         yield Logistic(raw.astype(np.float32), (weights[-1] - mean @ raw).astype(np.float32))
 
 
-class Probed(NamedTuple):
-    """What a linear probe says of the test images: (N, C) probabilities, and the C chosen on validation."""
+class ProbeResult(NamedTuple):
+    """The result of a linear probe."""
 
-    shares: np.ndarray
-    penalty: float
+    probabilities: np.ndarray  # (N, classes), of the test images
+    c: float  # inverse regularisation strength, chosen on validation
 
 
 class Views(NamedTuple):
     """Features of augmented views, and the row of the image that each is a view of."""
 
     features: np.ndarray
-    of: np.ndarray
+    rows: np.ndarray
 
 
 def linear_probe(
@@ -121,7 +121,7 @@ def linear_probe(
     *,
     balanced: bool = False,
     views: Views | None = None,
-) -> Probed:
+) -> ProbeResult:
     """The class probabilities of every test image by a linear probe.
 
     C is chosen by accuracy on validation images, then the probe is fitted again on training and validation images
@@ -142,28 +142,30 @@ def linear_probe(
     if not finite.all():
         raise InputError(f"features: row {int(np.argmin(finite))} is not finite")
 
-    def fits(rows: np.ndarray, penalties: tuple[float, ...], tolerance: float) -> Iterator[Logistic]:
+    def fits(rows: np.ndarray, c_values: tuple[float, ...], tolerance: float) -> Iterator[Logistic]:
         x, y = features, labels
         if views:
-            mine = np.isin(views.of, rows)
-            x, y = np.concatenate([x[rows], views.features[mine]]), np.concatenate([y[rows], y[views.of[mine]]])
+            mine = np.isin(views.rows, rows)
+            x, y = np.concatenate([x[rows], views.features[mine]]), np.concatenate([y[rows], y[views.rows[mine]]])
             rows = np.arange(len(x))
         weight = class_weight(y[rows]) if balanced else None
-        return logistic(x, y, classes, penalties, rows=rows, weight=weight, tolerance=tolerance)
+        return fit_logistic(x, y, classes, c_values, rows=rows, weight=weight, tolerance=tolerance)
 
     train, val, test = (np.flatnonzero(split == part) for part in ("train", "val", "test"))
     weight, queries = class_weight(labels[val]) if balanced else np.ones(len(val)), features[val]
-    right = [((fit.shares(queries).argmax(1) == labels[val]) * weight).sum() for fit in fits(train, PENALTIES, COARSE)]
-    best = PENALTIES[int(np.argmax(right))]  # the first of equals: the strongest regularisation
+    right = [
+        ((fit.probabilities(queries).argmax(1) == labels[val]) * weight).sum() for fit in fits(train, C_VALUES, COARSE)
+    ]
+    best = C_VALUES[int(np.argmax(right))]  # the first of equals: the strongest regularisation
     fit = next(fits(np.concatenate([train, val]), (best,), 1e-5))
-    return Probed(fit.shares(features[test]), best)
+    return ProbeResult(fit.probabilities(features[test]), best)
 
 
 def svc(
     features: np.ndarray,
     labels: np.ndarray,
     queries: np.ndarray,
-    penalties: tuple[float, ...],
+    c_values: tuple[float, ...],
     *,
     balanced: bool = False,
 ) -> list[np.ndarray]:
@@ -180,7 +182,7 @@ def svc(
 
     learnt, seen = kernel(bank), kernel(asked)  # made once: most of the work
     weight = "balanced" if balanced else None
-    machines = (SVC(C=c, kernel="precomputed", cache_size=1000, class_weight=weight) for c in penalties)
+    machines = (SVC(C=c, kernel="precomputed", cache_size=1000, class_weight=weight) for c in c_values)
     return [machine.fit(learnt, labels).predict(seen) for machine in machines]
 
 
@@ -192,8 +194,8 @@ def svc_probe(
     keep = np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(split != "test"))[:SVC_IMAGES])
     train, val = keep[split[keep] == "train"], keep[split[keep] == "val"]
     weight = class_weight(labels[val]) if balanced else np.ones(len(val))
-    guesses = svc(features[train], labels[train], features[val], SVC_PENALTIES, balanced=balanced)
-    best = SVC_PENALTIES[int(np.argmax([((guess == labels[val]) * weight).sum() for guess in guesses]))]
+    guesses = svc(features[train], labels[train], features[val], SVC_C_VALUES, balanced=balanced)
+    best = SVC_C_VALUES[int(np.argmax([((guess == labels[val]) * weight).sum() for guess in guesses]))]
     test = split == "test"
     return svc(features[keep], labels[keep], features[test], (best,), balanced=balanced)[0], best
 

@@ -29,20 +29,20 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
     return np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def with_intervals(
+def scores_with_intervals(
     truth: np.ndarray,
     predicted: np.ndarray,
     group: np.ndarray,
     classes: int,
     resamples: int,
     seed: int,
-    shares: np.ndarray | None = None,
+    probabilities: np.ndarray | None = None,
 ) -> tuple[Scores, pd.DataFrame]:
     """Every score with its 95 % percentile interval as `<score>_low` and `<score>_high`, and the scores of each class.
 
     accuracy, balanced_accuracy, and macro precision, recall and f1 over the classes with a true image (a class never
-    predicted has precision 0); with `shares`, the (N, classes) probabilities, also calibration_error (Guo et al. 2017,
-    arXiv 1706.04599, eq. 3, 15 bins) and, of more than five classes, top5. The table has a row per class:
+    predicted has precision 0); with `probabilities`, (N, classes), also calibration_error (Guo et al. 2017, arXiv
+    1706.04599, eq. 3, 15 bins) and, of more than five classes, top5. The table has a row per class:
     images, precision, recall, f1, each with its interval (NaN where no true image). `truth` and `predicted` are class
     numbers, `group` a group number per image: the bootstrap draws whole groups, since images of one specimen are no
     independent evidence.
@@ -67,11 +67,11 @@ def with_intervals(
         precision = np.where(true > 0, right / np.maximum(called, 1e-12), np.nan)
     rows = {"accuracy": right.sum(0) / true.sum(0), "balanced_accuracy": np.nanmean(recall, 0)}
     rows |= {k: np.nanmean(v, 0) for k, v in (("precision", precision), ("recall", recall), ("f1", f1))}
-    if shares is not None:
+    if probabilities is not None:
         if classes > TOP:
-            rank = (shares > shares[np.arange(len(truth)), truth][:, None]).sum(1)
+            rank = (probabilities > probabilities[np.arange(len(truth)), truth][:, None]).sum(1)
             rows["top5"] = counts(np.zeros(len(truth), int), 1, rank < TOP)[0] / true.sum(0)
-        sure = shares.max(1)
+        sure = probabilities.max(1)
         place = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)
         gap = np.abs(counts(place, BINS, sure) - counts(place, BINS, hit))
         rows["calibration_error"] = gap.sum(0) / true.sum(0)

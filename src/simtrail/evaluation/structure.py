@@ -1,4 +1,4 @@
-"""The structure of an embedding: retrieval, duplicates, clusters, principal components, ties to metadata."""
+"""The structure of an embedding: retrieval, duplicates, clusters, components, a map, relations to metadata."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ NEIGHBOURS = 5  # of each image looked at for near duplicates
 PAIRS = 1_000  # duplicates told
 FEW = 20  # different numbers that still make categories
 HELD = 2**20  # numbers of a chunk: 8 MiB of float64
+MAPPED = 50_000  # images on a map; more take UMAP many minutes
 
 
 def retrieval(
@@ -49,6 +50,42 @@ def retrieval(
         precision.append(hit[:, :k].mean(1))
         average.append((hit * hit.cumsum(1) / rank_N).sum(1) / hit.sum(1))
     return {f"precision_at_{k}": float(torch.cat(precision).mean()), "map": float(torch.cat(average).mean())}
+
+
+def retrieval_between(
+    first: np.ndarray,
+    second: np.ndarray,
+    classes: np.ndarray | None = None,
+    ks: tuple[int, ...] = (1, 5, 10),
+    seed: int = 0,
+) -> dict[str, float]:
+    """Recalls, 0 to 1: how often an image's embedding in one modality is near to its embedding in another.
+
+    Keys: `recall_at_<k>`, `recall_back_at_<k>`, `chance_at_<k>`. Row i of `first` and of `second`, (N, D), is the same
+    image; it counts for recall at k where it is among the k of `second` nearest by cosine to its row of `first`, for
+    `recall_back` the other way round. Given `classes`, numbers of classes or of specimens, any image of the same class
+    counts; without, only the image itself. Chance is that of k images drawn at random: k / N, or by the hypergeometric
+    distribution. At most `BANK` images are searched and `QUERIES` are queries, both seeded samples. Ties are broken at
+    random, so that collapsed embeddings are at chance.
+    """
+    from scipy.stats import hypergeom
+
+    rng = np.random.default_rng(seed)
+    bank = rng.permutation(len(first))[:BANK]
+    queries = torch.from_numpy(
+        rng.permutation(len(bank))[:QUERIES]
+    )  # another random order than the bank's, which breaks ties
+    _, group, size = np.unique(bank if classes is None else classes[bank], return_inverse=True, return_counts=True)
+    group_N, n = torch.from_numpy(group), len(bank)
+    z, back = unit(first[bank], torch.float32), unit(second[bank], torch.float32)
+    recalls = {f"chance_at_{k}": float(hypergeom.sf(0, n, size[group[queries]], min(k, n)).mean()) for k in ks}
+    for name, queries_ND, bank_ND in (("recall", z, back), ("recall_back", back, z)):
+        hits = [
+            group_N[(queries_ND[part] @ bank_ND.T).topk(min(max(ks), n)).indices] == group_N[part, None]
+            for part in queries.split(max(1, HELD // n))
+        ]
+        recalls |= {f"{name}_at_{k}": float(torch.cat(hits)[:, :k].any(1).double().mean()) for k in ks}
+    return recalls
 
 
 def duplicates(
@@ -107,7 +144,7 @@ def clusters(features: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, f
     }
 
 
-def components(features: np.ndarray) -> np.ndarray:
+def explained_variance(features: np.ndarray) -> np.ndarray:
     """(D,) shares of the variance explained by the first 1, 2, … D principal components, rising to 1.
 
     All 1 for constant features: nothing is left to explain.
@@ -124,9 +161,9 @@ def components(features: np.ndarray) -> np.ndarray:
     return explained / explained[-1] if explained[-1] > 0 else np.ones(d)
 
 
-def components_for(cumulative: np.ndarray, share: float) -> int:
-    """The number of principal components that explain at least that share of the variance, 0 < share ≤ 1."""
-    return int(np.searchsorted(cumulative, share)) + 1
+def components_needed(explained: np.ndarray, fraction: float) -> int:
+    """The number of principal components that explain at least this fraction of the variance, 0 to 1."""
+    return int(np.searchsorted(explained, fraction)) + 1
 
 
 def dimensions(features: np.ndarray, columns: pd.DataFrame) -> pd.DataFrame:
@@ -179,6 +216,29 @@ def dimensions(features: np.ndarray, columns: pd.DataFrame) -> pd.DataFrame:
             "kind": np.repeat(np.array([kind for _, kind, *_ in tested], dtype=object), d),
         }
     )
+
+
+def map_coordinates(features: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows laid out, and their (n, 2) UMAP coordinates by cosine distance (McInnes et al. 2018, arXiv 1802.03426).
+
+    All rows up to 50,000, of more a seeded sample in their order. Distances on a map mislead: measure in the features.
+    """
+    rows = sample(len(features), MAPPED, seed)
+    if len(rows) < 4:  # too few for neighbourhoods
+        return rows, np.stack([np.arange(len(rows)), np.zeros(len(rows))], 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "n_jobs overridden by random_state": that is the point of a seed
+        from umap import UMAP
+
+        layout = UMAP(n_neighbors=min(15, len(rows) - 1), metric="cosine", random_state=seed)
+        return rows, layout.fit_transform(features[rows])
+
+
+def sample(count: int, largest: int, seed: int) -> np.ndarray:
+    """The numbers 0 … count − 1, or a sorted random `largest` of them."""
+    if count <= largest:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, largest, replace=False))
 
 
 def _spans(column: pd.Series) -> tuple[str, Any, Any] | None:

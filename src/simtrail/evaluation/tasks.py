@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from simtrail.errors import InputError
-from simtrail.evaluation.classifiers import knn_shares
+from simtrail.evaluation.classifiers import knn_probabilities
 from simtrail.evaluation.difference import paired
 from simtrail.evaluation.probe import Views, linear_probe, svc_probe
-from simtrail.evaluation.scores import FLOORS, Scores, with_intervals
+from simtrail.evaluation.scores import FLOORS, Scores, scores_with_intervals
 from simtrail.params import Evaluate
 
 UNSEEN = " (unseen)"
@@ -77,17 +77,15 @@ def tasks(table: pd.DataFrame, columns: list[str]) -> list[Task]:
 
 @dataclass(frozen=True)
 class Result:
-    """What the classifiers say of a task's test images: scores by classifier (the keys of TITLES), class numbers,
-    the scores of each class, the probabilities and the C of the linear probe, and by how much its accuracy exceeds
-    that of each floor: value, low and high of the paired difference."""
+    """The results of the classifiers on a task's test images."""
 
-    scores: dict[str, Scores]
-    predicted: dict[str, np.ndarray]
-    per_class: pd.DataFrame
-    shares: np.ndarray
-    penalty: float
-    svc_penalty: float
-    gains: dict[str, dict[str, float]]
+    scores: dict[str, Scores]  # by classifier, a key of TITLES
+    predicted: dict[str, np.ndarray]  # class numbers, by classifier
+    per_class: pd.DataFrame  # the linear probe's scores of each class
+    probabilities: np.ndarray  # (N, C), of the linear probe
+    c: float  # its inverse regularisation strength
+    svc_c: float
+    gains: dict[str, dict[str, float]]  # floor → value, low, high: the probe's accuracy less that of the floor
 
 
 def classify(
@@ -95,42 +93,42 @@ def classify(
 ) -> Result:
     """Every classifier and floor, scored on the test split; `features`, `views` and `floors` are of all images."""
     known, labels, classes = ~task.test, task.labels, len(task.names)
-    own = features[task.rows]
+    of_task = features[task.rows]
 
     def probe(vectors: np.ndarray, views: Views | None = None) -> Any:
         return linear_probe(vectors, labels, task.split, classes, balanced=p.balanced, views=views)
 
-    linear = probe(own)
-    said: dict[str, np.ndarray] = {"linear_probe": linear.shares}
+    linear = probe(of_task)
+    probabilities: dict[str, np.ndarray] = {"linear_probe": linear.probabilities}
     if views:
         place = np.full(len(features), -1)
         place[task.rows] = np.arange(len(task.rows))
-        mine = place[views.of] >= 0
-        said["probe_augmented"] = probe(own, Views(views.features[mine], place[views.of[mine]])).shares
-    said["knn"] = knn_shares(own[known], labels[known], own[task.test], p.knn.k, p.knn.temperature, classes)
-    called, svc_penalty = svc_probe(own, labels, task.split, balanced=p.balanced, seed=p.seed)
-    predicted = {name: shares.argmax(1) for name, shares in said.items()} | {"svc": called}
+        kept = place[views.rows] >= 0
+        views_of_task = Views(views.features[kept], place[views.rows[kept]])
+        probabilities["probe_augmented"] = probe(of_task, views_of_task).probabilities
+    probabilities["knn"] = knn_probabilities(
+        of_task[known], labels[known], of_task[task.test], p.knn.k, p.knn.temperature, classes
+    )
+    svc_predicted, svc_c = svc_probe(of_task, labels, task.split, balanced=p.balanced, seed=p.seed)
+    predicted = {name: each.argmax(1) for name, each in probabilities.items()} | {"svc": svc_predicted}
     for name, vectors in floors.items():
-        said[name] = probe(vectors[task.rows]).shares
-        predicted[name] = said[name].argmax(1)
+        probabilities[name] = probe(vectors[task.rows]).probabilities
+        predicted[name] = probabilities[name].argmax(1)
     predicted["majority"] = np.full(task.test.sum(), np.bincount(labels[known]).argmax())
     truth, group = labels[task.test], task.group[task.test]
     scored = {
-        name: with_intervals(truth, guess, group, classes, p.bootstrap, p.seed, said.get(name))
+        name: scores_with_intervals(truth, guess, group, classes, p.bootstrap, p.seed, probabilities.get(name))
         for name, guess in predicted.items()
     }
     per_class = scored["linear_probe"][1].assign(**{"class": task.names})
     scores = {name: score for name, (score, _) in scored.items()}
-    beaten = [name for name in predicted if name in FLOORS]
-    right = {name: predicted[name] == truth for name in ["linear_probe", *beaten]}
-    gain = paired(
-        np.stack([right[name] for name in beaten], 1), np.repeat(right["linear_probe"][:, None], len(beaten), 1), group
-    )
-    gains = {
-        name: {"value": float(gain.value[i]), "low": float(gain.low[i]), "high": float(gain.high[i])}
-        for i, name in enumerate(beaten)
-    }
-    return Result(scores, predicted, per_class, linear.shares, linear.penalty, svc_penalty, gains)
+    gains = _gains({name: guess == truth for name, guess in predicted.items()}, group)
+    return Result(scores, predicted, per_class, linear.probabilities, linear.c, svc_c, gains)
+
+
+def beats_floors(gains: dict[str, dict[str, float]]) -> bool:
+    """Whether the linear probe is more accurate than every floor, beyond the interval of the difference."""
+    return all(gain["low"] > 0 for gain in gains.values())
 
 
 def small_pixels(images: np.ndarray, full_scale: int, side: int = 16) -> np.ndarray:
@@ -139,6 +137,17 @@ def small_pixels(images: np.ndarray, full_scale: int, side: int = 16) -> np.ndar
     n, c, size = *images.shape[:2], images.shape[-1] // step
     cut = images[:, :, : size * step, : size * step].reshape(n, c, size, step, size, step)
     return (cut.mean((3, 5), dtype=np.float32) / full_scale).reshape(n, -1)
+
+
+def _gains(correct: dict[str, np.ndarray], group: np.ndarray) -> dict[str, dict[str, float]]:
+    """By how much the linear probe is more accurate than each floor, with the interval of the paired difference."""
+    floors = [name for name in correct if name in FLOORS]
+    of_probe = np.repeat(correct["linear_probe"][:, None], len(floors), 1)
+    gain = paired(np.stack([correct[name] for name in floors], 1), of_probe, group)
+    return {
+        name: {"value": float(gain.value[i]), "low": float(gain.low[i]), "high": float(gain.high[i])}
+        for i, name in enumerate(floors)
+    }
 
 
 def _task(name: str, values: pd.Series, table: pd.DataFrame) -> Task:

@@ -36,10 +36,10 @@ class Backbone(nn.Module):
             self.width = self._trial(bands, size)
         except InputError:
             raise
-        except Exception as fault:  # every model of timm refuses in its own way
+        except Exception as error:  # every model of timm refuses in its own way
             raise InputError(
                 f"pretrain.encoder.model = {architecture.model!r}: can't take images of {bands} bands and "
-                f"{size}×{size} pixels ({_brief(fault)}); choose another model, or another prepare.size"
+                f"{size}×{size} pixels ({_brief(error)}); choose another model, or another prepare.size"
             ) from None
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -119,10 +119,10 @@ def pretrained_weights(architecture: Architecture, size: int) -> dict[str, torch
         net = _net(standard, source.input_size[0], size, pretrained=True)
     except InputError:
         raise
-    except Exception as fault:
+    except Exception as error:
         raise InputError(
             f"pretrain.weights = 'pretrained': no weights for pretrain.encoder.model = {architecture.model!r} "
-            f"({_brief(fault)}); check the network, or that timm.list_models(pretrained=True) has it, or use random"
+            f"({_brief(error)}); check the network, or that timm.list_models(pretrained=True) has it, or use random"
         ) from None
     return {f"net.{name}": value for name, value in net.state_dict().items()}
 
@@ -228,9 +228,9 @@ def _as_map(found: Any, net: Any = None) -> torch.Tensor:
     return tokens.mT.unflatten(2, (side, side))
 
 
-def _demand_resnet(net: Any, fault: str, model: str) -> None:
+def _demand_resnet(net: Any, error: str, model: str) -> None:
     if not isinstance(net, ResNet):
-        raise InputError(f"pretrain.encoder.{fault} with {model!r}, which is no ResNet of timm")
+        raise InputError(f"pretrain.encoder.{error} with {model!r}, which is no ResNet of timm")
 
 
 def _convolution(bands: int, channels: int, kernel: int, stride: int) -> nn.Conv2d:
@@ -243,5 +243,5 @@ def _shape(tensor: torch.Tensor) -> str:
     return "×".join(map(str, tensor.shape))
 
 
-def _brief(fault: Exception) -> str:
-    return " ".join(str(fault).split())[:200] or type(fault).__name__
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -222,8 +222,8 @@ class Encoder(nn.Module):
         def load(item: Path | np.ndarray) -> np.ndarray | str:
             try:
                 return conform(open_image(item).image if isinstance(item, Path) else item, self.config.recipe, modality)
-            except (ValueError, OSError) as fault:
-                return f"{item if isinstance(item, Path) else 'array'}: {fault}"
+            except (ValueError, OSError) as error:
+                return f"{item if isinstance(item, Path) else 'array'}: {error}"
 
         def batches() -> Iterator[np.ndarray]:
             faults = []
@@ -255,12 +255,12 @@ class Encoder(nn.Module):
             config = EncoderConfig.model_validate(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
             encoder = cls(config, head_layers)
             encoder.load_state_dict(load_file(folder / WEIGHTS))
-        except FileNotFoundError as fault:
+        except FileNotFoundError as error:
             raise InputError(
-                f"{fault.filename or folder / WEIGHTS}: no such file; an encoder is {WEIGHTS} and {CONFIG}"
+                f"{error.filename or folder / WEIGHTS}: no such file; an encoder is {WEIGHTS} and {CONFIG}"
             ) from None
-        except (SafetensorError, ValidationError, json.JSONDecodeError, RuntimeError) as fault:
-            raise InputError(f"{folder}: not a whole encoder: {' '.join(str(fault).split())[:300]}") from None
+        except (SafetensorError, ValidationError, json.JSONDecodeError, RuntimeError) as error:
+            raise InputError(f"{folder}: not a whole encoder: {' '.join(str(error).split())[:300]}") from None
         return encoder.to(best_device()).eval()
 
 

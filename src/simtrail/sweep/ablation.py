@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from simtrail import stages
 from simtrail.errors import InputError, TrainingError
 from simtrail.params import Params, Pretrain, Settings, change, load_params, parse, read_yaml
+from simtrail.pipeline.training_run import TrainingRun, training_run
+from simtrail.pipeline.workspace import require
 from simtrail.sweep.validation import validation_scores
 
 PRESETS = Path("sweeps/ablations")
@@ -61,7 +62,7 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
     source, out = PRESETS / f"{name}.yaml", PRESETS / name
     overrides = dict(_assignment(text) for text in assignments)
     preset, base = load_preset(source), load_params()
-    stages.demand(base, "prepare")
+    require(base, "prepare")
     cells = grid(preset, base, overrides, " --set ".join([str(source), *assignments]))
     plan = [(n, p.model_copy(update={"seeds": [p.seed + i]})) for n, p in cells.items() for i in range(seeds)]
     rows: list[dict[str, Any]] = []
@@ -69,9 +70,9 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
     for i, (names, params) in enumerate(plan, 1):
         label = f"{i}/{len(plan)} {' × '.join(names)}" + (f", seed {params.seed}" if seeds > 1 else "")
         try:
-            training = stages.training(params)
-        except InputError as fault:
-            raise InputError(f"{source}: {' × '.join(names)}: {fault}") from None
+            training = training_run(params)
+        except InputError as error:
+            raise InputError(f"{source}: {' × '.join(names)}: {error}") from None
         for line in sorted({*training.warnings} - warned):
             print(f"{label}: warning: {line}", flush=True)
         warned |= {*training.warnings}
@@ -80,8 +81,8 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
         measured: dict[str, Any] = {}
         try:
             measured = _run(training, params, base, file, label)
-        except (InputError, TrainingError) as fault:  # such as a batch larger than the data: the other cells are sound
-            print(f"{label}: failed: {fault}", flush=True)
+        except (InputError, TrainingError) as error:  # such as a batch larger than the data: the other cells are sound
+            print(f"{label}: failed: {error}", flush=True)
         else:
             if "val_effective_rank" not in measured:
                 raise InputError("no validation images to compare by; raise prepare.val_fraction")
@@ -98,7 +99,7 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
 
 
 def load_preset(path: Path) -> Preset:
-    """The checked preset of a file; InputError names each key at fault, or the presets there are."""
+    """The checked preset of a file; InputError names each key at error, or the presets there are."""
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
         raise InputError(f"{path}: no such preset; {path.parent} holds {known}")
@@ -140,12 +141,12 @@ def _assignment(text: str) -> tuple[str, Any]:
     return key, read_yaml(value, f"--set {text}")
 
 
-def _run(training: stages.Training, params: Pretrain, base: Params, file: Path, label: str) -> dict[str, Any]:
+def _run(training: TrainingRun, params: Pretrain, base: Params, file: Path, label: str) -> dict[str, Any]:
     """The measures of a run at its kept epoch, those of accuracy with their 95 % intervals over groups, that epoch, and
     the seconds it took; from its file, if it has one."""
     if not file.exists():
         begun = time.monotonic()
-        trained = training.fit(say=lambda line: print(f"{label}: {line}", flush=True))
+        trained = training.fit(log=lambda line: print(f"{label}: {line}", flush=True))
         result = {"pretrain": params.model_dump(), "history": trained.history, "epoch": trained.epoch}
         result["bounds"] = {
             f"{measure}_{bound}": scores[f"accuracy_{bound}"]
@@ -164,7 +165,7 @@ def _run(training: stages.Training, params: Pretrain, base: Params, file: Path, 
 
 
 def _report(preset: Preset, table: pd.DataFrame, assignments: list[str], seeds: int, out: Path) -> None:
-    from simtrail.evaluation.figures.charts import ablation_panels
+    from simtrail.report.figures.charts import ablation_panels
 
     table.to_csv(out / "table.csv", index=False)
     measures = [m for m in MEASURES if m in table]

@@ -1,4 +1,4 @@
-"""What a study found: tables, figures, a report; its winner in the registry; its values in params.yaml."""
+"""The result of a study: tables, figures, a report; its best encoder in the registry; its values in params.yaml."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from optuna.trial import TrialState
 from ruamel.yaml import YAML
 from scipy.stats import spearmanr
 
-from simtrail import stages
 from simtrail.errors import InputError
-from simtrail.evaluation.assess import assess, features_of
+from simtrail.evaluation.assess import Embedded, assess, features_of
 from simtrail.evaluation.evidence import predictions
 from simtrail.params import Params, load_params
-from simtrail.sweep.space import FOLDER, Space, pretrain_of
+from simtrail.pipeline.registration import log_evaluation, register_encoder
+from simtrail.pipeline.summary import score_lines
+from simtrail.pipeline.training_run import training_run
+from simtrail.pipeline.workspace import prepared
+from simtrail.sweep.space import FOLDER, Space, trial_settings
 from simtrail.sweep.validation import validation_scores
 from simtrail.sweep.worker import MEASURES
 
 RANKED = 10  # of fewer trials, a rank correlation says next to nothing
 SECONDS = ("seconds_to_start", "seconds_logging")
-FREE = ("val_effective_rank", "val_alignment", "val_uniformity", "val_feature_std")
-KINDS = {
+LABEL_FREE = ("val_effective_rank", "val_alignment", "val_uniformity", "val_feature_std")
+FIGURES = {
     "history": "optimization_history",
     "importance": "param_importances",
     "slice": "slice",
@@ -69,7 +72,7 @@ def report(study: optuna.Study, name: str, space: Space, params: Params) -> None
     print(text)
 
 
-def promote(study: optuna.Study, name: str, space: Space, params: Params, parent: str) -> str:
+def register_best(study: optuna.Study, name: str, space: Space, params: Params, parent: str) -> str:
     """The best trial's encoder, tested once and registered through the gate; says as which version."""
     from simtrail.tracking.registry import encoder_hash
     from simtrail.tracking.run import ENCODER, tag_run
@@ -77,18 +80,19 @@ def promote(study: optuna.Study, name: str, space: Space, params: Params, parent
     best, folder = study.best_trial, FOLDER / name / "encoder"
     encoder, history, chosen = _winner(study, space, params)
     encoder.save(folder)
-    images, table = stages.packed(encoder.config.recipe), pd.read_parquet(stages.SPLIT)
-    features = features_of(encoder, images, params.embed.batch_size)
-    found = assess(encoder, images, table, features, chosen.pretrain.augment, params.evaluate)
-    metrics, files = found.metrics, [folder.parent / "metrics.json", folder.parent / "predictions.parquet"]
+    source = prepared()
+    features = features_of(encoder, source.images, params.embed.batch_size)
+    embedded = Embedded(encoder, source.images, source.table, features)
+    assessment = assess(embedded, chosen.pretrain.augment, params.evaluate)
+    metrics, files = assessment.metrics, [folder.parent / "metrics.json", folder.parent / "predictions.parquet"]
     files[0].write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    predictions(found, table).to_parquet(files[1])
+    predictions(assessment, source.table).to_parquet(files[1])
     tag_run(best.user_attrs["run"], ENCODER, encoder_hash(folder))
-    stages.log_evaluation(chosen, folder, metrics, files)  # so that it can be compared
-    version = stages.enrol(chosen, folder, history, metrics)
+    log_evaluation(chosen, folder, metrics, files)  # so that it can be compared
+    version = register_encoder(chosen, folder, history, metrics)
     tag_run(parent, "simtrail.winner", f"{version['name']} version {version['version']}")
-    table = "\n".join(stages.score_lines(metrics))
-    return f"{table}\n{version['name']} version {version['version']} is {version['alias']}: {version['reason']}"
+    lines = "\n".join(score_lines(metrics))
+    return f"{lines}\n{version['name']} version {version['version']} is {version['alias']}: {version['reason']}"
 
 
 def apply(name: str) -> None:
@@ -122,9 +126,9 @@ def apply(name: str) -> None:
 def _winner(study: optuna.Study, space: Space, params: Params) -> tuple[Any, list[dict[str, float]], Params]:
     """The encoder of the best trial, its history and its parameters: read from its last checkpoint."""
     best = study.best_trial
-    pretrain = pretrain_of(params, space, best.params)
+    pretrain = trial_settings(params, space, best.params)
     group = f"sweeps/{space.study}-{best.user_attrs.get('first', best.number)}"
-    trained = stages.training(pretrain, group).fit()
+    trained = training_run(pretrain, group).fit()
     return trained.encoder, trained.history, params.model_copy(update={"pretrain": pretrain})
 
 
@@ -154,7 +158,9 @@ def _text(study: optuna.Study, table: pd.DataFrame, space: Space, params: Params
     done = table[table["state"] == "complete"]
     if judge and len(done) >= RANKED:
         lines += ["", f"Spearman's rank correlation with {judge}, over {len(done)} completed trials:", ""]
-        lines += [f"- {m}: {spearmanr(done[m], done[judge]).statistic:+.2f}" for m in FREE if done[m].nunique() > 1]
+        lines += [
+            f"- {m}: {spearmanr(done[m], done[judge]).statistic:+.2f}" for m in LABEL_FREE if done[m].nunique() > 1
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -178,7 +184,7 @@ def _figures(study: optuna.Study, folder: Path) -> list[Path]:
     paths = []
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     short, parameters = _short_names(done, study.direction), len(study.best_trial.params)
-    for kind, function in KINDS.items():
+    for kind, function in FIGURES.items():
         crossed = kind in ("importance", "contour", "parallel", "slice")
         if (crossed and len(done) < 3) or (kind == "contour" and parameters < 2):
             continue  # nothing to see in fewer

@@ -174,12 +174,12 @@ def suggest(trial: Trial, space: Space) -> Settings:
     return values
 
 
-def pretrain_of(params: Params, space: Space, values: Settings) -> Pretrain:
+def trial_settings(params: Params, space: Space, values: Settings) -> Pretrain:
     """The settings of a trial with these values."""
     return changed(params, space.settings(values), f"study {space.study}").pretrain.each_seed()[0]
 
 
-def present(params: Params, space: Space) -> Settings:
+def current_values(params: Params, space: Space) -> Settings:
     """The values that params.yaml has in the space."""
     flat = changed(params, space.settings({}), "params.yaml").flat()
     return {key: flat[key] for key, _ in space.active(flat)}

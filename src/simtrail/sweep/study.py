@@ -45,7 +45,7 @@ def open_study(name: str, space: Space, base: str, seed: int = 0, *, create: boo
         engine_kwargs={"pool_pre_ping": True} | ({"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}),
         heartbeat_interval=HEARTBEAT,
         grace_period=GRACE,
-        heartbeat_stale_trial_callback=try_again,
+        heartbeat_stale_trial_callback=requeue,
     )
     if create:
         study = optuna.create_study(
@@ -62,19 +62,19 @@ def open_study(name: str, space: Space, base: str, seed: int = 0, *, create: boo
     return study
 
 
-def counts(study: optuna.Study) -> tuple[int, int]:
+def count_trials(study: optuna.Study) -> tuple[int, int]:
     """How many trials have ended (completed or pruned), and how many run or wait."""
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     return sum(s in ENDED for s in states), sum(s in (TrialState.RUNNING, TrialState.WAITING) for s in states)
 
 
-def surplus(study: optuna.Study, number: int, wanted: int) -> bool:
+def is_surplus(study: optuna.Study, number: int, wanted: int) -> bool:
     """Whether a trial is one more than wanted: two workers may have begun the last one together."""
     valid = [t.number for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL]
     return sorted(valid).index(number) >= wanted
 
 
-def try_again(study: optuna.Study, trial: FrozenTrial) -> None:
+def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queues a killed trial with the same parameters; it goes on from its checkpoint."""
     attributes = {"first": trial.number, **trial.user_attrs, "retried": trial.number}
     attributes.pop(OWNER, None)
@@ -88,7 +88,7 @@ def try_again(study: optuna.Study, trial: FrozenTrial) -> None:
     study.add_trial(waiting)
 
 
-def reap(study: optuna.Study) -> int:
+def requeue_dead(study: optuna.Study) -> int:
     """Fails the running trials whose process on this machine is gone and queues them again; returns how many.
 
     Those of other machines are found by their heartbeat.
@@ -98,7 +98,7 @@ def reap(study: optuna.Study) -> int:
     dead = [trial for trial in trials if trial.state == TrialState.RUNNING and _gone(trial)]
     for trial in dead:
         if trial.number not in queued:  # a kill between these two steps must not queue it twice
-            try_again(study, trial)
+            requeue(study, trial)
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
     return len(dead)
 
@@ -176,9 +176,9 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
         while True:
             try:
                 return method(*args, **kwargs)
-            except (StorageInternalError, OperationalError, InterfaceError) as fault:
+            except (StorageInternalError, OperationalError, InterfaceError) as error:
                 if time.monotonic() > deadline:
-                    reason = " ".join(str(fault).split())[:200]
+                    reason = " ".join(str(error).split())[:200]
                     raise TrainingError(
                         f"the study's storage has not answered for {PATIENCE:.0f} s: {reason}"
                     ) from None

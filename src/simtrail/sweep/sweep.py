@@ -21,10 +21,12 @@ from rich.table import Table
 
 from simtrail.errors import InputError, TrainingError
 from simtrail.params import Params, load_params
-from simtrail.sweep.result import promote, report
-from simtrail.sweep.space import FOLDER, Space, load_space, present
-from simtrail.sweep.study import counts, open_study, reap
-from simtrail.sweep.worker import base_of
+from simtrail.pipeline.training_run import training_run
+from simtrail.pipeline.workspace import require
+from simtrail.sweep.result import register_best, report
+from simtrail.sweep.space import FOLDER, Space, current_values, load_space
+from simtrail.sweep.study import count_trials, open_study, requeue_dead
+from simtrail.sweep.worker import study_base
 
 DEATHS = 5  # of workers in a row, without a trial that ended in between, that are too many
 
@@ -43,16 +45,14 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
         cells := prod(len(a.values or []) for a in space.space.values())
     ):
         raise InputError(f"sweeps/{name}.yaml: budget.trials = {space.budget.trials}: the grid has {cells} cells")
-    base = base_of(params, space)
-    from simtrail import stages
-
-    stages.demand(params, "prepare")
+    base = study_base(params, space)
+    require(params, "prepare")
     if join:
         _supervise(open_study(name, space, base), name, space, workers)
         return
     from simtrail.tracking.run import Trail, run
 
-    ready = stages.training(params.pretrain)
+    ready = training_run(params.pretrain)
     for line in ready.warnings:
         print(f"sweep: warning: {line}", flush=True)
     trail = Trail(params, ready.data_md5)
@@ -60,17 +60,17 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
         study = open_study(name, space, base, create=True)
         study.set_user_attr("parent", parent)
         _enqueue_present(study, params, space)
-        reap(study)
+        requeue_dead(study)
         _supervise(study, name, space, workers)
         report(study, name, space, params)
-    print(promote(study, name, space, params, parent))
+    print(register_best(study, name, space, params, parent))
     print(f"apply it to params.yaml: simtrail apply {name}; the study: {FOLDER / name / 'report.md'}")
 
 
 def _enqueue_present(study: optuna.Study, params: Params, space: Space) -> None:
     """Trial 0 is what params.yaml has, with which the best is compared; in a grid it has its turn anyway."""
     if "present" not in study.user_attrs:
-        study.set_user_attr("present", present(params, space))
+        study.set_user_attr("present", current_values(params, space))
     if space.sampler != "grid" and not study.get_trials(deepcopy=False):
         study.enqueue_trial(study.user_attrs["present"])
 
@@ -81,19 +81,19 @@ def _supervise(study: optuna.Study, name: str, space: Space, count: int | None) 
     count = count or max(1, gpus)
     deadline = time.time() + 60 * space.budget.minutes if space.budget.minutes else None
     jobs: dict[int, subprocess.Popen[bytes]] = {}
-    deaths, ended = 0, counts(study)[0]
+    deaths, ended = 0, count_trials(study)[0]
     try:
         with _display(study, space, count) as show:
-            while counts(study)[0] < space.budget.trials and (deadline is None or time.time() < deadline or jobs):
+            while count_trials(study)[0] < space.budget.trials and (deadline is None or time.time() < deadline or jobs):
                 for number in range(count):
                     job = jobs.get(number)
                     if job and job.poll():
                         deaths += 1
-                        reap(study)
+                        requeue_dead(study)
                     if job is None or job.poll():
                         jobs[number] = _start(name, space, number, count, gpus, deadline)
-                if counts(study)[0] > ended:
-                    deaths, ended = 0, counts(study)[0]
+                if count_trials(study)[0] > ended:
+                    deaths, ended = 0, count_trials(study)[0]
                 if deaths >= DEATHS:
                     last = (FOLDER / name / "worker-0.log").read_text(errors="replace").strip().splitlines()[-1:]
                     raise TrainingError(
@@ -164,7 +164,7 @@ def _table(study: optuna.Study, space: Space, workers: int, begun: float, before
 
 
 def _progress(study: optuna.Study, space: Space, workers: int, begun: float) -> str:
-    ended, best = counts(study)[0], _best(study)
+    ended, best = count_trials(study)[0], _best(study)
     done = [t for t in study.get_trials(deepcopy=False) if t.duration and t.datetime_start.timestamp() > begun]  # type: ignore[union-attr]
     text = f"{ended}/{space.budget.trials}" + (f", best {best.value:.4g} (trial {best.number})" if best else "")
     if done and ended < space.budget.trials:

@@ -14,11 +14,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from simtrail import stages
-from simtrail.errors import InputError, MemoryNeeded, TrainingError
+from simtrail.errors import InputError, OutOfMemory, TrainingError
 from simtrail.params import Params, load_params
-from simtrail.sweep.space import Space, load_space, pretrain_of, suggest
-from simtrail.sweep.study import OWNER, counts, open_study, surplus, this_process
+from simtrail.pipeline.training_run import TrainingRun, training_run
+from simtrail.sweep.space import Space, load_space, suggest, trial_settings
+from simtrail.sweep.study import OWNER, count_trials, is_surplus, open_study, this_process
 
 MEASURES = ("val_probe", "val_knn", "val_effective_rank", "val_alignment", "val_uniformity", "val_feature_std")
 
@@ -27,14 +27,14 @@ class _Surplus(Exception):
     """One trial more than wanted."""
 
 
-def work(name: str, trials: int, number: int, parent: int, deadline: float | None) -> None:
+def run_trials(name: str, trials: int, number: int, parent: int, deadline: float | None) -> None:
     """Tries trials until so many have ended, the deadline has passed, or the parent process is gone."""
     params = load_params()
     space = load_space(name, params)
-    seed = 10**6 * pretrain_of(params, space, {}).seed + 1000 * number
-    study = open_study(name, space, base_of(params, space), seed)
+    seed = 10**6 * trial_settings(params, space, {}).seed + 1000 * number
+    study = open_study(name, space, study_base(params, space), seed)
     while os.getppid() == parent and (deadline is None or time.time() < deadline):
-        ended, begun = counts(study)
+        ended, begun = count_trials(study)
         if ended >= trials:
             return
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -46,23 +46,23 @@ def work(name: str, trials: int, number: int, parent: int, deadline: float | Non
         _keep_best(study)
 
 
-def base_of(params: Params, space: Space) -> str:
+def study_base(params: Params, space: Space) -> str:
     """Identifies all that the trials of a study share: data, split, code, and the settings that are not searched."""
-    pretrain = pretrain_of(params, space, {})
+    pretrain = trial_settings(params, space, {})
     fixed = {k: v for k, v in _flat(pretrain.model_dump(exclude={"checkpoint"})).items() if k not in space.space}
-    return hashlib.sha256(json.dumps([stages.training(pretrain).origin, fixed]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([training_run(pretrain).origin, fixed]).encode()).hexdigest()[:16]
 
 
 def _try(trial: optuna.Trial, params: Params, space: Space, name: str, wanted: int, parent: int) -> float:
-    from simtrail.tracking.run import Trail, curves, log_result, run
+    from simtrail.tracking.run import Trail, curve_logger, log_result, run
 
     begun = time.monotonic()
     trial.set_user_attr(OWNER, this_process())
-    if surplus(trial.study, trial.number, wanted):
+    if is_surplus(trial.study, trial.number, wanted):
         raise _Surplus
-    pretrain = pretrain_of(params, space, suggest(trial, space))
+    pretrain = trial_settings(params, space, suggest(trial, space))
     group = f"{space.study}-{trial.user_attrs.get('first', trial.number)}"  # the same when it is tried again
-    ready = stages.training(pretrain, f"sweeps/{group}")
+    ready = training_run(pretrain, f"sweeps/{group}")
     trail = Trail(params.model_copy(update={"pretrain": pretrain}), ready.data_md5)
     title = f"trial {trial.number}" + (" (params.yaml)" if trial.params == trial.study.user_attrs["present"] else "")
     told, logging = -1, 0.0
@@ -91,15 +91,15 @@ def _try(trial: optuna.Trial, params: Params, space: Space, name: str, wanted: i
         parent=trial.study.user_attrs.get("parent"),
         cut_short=(optuna.TrialPruned,),
     ) as run_id:
-        log = curves(run_id, space.objective)
+        log = curve_logger(run_id, space.objective)
         trial.set_user_attr("run", run_id)
         trial.set_user_attr("seconds_to_start", time.monotonic() - begun)
         try:
-            trained = ready.fit(on_epoch=look, say=lambda line: print(f"trial {trial.number}: {line}", flush=True))
-        except (MemoryNeeded, TrainingError) as fault:
+            trained = ready.fit(on_epoch=look, log=lambda line: print(f"trial {trial.number}: {line}", flush=True))
+        except (OutOfMemory, TrainingError) as error:
             # counts as a bad trial: the sampler is to keep away from there
-            trial.set_user_attr("ended", "out of memory" if isinstance(fault, MemoryNeeded) else "loss not finite")
-            print(f"trial {trial.number}: {fault}", flush=True)
+            trial.set_user_attr("ended", "out of memory" if isinstance(error, OutOfMemory) else "loss not finite")
+            print(f"trial {trial.number}: {error}", flush=True)
             _forget(ready)
             raise optuna.TrialPruned from None
         except optuna.TrialPruned:
@@ -126,7 +126,7 @@ def _keep_best(study: optuna.Study) -> None:
             shutil.rmtree(trial.user_attrs["checkpoints"], ignore_errors=True)
 
 
-def _forget(ready: stages.Training) -> None:
+def _forget(ready: TrainingRun) -> None:
     shutil.rmtree(ready.checkpoints.folder.parent, ignore_errors=True)
 
 
@@ -139,6 +139,6 @@ def _flat(tree: dict[str, Any], prefix: str = "pretrain.") -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        work(**json.loads(sys.argv[1]))
-    except (InputError, TrainingError) as fault:
-        sys.exit(f"error: {fault}")
+        run_trials(**json.loads(sys.argv[1]))
+    except (InputError, TrainingError) as error:
+        sys.exit(f"error: {error}")

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import simtrail
 from simtrail.errors import InputError
 from simtrail.evaluation.scores import TITLES
 from simtrail.model.encoder import CONFIG, WEIGHTS
-from simtrail.tracking.run import Trail, curves, git_state, log_result, run
+from simtrail.tracking.run import Trail, curve_logger, git_state, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
 CARD = "model_card.md"
@@ -37,60 +38,45 @@ def encoder_hash(folder: Path) -> str:
     return hashlib.sha256((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes()).hexdigest()
 
 
-def register(
-    trail: Trail,
-    encoder: Path,
-    history: list[dict[str, float]],
-    metrics: dict[str, float],
-    comparable: str,
-    deciding: str,
-    checks: str,
-    signature: tuple[np.dtype, int],
-    card: Callable[[str], str],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder to register, with all that its version shall record."""
+
+    encoder: Path  # folder of its weights and configuration
+    history: list[dict[str, float]]  # of its training
+    metrics: dict[str, float]
+    deciding: str  # the metric that decides between versions
+    comparable: str  # identifies test images and settings: versions that share it may be compared
+    checks: str  # the result of the data checks, in a few words
+    signature: tuple[np.dtype, int]  # type and number of bands of the image files
+    card: Callable[[str], str]  # run id → model card
+
+
+def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
     """The registered version and its alias: name, version, alias, reason, encoder_sha256, run_id.
 
     The same encoder registered again is the same version, brought up to date. The version becomes `champion` when there
-    is none, or when it beats the present one in `metrics[deciding]` on the same data version and with the same
-    `comparable` settings; otherwise `challenger`. `signature` is the type and number of bands of the image files;
-    `card` makes the model's card, which is kept with it, from the id of its run.
+    is none, or when its deciding metric is higher than the champion's on the same data version and with the same
+    `comparable`; otherwise `challenger`.
     """
-    name, sha = trail.params.register_.name, encoder_hash(encoder)
+    name, sha = trail.params.register_.name, encoder_hash(candidate.encoder)
     client = open_store()
-    commit, _ = git_state()
     with store_lock():
         _create_model(client, name)
-        found = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("encoder_sha256") == sha]
+        versions = client.search_model_versions(f"name = '{name}'")
+        known = next((v for v in versions if v.tags.get("encoder_sha256") == sha), None)
         with run(trail, encoder=sha) as run_id:
-            curves(run_id)(history)  # nothing new, unless the encoder came from DVC's cache without its run
-            log_result(metrics, [])
-            if found:
-                version = found[0]
-            else:
-                model = _log_model(encoder, signature, card(run_id))
-                mlflow.log_metrics(metrics, model_id=model.model_id, dataset=trail.dataset())
-                version = client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
-                versions = json.dumps([{"name": name, "version": version.version}])
-                client.set_logged_model_tags(
-                    model.model_id, {"mlflow.modelVersions": versions}
-                )  # the run page links it
-        facts = {
-            "encoder_sha256": sha,
-            "data": trail.params.data.name,
-            "data_md5": trail.data_md5,
-            "git_commit": commit or "not in git",
-            "params_hash": trail.params.hash(),
-            "comparable": comparable,
-            "checks": checks,
-            **{f"metric.{k}": f"{v:.6g}" for k, v in metrics.items() if k == deciding or k.startswith("linear_probe/")},
-        }
-        for key, value in facts.items():
-            if version.tags.get(key) != value and not (found and key in ("git_commit", "params_hash")):
+            curve_logger(run_id)(candidate.history)  # only needed where the encoder came from DVC's cache without a run
+            log_result(candidate.metrics, [])
+            version = known or _create_version(client, name, trail, candidate, run_id)
+        tags = _tags(trail, candidate, sha)
+        for key, value in tags.items():
+            if version.tags.get(key) != value and not (known and key in ("git_commit", "params_hash")):
                 client.set_model_version_tag(name, version.version, key, value)
-        description = _description(facts, metrics, deciding)
+        description = _description(tags, candidate.metrics, candidate.deciding)
         client.update_model_version(name, version.version, description)
         client.set_tag(run_id, "mlflow.note.content", description)
-        alias, reason = _gate(client, name, version, facts, metrics, deciding)
+        alias, reason = _gate(client, name, version, tags, candidate)
     return {
         "name": name,
         "version": int(version.version),
@@ -108,10 +94,10 @@ def fetch(uri: str, out: Path | None = None) -> Path:
         raise InputError(f"{uri}: must look like models:/NAME@champion or models:/NAME/VERSION")
     try:
         folder = Path(mlflow.artifacts.download_artifacts(f"{uri.rstrip('/')}/artifacts/encoder"))
-    except (MlflowException, OSError, ValueError) as fault:
+    except (MlflowException, OSError, ValueError) as error:
         known = ", ".join(sorted(f"models:/{model.name}" for model in client.search_registered_models())) or "no model"
         raise InputError(
-            f"{uri}: {' '.join(str(fault).split())[:200].rstrip('.')}; the registry holds {known}"
+            f"{uri}: {' '.join(str(error).split())[:200].rstrip('.')}; the registry holds {known}"
         ) from None
     if out is None:
         return folder
@@ -127,9 +113,37 @@ def _create_model(client: MlflowClient, name: str) -> None:
         client.create_registered_model(
             name, description="SimCLR encoder: see each version for its numbers and lineage."
         )
-    except MlflowException as fault:
-        if fault.error_code != "RESOURCE_ALREADY_EXISTS":
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _create_version(client: MlflowClient, name: str, trail: Trail, candidate: Candidate, run_id: str) -> ModelVersion:
+    model = _log_model(candidate.encoder, candidate.signature, candidate.card(run_id))
+    mlflow.log_metrics(candidate.metrics, model_id=model.model_id, dataset=trail.dataset())
+    version = client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
+    link = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})  # the run page links it
+    return version
+
+
+def _tags(trail: Trail, candidate: Candidate, sha: str) -> dict[str, str]:
+    """What a version records of its origin, and its metrics of the linear probe."""
+    deciding = candidate.deciding
+    return {
+        "encoder_sha256": sha,
+        "data": trail.params.data.name,
+        "data_md5": trail.data_md5,
+        "git_commit": git_state()[0] or "not in git",
+        "params_hash": trail.params.hash(),
+        "comparable": candidate.comparable,
+        "checks": candidate.checks,
+        **{
+            f"metric.{key}": f"{value:.6g}"
+            for key, value in candidate.metrics.items()
+            if key == deciding or key.startswith("linear_probe/")
+        },
+    }
 
 
 def _log_model(encoder: Path, signature: tuple[np.dtype, int], card: str) -> Any:
@@ -158,14 +172,10 @@ def _log_model(encoder: Path, signature: tuple[np.dtype, int], card: str) -> Any
 
 
 def _gate(
-    client: MlflowClient,
-    name: str,
-    version: ModelVersion,
-    facts: dict[str, str],
-    metrics: dict[str, float],
-    deciding: str,
+    client: MlflowClient, name: str, version: ModelVersion, tags: dict[str, str], candidate: Candidate
 ) -> tuple[str, str]:
-    mine = metrics[deciding]
+    """The alias of a version, and the reason for it."""
+    deciding = candidate.deciding
     try:
         champion = client.get_model_version_by_alias(name, "champion")
     except MlflowException:
@@ -174,20 +184,18 @@ def _gate(
         alias, reason = "champion", "the first of its name"
     elif str(champion.version) == str(version.version):
         return "champion", "it is the present champion"
-    elif champion.tags.get("data_md5") != facts["data_md5"] or champion.tags.get("comparable") != facts["comparable"]:
-        alias, reason = (
-            "challenger",
-            f"not comparable with champion version {champion.version}: other data, split or evaluation settings",
-        )
+    elif any(champion.tags.get(key) != tags[key] for key in ("data_md5", "comparable")):
+        alias = "challenger"
+        reason = f"not comparable with champion version {champion.version}: other data, split or evaluation settings"
     else:
-        theirs = float(champion.tags.get(f"metric.{deciding}", "nan"))
-        alias = "champion" if mine > theirs else "challenger"
-        reason = f"{deciding} {mine:.4f} against {theirs:.4f} of version {champion.version}"
+        value, best = candidate.metrics[deciding], float(champion.tags.get(f"metric.{deciding}", "nan"))
+        alias = "champion" if value > best else "challenger"
+        reason = f"{deciding} {value:.4f} against {best:.4f} of version {champion.version}"
     client.set_registered_model_alias(name, alias, version.version)
     return alias, reason
 
 
-def _description(facts: dict[str, str], metrics: dict[str, float], deciding: str) -> str:
+def _description(tags: dict[str, str], metrics: dict[str, float], deciding: str) -> str:
     def cell(name: str, score: str) -> str:
         return f"{metrics[f'{name}/{score}']:.3f}"
 
@@ -209,8 +217,8 @@ def _description(facts: dict[str, str], metrics: dict[str, float], deciding: str
             *lines,
             "",
             f"- features: {free}",
-            f"- data: `{facts['data']}` {facts['data_md5']}, checks {facts['checks']}",
-            f"- code: commit {facts['git_commit']}, parameters {facts['params_hash']}",
-            f"- encoder: sha256 {facts['encoder_sha256']}",
+            f"- data: `{tags['data']}` {tags['data_md5']}, checks {tags['checks']}",
+            f"- code: commit {tags['git_commit']}, parameters {tags['params_hash']}",
+            f"- encoder: sha256 {tags['encoder_sha256']}",
         ]
     )

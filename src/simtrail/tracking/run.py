@@ -139,7 +139,7 @@ def find_run(
     return runs[0] if runs else None
 
 
-def curves(run_id: str, objective: str | None = None) -> Callable[[list[dict[str, float]]], None]:
+def curve_logger(run_id: str, objective: str | None = None) -> Callable[[list[dict[str, float]]], None]:
     """A function that logs the rows of a training history that the run does not have yet, at their epoch.
 
     With an `objective`, the column of that name is logged as the metric `objective` too, as the best so far (of a loss,

@@ -42,10 +42,10 @@ def processes() -> Iterator[None]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield
-    except RuntimeError as fault:  # gloo knows no class of its own for a peer that is gone
-        if isinstance(fault, dist.DistError) or "onnection" in str(fault):
+    except RuntimeError as error:  # gloo knows no class of its own for a peer that is gone
+        if isinstance(error, dist.DistError) or "onnection" in str(error):
             raise TrainingError(
-                f"process {rank()} of {world()} lost another one ({' '.join(str(fault).split())[:120]}); see the first "
+                f"process {rank()} of {world()} lost another one ({' '.join(str(error).split())[:120]}); see the first "
                 "error above; the same command goes on from the last checkpoint"
             ) from None
         raise

@@ -19,7 +19,7 @@ from simtrail.model.objectives import OBJECTIVES, contrastive_top1, terms
 from simtrail.params import Pretrain
 from simtrail.training.distributed import rank, synchronised, world
 from simtrail.training.gradient import backward
-from simtrail.training.memory import ran_out, too_large
+from simtrail.training.memory import batch_too_large, is_out_of_memory
 from simtrail.training.optimisers import make_optimiser
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -67,19 +67,18 @@ class Learner:
 
     @property
     def kept(self) -> Encoder:
-        """The encoder that is looked at and kept: the moving average, where there is one."""
+        """The encoder that is validated and kept: the moving average, where there is one."""
         return self.average.module if self.average else self.encoder  # type: ignore[return-value]
 
     def step(self, batch: torch.Tensor, rate: float, *seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of the whole batch, of which `batch` is this process's share, and what else is told of it; weights
-        follow.
+        """Trains on a batch; returns the loss of the whole batch, and further measures of it by name.
 
-        Told are contrastive_top1 and, where the loss has several terms, each as loss_fused, loss_intra, loss_cross,
-        loss_local.
+        `batch` is this process's part of the whole. The measures are contrastive_top1 and, where the loss has several
+        terms, each of them: loss_fused, loss_intra, loss_cross, loss_local.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss, found, projections = self._gradient(batch, seed)
+        loss, terms_of_loss, projections = self._gradient(batch, seed)
         if self.params.clip:
             self.scaler.unscale_(self.optimiser)
             clip_grad_norm_(self.encoder.parameters(), self.params.clip)
@@ -88,8 +87,8 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:
             self.average.update_parameters(self.encoder)
-        told = {f"loss_{name}": value for name, value in found.items() if len(found) > 1}
-        return loss, {"contrastive_top1": contrastive_top1(self.encoder.joined(projections)), **told}
+        of_terms = {f"loss_{name}": value for name, value in terms_of_loss.items() if len(terms_of_loss) > 1}
+        return loss, {"contrastive_top1": contrastive_top1(self.encoder.joined(projections)), **of_terms}
 
     def _gradient(
         self, batch: torch.Tensor, seed: tuple[int, ...]
@@ -105,10 +104,10 @@ class Learner:
         at_once = min(self.params.micro_batch_size or len(batch), len(batch))
         try:
             return attempt(len(batch))
-        except RuntimeError as fault:
-            if world() > 1 or not ran_out(fault):
+        except RuntimeError as error:
+            if world() > 1 or not is_out_of_memory(error):
                 raise
-        raise too_large(whole, at_once, attempt)  # outside the handler, which holds on to the step's memory
+        raise batch_too_large(whole, at_once, attempt)  # outside the handler, which holds on to the step's memory
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._parts().items()}

@@ -1,4 +1,4 @@
-"""What to say when memory runs out."""
+"""The error for a batch that does not fit in memory, with the size that does."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from simtrail.errors import MemoryNeeded
+from simtrail.errors import OutOfMemory
 
 
-def ran_out(fault: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error means that the GPU's memory, or the machine's, is used up."""
-    return isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in str(fault)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def too_large(batch_size: int, images: int, attempt: Callable[[int], Any]) -> MemoryNeeded:
+def batch_too_large(batch_size: int, images: int, attempt: Callable[[int], Any]) -> OutOfMemory:
     """The error that names the batch size, and the number of images at once that fits, found by trying.
 
     `images` went through the encoder at once and were too many; `attempt(n)` is the work of n.
@@ -29,16 +29,16 @@ def too_large(batch_size: int, images: int, attempt: Callable[[int], Any]) -> Me
             torch.cuda.empty_cache()
         try:
             attempt(size)
-        except RuntimeError as fault:
-            if not ran_out(fault):
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
         else:
-            return MemoryNeeded(
+            return OutOfMemory(
                 f"pretrain.batch_size = {batch_size}: out of memory with the views of {images} images at once; "
                 f"{size} fit: set pretrain.micro_batch_size: {size} to keep the batch and its negatives, "
                 f"or pretrain.batch_size: {size}"
             )
-    return MemoryNeeded(
+    return OutOfMemory(
         f"pretrain.batch_size = {batch_size}: out of memory with the views of {size} images at once; "
         "lower prepare.size, or choose a smaller pretrain.encoder.model"
     )

@@ -1,4 +1,4 @@
-"""Looks at the validation split during training: what chooses the weights that are kept, and shows a collapse."""
+"""Validation during training: it chooses the weights that are kept, and shows a collapse."""
 
 from __future__ import annotations
 
@@ -9,53 +9,43 @@ import numpy as np
 import torch
 
 from simtrail.augment.views import TwoViews
-from simtrail.data.loader import to_unit
-from simtrail.data.pack import PackedImages
+from simtrail.data.loader import TrainingData, to_unit
 from simtrail.errors import InputError
 from simtrail.evaluation.classifiers import knn, ridge_probe
 from simtrail.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
 from simtrail.model.encoder import Encoder
 from simtrail.model.objectives import contrastive_top1
 
-BANK, LOOKED_AT = 10_000, 4096  # images at most: labelled ones of the training split, ones of the validation split
+BANK, VALIDATION = 10_000, 4096  # images at most: labelled ones of the training split, all of the validation split
 NEIGHBOURS, BATCH = 10, 256
-LEFT_OUT = 0.02
+IGNORED = 0.02  # a mean weight of attention below this means that a modality is ignored
 
 
 class Monitor:
-    """Measures an encoder on the same validation images, views and labelled training images at every look.
+    """Measures an encoder at every validation on the same images, views and labelled training images.
 
-    `labels` is the class number of every packed row, −1 where it has none, or None for no labels at all. Of more images
-    than `BANK` and `LOOKED_AT`, `seed` draws that many.
+    Of more images than `BANK` and `VALIDATION`, `seed` draws that many.
     """
 
-    def __init__(
-        self,
-        images: PackedImages,
-        train_rows: np.ndarray,
-        val_rows: np.ndarray,
-        labels: np.ndarray | None,
-        two_views: TwoViews,
-        seed: int,
-    ):
-        self.images, self.two_views, self.seed = images, two_views, seed
-        self.labels = np.full(len(images), -1) if labels is None else labels
+    def __init__(self, data: TrainingData, two_views: TwoViews, seed: int):
+        self.images, self.two_views, self.seed = data.images, two_views, seed
+        self.labels = np.full(len(data.images), -1) if data.labels is None else data.labels
         rng = np.random.default_rng(seed)
-        train, val = rng.permutation(train_rows), rng.permutation(val_rows)
-        self.val = val[:LOOKED_AT]
+        train, val = rng.permutation(data.train), rng.permutation(data.val)
+        self.val = val[:VALIDATION]
         self.bank = train[self.labels[train] >= 0][:BANK]
-        self.queries = val[self.labels[val] >= 0][:LOOKED_AT]  # not only the labelled of self.val: labels may be few
+        self.queries = val[self.labels[val] >= 0][:VALIDATION]  # not only the labelled of self.val: labels may be few
         self.labelled = all(len(np.unique(self.labels[rows])) >= 2 for rows in (self.bank, self.queries))
 
-    @torch.no_grad()  # not inference_mode: whatever a module keeps from here must serve in training again
-    def look(self, encoder: Encoder) -> dict[str, float]:
+    @torch.no_grad()  # not inference_mode: what a module keeps from here must be usable in training again
+    def validate(self, encoder: Encoder) -> dict[str, float]:
         """The measures by name, none when there are fewer than two validation images; keeps the encoder's mode.
 
-        val_knn, val_probe: accuracy on labelled validation images, by labelled training images; left out where
-        either holds fewer than two classes. val_effective_rank, val_feature_std: of the features of the images as they
-        are. val_alignment, val_uniformity, val_contrastive_top1: of the projections of two views of each image, the
-        last among the views of all images. Where modalities have a branch each, val_feature_std_<modality> too, and
-        val_weight_<modality>, the mean of the weights that attention gives it.
+        val_knn, val_probe: accuracy on labelled validation images, learnt from labelled training images; left out where
+        either have fewer than two classes. val_effective_rank, val_feature_std: of the features of the images without
+        augmentation. val_alignment, val_uniformity, val_contrastive_top1: of the projections of two views of each
+        image; for the last, the other view is sought among the views of all images. Where modalities have a branch
+        each, also val_feature_std_<modality>, and val_weight_<modality>, the mean weight that attention gives it.
         """
         if len(self.val) < 2:
             return {}
@@ -77,10 +67,10 @@ class Monitor:
                 **self._of_modalities(encoder),
             }
             if self.labelled:
-                bank, known = self._features(encoder, self.bank), self.labels[self.bank]
+                bank, labels = self._features(encoder, self.bank), self.labels[self.bank]
                 queries, truth = features[np.searchsorted(rows, self.queries)], self.labels[self.queries]
-                measures["val_knn"] = float((knn(bank, known, queries, NEIGHBOURS) == truth).mean())
-                measures["val_probe"] = float((ridge_probe(bank, known, queries) == truth).mean())
+                measures["val_knn"] = float((knn(bank, labels, queries, NEIGHBOURS) == truth).mean())
+                measures["val_probe"] = float((ridge_probe(bank, labels, queries) == truth).mean())
             return measures
         finally:
             encoder.train(training)
@@ -106,8 +96,8 @@ class Monitor:
     def _of_modalities(self, encoder: Encoder) -> dict[str, float]:
         if not encoder.modalities:
             return {}
-        seen = [encoder.parts(batch) for batch in self._batches(self.val, encoder.device)]
-        parts = [torch.cat(part) for part in zip(*seen, strict=True)]
+        batches = [encoder.parts(batch) for batch in self._batches(self.val, encoder.device)]
+        parts = [torch.cat(part) for part in zip(*batches, strict=True)]
         named = zip(encoder.modalities, parts, strict=True)
         measures = {f"val_feature_std_{name}": feature_std(part) for name, part in named}
         if encoder.backbone.scores:
@@ -124,20 +114,36 @@ class Monitor:
             yield to_unit(packed, self.images.recipe.full_scale, device)
 
 
-def concerns(row: dict[str, float], encoder: Encoder) -> list[str]:
-    """One line for features, of all or of one modality, that nearly all point one way, and for each modality that
-    attention leaves out: of a mean weight under `LEFT_OUT`. None for a row without a look."""
+def kept_epoch(history: list[dict[str, float]], metric: str) -> int:
+    """The epoch of a finished training history whose weights were kept, by `pretrain.monitor.metric`."""
+    if metric == "auto":
+        metric = "probe" if any("val_probe" in row for row in history) else "effective_rank"
+    best = max(history, key=lambda row: _value(row, f"val_{metric}"))  # the first of equals
+    return int((history[-1] if math.isinf(_value(best, f"val_{metric}")) else best)["epoch"])
+
+
+def problems(row: dict[str, float], encoder: Encoder) -> list[str]:
+    """One line for each problem of a validation; none for a row of the history without validation.
+
+    Problems: features, of all bands or of one modality, that nearly all point one way; a modality that attention
+    ignores, with a mean weight under `IGNORED`.
+    """
     lines = []
     for name, width in [("", encoder.width), *((name, encoder.branches[name].width) for name in encoder.modalities)]:
-        spread = row.get("val_feature_std" + (name and f"_{name}"), math.inf)
-        if collapsed(spread, width):
-            lines.append(f"the features {name and f'of {name} '}collapse: standard deviation {spread:.2g}")
-        if (weight := row.get(f"val_weight_{name}", 1.0)) < LEFT_OUT:
-            lines.append(f"attention leaves {name} out: its mean weight is {weight:.2g}")
+        std = row.get("val_feature_std" + (name and f"_{name}"), math.inf)
+        if collapsed(std, width):
+            lines.append(f"the features {name and f'of {name} '}collapse: standard deviation {std:.2g}")
+        if (weight := row.get(f"val_weight_{name}", 1.0)) < IGNORED:
+            lines.append(f"attention ignores {name}: its mean weight is {weight:.2g}")
     return lines
 
 
-def collapsed(spread: float, width: int) -> bool:
+def collapsed(feature_std: float, width: int) -> bool:
     """Whether features, `width` wide, all point nearly one way: their val_feature_std is under a tenth of the 1/√width
     of vectors that point every way."""
-    return spread < 0.1 / math.sqrt(width)
+    return feature_std < 0.1 / math.sqrt(width)
+
+
+def _value(row: dict[str, float], key: str) -> float:
+    value = row.get(key, math.nan)
+    return -math.inf if math.isnan(value) else value

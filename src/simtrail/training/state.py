@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and found again only by the run that wrote them."""
+"""The state of a training run, and its checkpoints: written whole or not at all, read only by the run they are of."""
 
 from __future__ import annotations
 
@@ -6,10 +6,40 @@ import os
 import pickle
 import shutil
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds beside the learner."""
+
+    step: int = 0
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)  # of the measures of each step, over the epoch so far
+    history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch
+    best: dict[str, Any] | None = None  # value, epoch and weights of the best validation
+    validations_since_best: int = 0
+
+    def add(self, measures: dict[str, torch.Tensor]) -> None:
+        """Counts a step and adds its measures to the sums."""
+        self.step += 1
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in measures.items()}
+
+    def keep_if_best(self, row: dict[str, float], metric: str | None, encoder: nn.Module) -> None:
+        """Copies the encoder's weights where the metric of a validation is higher than ever before."""
+        self.validations_since_best += 1
+        if metric and (self.best is None or row[metric] > self.best["value"]):
+            weights = {k: v.detach().cpu().clone() for k, v in encoder.state_dict().items()}
+            self.best = {"value": row[metric], "epoch": int(row["epoch"]), "weights": weights}
+            self.validations_since_best = 0
+
+    def end_epoch(self, row: dict[str, float]) -> None:
+        """Adds an epoch to the history and begins new sums."""
+        self.sums, self.history = {}, [*self.history, row]
 
 
 class Checkpoints:
@@ -37,17 +67,17 @@ class Checkpoints:
             fresh.replace(self.folder / f"step-{step:09d}.pt")
             for old in self._files()[self.keep :]:
                 old.unlink(missing_ok=True)
-        except (OSError, RuntimeError) as fault:  # torch's writer turns the system's error into its own
+        except (OSError, RuntimeError) as error:  # torch's writer turns the system's error into its own
             fresh.unlink(missing_ok=True)
-            warnings.warn(f"no checkpoint of step {step} in {self.folder}: {_line(fault)}", stacklevel=2)
+            warnings.warn(f"no checkpoint of step {step} in {self.folder}: {_line(error)}", stacklevel=2)
 
     def load(self) -> dict[str, Any] | None:
         """The newest state that can be read, on the CPU, or None; one that can't be read is warned of and removed."""
         for file in self._files():
             try:
                 return torch.load(file, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as fault:
-                warnings.warn(f"{file} can't be read, an older checkpoint stands in: {_line(fault)}", stacklevel=2)
+            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+                warnings.warn(f"{file} can't be read, an older checkpoint stands in: {_line(error)}", stacklevel=2)
                 file.unlink(missing_ok=True)
         return None
 
@@ -69,5 +99,5 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.pt"), reverse=True)
 
 
-def _line(fault: Exception) -> str:
-    return " ".join(str(fault).split())[:200] or type(fault).__name__
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -20,11 +20,15 @@ import yaml
 from conftest import ROOT, changed
 from typer.testing import CliRunner
 
-from simtrail import load_encoder, read_image, stages
+from simtrail import load_encoder, read_image
 from simtrail.cli import app
 from simtrail.data.demo import generate
 from simtrail.errors import InputError
 from simtrail.params import load_params
+from simtrail.pipeline import stages
+from simtrail.pipeline import workspace as ws
+from simtrail.pipeline.summary import score_lines
+from simtrail.pipeline.training_run import training_run
 
 SMALL = {
     "prepare.size": 32,
@@ -77,8 +81,8 @@ def run_pipeline(folder: Path, **changes: object) -> Path:
 def _quick():
     """A map without UMAP, which compiles for a while, and little fine-tuning: both have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simtrail.evaluation.figures.map.coordinates", lambda x, seed: (np.arange(len(x)), x[:, :2]))
-        patch.setattr("simtrail.fine_tune.LEAST_STEPS", 4)
+        patch.setattr("simtrail.evaluation.evidence.map_coordinates", lambda x, seed: (np.arange(len(x)), x[:, :2]))
+        patch.setattr("simtrail.downstream.fine_tune.LEAST_STEPS", 4)
         yield
 
 
@@ -103,22 +107,22 @@ def copied(trained, tmp_path, monkeypatch) -> Path:
 
 
 def test_the_split_keeps_specimens_whole_and_the_network_never_sees_the_mask(project):
-    split = pd.read_parquet(stages.SPLIT)
+    split = pd.read_parquet(ws.SPLIT)
     assert split.groupby("group")["split"].nunique().max() == 1
-    facts = json.loads(stages.STATISTICS.read_text())
+    facts = json.loads(ws.STATISTICS.read_text())
     assert facts["recipe"]["bands"] == ["red", "green", "blue", "uv1", "uv2", "uv3"]
     assert facts["images"] == split["split"].value_counts().to_dict()
 
 
 def test_embeddings_have_a_vector_and_the_labels_of_every_image(project):
-    table = pd.read_parquet(stages.EMBEDDINGS)
+    table = pd.read_parquet(ws.EMBEDDINGS)
     assert len(table) == 80
     assert {"path", "split", "label", "group", "meta.view", "vector"} <= set(table)
     assert len(table["vector"].iloc[0]) == 512
 
 
 def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
-    metrics = json.loads(stages.METRICS.read_text())
+    metrics = json.loads(ws.METRICS.read_text())
     task = metrics["tasks"]["species"]
     floors = ("raw_pixels", "random_encoder", "majority")
     for name in ("linear_probe", "probe_augmented", "knn", "svc", *floors):
@@ -127,8 +131,8 @@ def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
         assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
     assert task["geometry"]["angle_within"] < task["geometry"]["angle_between"]
     assert metrics["features"]["effective_rank"] > 1
-    drawn = {p.stem for p in stages.FIGURES.glob("*.png")}
-    assert drawn == {p.stem for p in stages.FIGURES.glob("*.svg")} == {
+    drawn = {p.stem for p in ws.FIGURES.glob("*.png")}
+    assert drawn == {p.stem for p in ws.FIGURES.glob("*.svg")} == {
         "scores-species", "confusion-species", "per_class-species", "reliability", "angles", "explained_variance",
         "dimensions", "label_efficiency", "fine_tune", "map", "map_thumbnails", "class_examples-1", "neighbours",
         "saliency", "importance", "spectra",
@@ -136,54 +140,54 @@ def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
 
 
 def test_the_report_tells_all_of_it_and_is_kept_with_the_run_and_the_model(project):
-    page = stages.REPORT.read_text()
+    page = ws.REPORT.read_text()
     assert page.count("<img") == page.count('src="data:image/')
     for word in ("species", "linear probe", "floor: random weights", "Fine-tuning", "map"):
         assert word in page
     (run,) = all_runs()
     files = {f.path for f in client().list_artifacts(run.info.run_id)}
     assert {"report.html", "model_card.md", "predictions.parquet", "map.html"} <= files
-    assert "| linear probe |" in stages.CARD.read_text()
+    assert "| linear probe |" in ws.CARD.read_text()
 
 
 def test_nothing_that_is_learnt_or_chosen_depends_on_the_test_split(copied):
     """The test images change places, so that pixels and labels are wrong: encoder, looks and probe stay the same."""
 
     def learnt() -> tuple[object, ...]:
-        task = json.loads(stages.METRICS.read_text())["tasks"]["species"]
-        history = pd.read_csv(stages.HISTORY).drop(columns=["images_per_second"], errors="ignore")
-        weights = (stages.ENCODER / "encoder.safetensors").read_bytes()
+        task = json.loads(ws.METRICS.read_text())["tasks"]["species"]
+        history = pd.read_csv(ws.HISTORY).drop(columns=["images_per_second"], errors="ignore")
+        weights = (ws.ENCODER / "encoder.safetensors").read_bytes()
         return hashlib.sha256(weights).hexdigest(), history.to_csv(), task["C"], task["svc_C"]
 
-    before, scores = learnt(), json.loads(stages.METRICS.read_text())
-    table = pd.read_parquet(stages.SPLIT)
+    before, scores = learnt(), json.loads(ws.METRICS.read_text())
+    table = pd.read_parquet(ws.SPLIT)
     test = [copied / "data/demo" / path for path in table["path"][table["split"] == "test"]]
     for path, content in zip(test, [path.read_bytes() for path in [*test[9:], *test[:9]]], strict=True):
         path.write_bytes(content)
     write_params(copied, evaluate__fine_tune__fractions=[], evaluate__label_efficiency_seeds=0)
     for verb in VERBS[:5]:
         verb()
-    assert pd.read_parquet(stages.SPLIT)["split"].equals(table["split"])
+    assert pd.read_parquet(ws.SPLIT)["split"].equals(table["split"])
     assert learnt() == before
-    assert json.loads(stages.METRICS.read_text())["tasks"] != scores["tasks"]
+    assert json.loads(ws.METRICS.read_text())["tasks"] != scores["tasks"]
 
 
 @pytest.mark.slow
 def test_held_out_classes_and_further_seeds_and_columns_are_evaluated(copied):
-    held_out = sorted(pd.read_parquet(stages.SPLIT)["label"].unique())[:2]
+    held_out = sorted(pd.read_parquet(ws.SPLIT)["label"].unique())[:2]
     changes = {"evaluate__held_out_classes": held_out, "evaluate__labels": ["view"], "pretrain__seeds": [0, 5]}
     write_params(copied, **changes, evaluate__fine_tune__fractions=[], evaluate__label_efficiency_seeds=0)
     for verb in VERBS[1:]:
         verb()
-    table = pd.read_parquet(stages.SPLIT)
+    table = pd.read_parquet(ws.SPLIT)
     assert set(table["label"][table["held_out"]]) == set(held_out)
-    ready = stages.training(load_params().pretrain)
-    assert not set(table["label"].iloc[ready.rows]) & set(held_out)
-    metrics = json.loads(stages.METRICS.read_text())
+    ready = training_run(load_params().pretrain)
+    assert not set(table["label"].iloc[ready.data.train]) & set(held_out)
+    metrics = json.loads(ws.METRICS.read_text())
     assert list(metrics["tasks"]) == ["species", "species (unseen)", "view"]
     assert metrics["seeds"]["linear_probe"]["seeds"] == 2
-    assert "species (unseen)" in stages.REPORT.read_text()
-    assert (stages.ENCODER / "seeds/5/encoder.safetensors").exists()
+    assert "species (unseen)" in ws.REPORT.read_text()
+    assert (ws.ENCODER / "seeds/5/encoder.safetensors").exists()
     write_params(copied, evaluate__held_out_classes=["moth"])
     with pytest.raises(InputError, match=r"evaluate\.held_out_classes: 'moth': no such class; did you mean"):
         stages.prepare()
@@ -193,11 +197,11 @@ def test_one_run_carries_parameters_data_curves_results_and_its_end(project):
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert run.data.params["pretrain.temperature"] == "0.2"
-    scores = json.loads(stages.METRICS.read_text())["tasks"]["species"]["scores"]
+    scores = json.loads(ws.METRICS.read_text())["tasks"]["species"]["scores"]
     assert run.data.metrics["linear_probe/accuracy"] == scores["linear_probe"]["accuracy"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "demo"
-    assert dataset.dataset.digest == json.loads(stages.VALIDATION.read_text())["data_md5"]
+    assert dataset.dataset.digest == json.loads(ws.VALIDATION.read_text())["data_md5"]
     assert [m.step for m in client().get_metric_history(run.info.run_id, "curves/loss")] == [1, 2]
     files = {f.path for f in client().list_artifacts(run.info.run_id)}
     assert {"params.yaml", "validation.html", "metrics.json", "figures", "config.json"} <= files
@@ -217,23 +221,23 @@ def test_the_run_shows_the_views_and_the_looks_at_validation(project):
 def test_a_preview_needs_no_training(copied):
     shutil.rmtree("artifacts/pretrain")
     stages.preview(images=3, seed=1)
-    first = stages.PREVIEW.read_bytes()
+    first = ws.PREVIEW.read_bytes()
     write_params(copied, pretrain__augment__geometry__strength=0.0)
     stages.preview(images=3, seed=1)
-    assert stages.PREVIEW.read_bytes() != first
+    assert ws.PREVIEW.read_bytes() != first
 
 
 def test_all_that_decides_the_result_and_nothing_else_is_in_the_key_of_a_run(copied):
     def key(**changes: object) -> str:
         write_params(copied, **changes)
-        return stages.training(load_params().pretrain).key
+        return training_run(load_params().pretrain).key
 
     usual = key()
     assert key(pretrain__checkpoint__every_steps=7, evaluate__knn__k=3) == usual
     changes = [{"pretrain__temperature": 0.3}, {"pretrain__augment__color__strength": 0.1}, {"pretrain__seeds": [9]}]
     assert len({usual, *(key(**change) for change in changes)}) == 4
-    facts = json.loads(stages.STATISTICS.read_text())
-    stages.STATISTICS.write_text(json.dumps({**facts, "split_hash": "another"}))
+    facts = json.loads(ws.STATISTICS.read_text())
+    ws.STATISTICS.write_text(json.dumps({**facts, "split_hash": "another"}))
     assert key() != usual
 
 
@@ -250,11 +254,11 @@ def test_training_goes_on_from_the_weights_of_a_registered_model(copied, capsys)
 
 def test_the_version_carries_metrics_and_lineage(project):
     version = client().get_model_version_by_alias("small", "champion")
-    metrics = json.loads(stages.METRICS.read_text())["tasks"]["species"]["scores"]
+    metrics = json.loads(ws.METRICS.read_text())["tasks"]["species"]["scores"]
     assert float(version.tags["metric.linear_probe/accuracy"]) == pytest.approx(
         metrics["linear_probe"]["accuracy"], rel=1e-5
     )
-    assert version.tags["data_md5"] == json.loads(stages.VALIDATION.read_text())["data_md5"]
+    assert version.tags["data_md5"] == json.loads(ws.VALIDATION.read_text())["data_md5"]
     assert version.tags["checks"].startswith("passed")
     assert {"git_commit", "params_hash", "encoder_sha256"} <= set(version.tags)
     assert "| linear probe | " in version.description
@@ -267,30 +271,30 @@ def test_the_version_carries_metrics_and_lineage(project):
 def test_registering_again_adds_nothing(copied):
     before = [(r.info.run_id, r.data.metrics) for r in all_runs()]
     stages.register()
-    assert json.loads(stages.REGISTRATION.read_text())["version"] == 1
+    assert json.loads(ws.REGISTRATION.read_text())["version"] == 1
     assert len(client().search_model_versions("name = 'small'")) == 1
     assert [(r.info.run_id, r.data.metrics) for r in all_runs()] == before
 
 
 @pytest.mark.parametrize(("accuracy", "alias"), [(1.0, "champion"), (0.0, "challenger")])
 def test_the_gate_lets_only_the_better_pass(copied, accuracy, alias):
-    config = stages.ENCODER / "config.json"
+    config = ws.ENCODER / "config.json"
     config.write_text(config.read_text() + "\n")  # another encoder, by its hash
-    metrics = json.loads(stages.METRICS.read_text())
+    metrics = json.loads(ws.METRICS.read_text())
     metrics["tasks"]["species"]["scores"]["linear_probe"]["accuracy"] = accuracy
-    stages.METRICS.write_text(json.dumps(metrics))
+    ws.METRICS.write_text(json.dumps(metrics))
     stages.register()
-    assert json.loads(stages.REGISTRATION.read_text())["version"] == 2
+    assert json.loads(ws.REGISTRATION.read_text())["version"] == 2
     assert client().get_model_version_by_alias("small", alias).version == 2
     assert client().get_model_version_by_alias("small", "champion").version == (2 if alias == "champion" else 1)
 
 
 def test_other_data_or_settings_are_not_compared(copied):
     write_params(copied, evaluate__knn__k=3)
-    config = stages.ENCODER / "config.json"
+    config = ws.ENCODER / "config.json"
     config.write_text(config.read_text() + "\n")
     stages.register()
-    result = json.loads(stages.REGISTRATION.read_text())
+    result = json.loads(ws.REGISTRATION.read_text())
     assert result["alias"] == "challenger"
     assert "not comparable" in result["reason"]
 
@@ -300,7 +304,7 @@ def test_a_registered_model_is_pulled_and_embeds_like_the_pipeline(project, tmp_
     folder = Path(result.output.strip())
     assert folder == tmp_path / "out"
     assert {p.name for p in folder.iterdir()} == {"encoder.safetensors", "config.json", "model_card.md"}
-    table = pd.read_parquet(stages.EMBEDDINGS)
+    table = pd.read_parquet(ws.EMBEDDINGS)
     paths = [f"data/demo/{p}" for p in table["path"][:5]]
     expected = np.stack(table["vector"][:5].to_list())
     for encoder in (load_encoder(folder), load_encoder("models:/small@champion")):
@@ -313,7 +317,7 @@ def test_pyfunc_predicts_on_arrays_without_pickle(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     client()
     model = mlflow.pyfunc.load_model("models:/small@champion")
-    table = pd.read_parquet(stages.EMBEDDINGS)[:3]
+    table = pd.read_parquet(ws.EMBEDDINGS)[:3]
     images = np.stack([read_image(f"data/demo/{path}") for path in table["path"]])
     np.testing.assert_allclose(model.predict(images), np.stack(table["vector"].to_list()), rtol=1e-3, atol=1e-4)
     assert not list(Path("mlruns").rglob("*.pkl"))
@@ -336,7 +340,7 @@ def test_after_a_move_old_runs_are_read_and_new_ones_stay_inside(copied, trained
         verb()
     assert len(all_runs()) == 2
     assert sorted(trained.rglob("*")) == before
-    assert json.loads(stages.REGISTRATION.read_text())["version"] == 2
+    assert json.loads(ws.REGISTRATION.read_text())["version"] == 2
 
 
 def test_the_tracking_uri_overrides_and_is_relative_to_the_project(project, monkeypatch, tmp_path):
@@ -358,7 +362,7 @@ def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkey
 
     def save_then_die(self, step, state):
         saved(self, step, state)
-        if len(state["at"]["history"]) == 2:
+        if len(state["state"]["history"]) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Checkpoints, "save", save_then_die)
@@ -419,7 +423,7 @@ def test_two_processes_train_as_one_and_go_on_after_one_of_them_has_died(copied)
     shutil.rmtree(".simtrail")
     write_params(copied, pretrain__seeds=[4], pretrain__epochs=4, pretrain__precision="fp32")
     stages.pretrain()
-    alone = pd.read_csv(stages.HISTORY)["loss"]
+    alone = pd.read_csv(ws.HISTORY)["loss"]
     np.testing.assert_allclose([m.value for m in curve], alone, rtol=0.02)
 
 
@@ -485,16 +489,16 @@ def test_quarantine_drops_records_and_trains_on_the_rest(copied):
     relative = str(bad.relative_to(copied / "data/demo"))
     with pytest.raises(InputError, match="empty file"):
         stages.check()
-    assert "empty file" in stages.PAGE.read_text()
+    assert "empty file" in ws.VALIDATION_PAGE.read_text()
     with pytest.raises(InputError, match="the check failed"):
         stages.prepare()
-    assert stages.STATISTICS.exists()  # the earlier result stays
+    assert ws.STATISTICS.exists()  # the earlier result stays
     write_params(copied, check__on_fail="quarantine")
     stages.check()
-    assert pd.read_csv(stages.QUARANTINE)["path"].tolist() == [relative]
+    assert pd.read_csv(ws.QUARANTINE)["path"].tolist() == [relative]
     stages.prepare()
-    assert len(pd.read_parquet(stages.SPLIT)) == 79
-    assert relative not in set(pd.read_parquet(stages.SPLIT)["path"])
+    assert len(pd.read_parquet(ws.SPLIT)) == 79
+    assert relative not in set(pd.read_parquet(ws.SPLIT)["path"])
 
 
 def test_warnings_name_a_crop_without_a_mask_few_groups_and_a_floor_that_is_not_beaten(copied, capsys):
@@ -504,24 +508,22 @@ def test_warnings_name_a_crop_without_a_mask_few_groups_and_a_floor_that_is_not_
     write_params(copied, prepare__mask="crop")
     stages.prepare()
     assert "prepare: warning: prepare.mask = 'crop': no effect: no mask band" in capsys.readouterr().out
-    metrics = json.loads(stages.METRICS.read_text())
+    metrics = json.loads(ws.METRICS.read_text())
     task = metrics["tasks"]["species"]
-    assert (
-        f"images of {task['groups']} groups, too few for the intervals to be trusted" in stages.score_lines(metrics)[0]
-    )
+    assert f"images of {task['groups']} groups, too few for reliable intervals" in score_lines(metrics)[0]
     task["groups"] = 240
-    assert stages.score_lines(metrics)[0].endswith("test images")
+    assert score_lines(metrics)[0].endswith("test images")
     own = {"recall_at_1": 0.5, "recall_back_at_1": 0.25, "chance_at_1": 0.0125}
     metrics["modalities"] = {"alone": {"uv": task["scores"]["knn"]}, "retrieval": {"rgb to uv": own}}
-    lines = stages.score_lines(metrics)
+    lines = score_lines(metrics)
     assert "rgb to uv: recall at 1 0.500, back 0.250, by chance 0.013" in lines
     assert any(line.startswith("uv alone, linear probe") for line in lines)
 
 
 def test_a_champion_that_does_not_beat_its_floors_is_warned_of(copied, capsys):
-    metrics = json.loads(stages.METRICS.read_text())
+    metrics = json.loads(ws.METRICS.read_text())
     metrics["tasks"]["species"]["gains"]["raw_pixels"] = {"value": 0.0, "low": -0.1, "high": 0.1}
-    stages.METRICS.write_text(json.dumps(metrics))
+    ws.METRICS.write_text(json.dumps(metrics))
     stages.register()
     assert "register: warning: species: " in capsys.readouterr().out
 
@@ -532,13 +534,13 @@ def test_without_labels_only_label_free_measures_are_made(copied):
     card.write_text("\n".join(x for x in card.read_text().splitlines() if not x.startswith("label")))
     for verb in VERBS:
         verb()
-    metrics = json.loads(stages.METRICS.read_text())
+    metrics = json.loads(ws.METRICS.read_text())
     assert metrics["tasks"] == {}
     assert metrics["features"]["effective_rank"] > 1
-    drawn = {p.stem for p in stages.FIGURES.glob("*.png")}
+    drawn = {p.stem for p in ws.FIGURES.glob("*.png")}
     kinds = ("explained_variance", "dimensions", "map", "map_thumbnails", "neighbours", "saliency", "importance")
     assert drawn == {*kinds, "spectra"}
-    assert "no labels" in stages.CARD.read_text().lower()
+    assert "no labels" in ws.CARD.read_text().lower()
 
 
 def test_a_stage_refuses_what_was_made_with_other_settings(copied):
@@ -564,8 +566,8 @@ def test_a_stage_refuses_what_was_made_with_other_settings(copied):
 
 def test_what_decides_a_stage_is_what_dvc_watches():
     watched = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert {name: list(sections) for name, (_, sections) in stages.SETTINGS.items()} == {
-        name: watched[name]["params"] for name in stages.SETTINGS
+    assert {name: list(sections) for name, (_, sections) in ws.DECIDING.items()} == {
+        name: watched[name]["params"] for name in ws.DECIDING
     }
 
 

@@ -12,8 +12,11 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from simtrail.evaluation.page import LARGEST_MAP, LARGEST_SVG, interval, model_card, report_page, verdict
 from simtrail.params import load_params
+from simtrail.report.card import model_card
+from simtrail.report.html import LARGEST_SVG
+from simtrail.report.page import LARGEST_MAP, report_page
+from simtrail.report.wording import interval, verdict
 
 SECTIONS = ("data", "training", "knows", "labels", "unseen", "geometry", "pictures", "fails", "lineage", "limits")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

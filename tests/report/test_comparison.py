@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from simtrail.cli import app
 from simtrail.errors import InputError
-from simtrail.evaluation.scores import with_intervals
-from simtrail.tracking.compare import compare, find
+from simtrail.evaluation.scores import scores_with_intervals
+from simtrail.report.comparison import compare
+from simtrail.tracking.evaluated import find
 from simtrail.tracking.store import open_store
 
 IMAGES, EACH = 120, 4
@@ -34,7 +35,9 @@ def metrics(table: pd.DataFrame) -> dict:
         return table[column].map({"a": 0, "b": 1, "c": 2}).to_numpy()
 
     block = table["block"].to_numpy()
-    scores = {c: with_intervals(codes("truth"), codes(c), block, 3, 100, 0)[0] for c in ("linear_probe", "majority")}
+    scores = {
+        c: scores_with_intervals(codes("truth"), codes(c), block, 3, 100, 0)[0] for c in ("linear_probe", "majority")
+    }
     free = {"effective_rank": 12.5, "uniformity": -1.5}
     return {
         "features": free,
@@ -116,14 +119,14 @@ def test_on_the_same_images_the_difference_is_paired_whatever_their_order(tmp_pa
     gain = (better["linear_probe"] == better["truth"]).mean() - (base["linear_probe"] == base["truth"]).mean()
     probe = line(text, "linear probe", "B")
     assert f"{gain:+.3f} (+0." in probe
-    assert probe.endswith("  exceeds it")
+    assert probe.endswith("  significant")
     assert f"<strong>{gain:+.3f} (+0." in page
     assert "test images of" not in text + page
 
 
 def test_floors_that_are_the_same_do_not_differ_at_all(tmp_path):
     text, page = told("base", "better", folder=tmp_path)
-    assert line(text, "floor: majority class", "B").endswith("+0.000 (+0.000 – +0.000)  does not exceed it")
+    assert line(text, "floor: majority class", "B").endswith("+0.000 (+0.000 – +0.000)  not significant")
     assert "<strong>+0.000" not in page
 
 
@@ -138,9 +141,9 @@ def test_each_accuracy_stands_with_the_interval_of_its_own_evaluation(tmp_path):
 def test_other_images_data_split_and_settings_are_warned_of_in_terminal_and_page(tmp_path):
     text, page = told("base", "moved", folder=tmp_path)
     for said in (text, page):
-        assert "species: test images of B and A differ (100 and 120)" in said
-        assert "B has another data version (DVC md5) than A: m2 against m1" in said
-        assert "B has another split than A: s2 against s1" in said
+        assert "species: B and A have different test images (100 and 120)" in said
+        assert "B has another data version (DVC md5) than A: m2 instead of m1" in said
+        assert "B has another split than A: s2 instead of s1" in said
         assert "B was prepared or evaluated with other settings than A: evaluate.knn.k" in said
 
 
@@ -184,11 +187,14 @@ def test_a_run_is_found_by_its_id_the_beginning_of_it_its_name_and_its_version()
         (["base"], "compare: 1 runs given: name 2 to 26"),
         (["base", "basis"], "basis: no such run; give a run's id"),
         (["base", 'it\'s "so"'], "no such run"),
-        (["base", "twin"], r"twin: fits several runs: [0-9a-f]{8} \(twin\), [0-9a-f]{8} \(twin\); give the id of one"),
+        (
+            ["base", "twin"],
+            r"twin: matches several runs: [0-9a-f]{8} \(twin\), [0-9a-f]{8} \(twin\); give the id of one",
+        ),
         (["base", "bare"], "bare: run [0-9a-f]{8} has no evaluation"),
         (
             ["base", "models:/butterfly@champion"],
-            "models:/butterfly@champion: is run [0-9a-f]{8}, which is named already",
+            "models:/butterfly@champion: is run [0-9a-f]{8}, which is given already",
         ),
         (["base", "models:/butterfly/7"], "models:/butterfly/7: .*not found"),
         (["base", "models:/butterfly"], "models:/butterfly: must look like models:/NAME/VERSION"),

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -18,8 +17,10 @@ from PIL import Image
 from simtrail.augment.views import TwoViews
 from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
-from simtrail.evaluation.figures import charts, pictures, spectra
-from simtrail.evaluation.figures import map as maps
+from simtrail.report.figures import charts, pictures, spectra
+from simtrail.report.figures import map as maps
+from simtrail.report.html import TEMPLATES
+from simtrail.report.map import map_page
 
 RNG = np.random.default_rng(0)
 NAMES = [f"class {i}" for i in range(60)]
@@ -44,9 +45,7 @@ def drawn(tmp_path, monkeypatch):
     """The texts of the figures drawn to tmp_path, once both files of each are found whole and within a page's width,
     and no text smaller than 8 points, in print or as high as a page shows a figure."""
     texts, shut = [], plt.close
-    highest = int(
-        re.search(r"figure img .*max-height: (\d+)rem", (resources.files("simtrail.data") / "page.css").read_text())[1]
-    )
+    highest = int(re.search(r"figure img .*max-height: (\d+)rem", (TEMPLATES / "page.css").read_text())[1])
 
     def close(figure):
         texts.extend(text.get_text() for text in figure.findobj(plt.Text) if text.get_visible())
@@ -55,7 +54,7 @@ def drawn(tmp_path, monkeypatch):
         assert min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text()) * shown >= 8
         shut(figure)
 
-    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", close)
+    monkeypatch.setattr("simtrail.report.figures.style.plt.close", close)
     yield texts
     files = sorted(tmp_path.glob("*.png"))
     assert files
@@ -142,7 +141,7 @@ def test_of_the_dimensions_the_strongest_are_shown(tmp_path, drawn, columns):
 
 def test_stars_mark_the_relations_that_are_more_than_chance(tmp_path, monkeypatch):
     stars = []
-    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", lambda f: stars.extend(f.axes[0].get_lines()))
+    monkeypatch.setattr("simtrail.report.figures.style.plt.close", lambda f: stars.extend(f.axes[0].get_lines()))
     q = {("a", 0): 0.05, ("a", 1): 0.051, ("b", 0): np.nan, ("b", 1): 0.001}
     table = pd.DataFrame([(*pair, 0.5, 0.01, value) for pair, value in q.items()])
     table.columns = ["column", "dimension", "r2", "p", "q"]
@@ -167,7 +166,7 @@ def test_the_calibration_error_is_the_mean_gap_of_the_bins(tmp_path, drawn):
 @pytest.mark.parametrize("across", [{}, {"crop": ["without", "small", "large"]}])
 def test_an_ablation_shows_intervals_and_accuracies_up_to_one(tmp_path, monkeypatch, across):
     figures = []
-    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", figures.append)
+    monkeypatch.setattr("simtrail.report.figures.style.plt.close", figures.append)
     means = np.linspace(0.3, 0.97, 9).reshape(3, 3)[:, : 3 if across else 1].squeeze()
     means.flat[1] = np.nan  # failed
     ends = np.stack([means - 0.04, np.minimum(means + 0.04, 1)], -1)
@@ -237,7 +236,7 @@ def with_wavelengths(nm: list[float | None], names: list[str] | None = None) -> 
     ],
 )
 def test_of_many_bands_the_visible_ones_are_displayed_in_their_colours(nm, shown):
-    assert pictures.displayed(with_wavelengths(nm)) == shown
+    assert pictures.display_bands(with_wavelengths(nm)) == shown
 
 
 def named(drawn: list[str]) -> set[str]:
@@ -282,7 +281,7 @@ class Known:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_images_look_the_same_whatever_their_views_are(tmp_path, monkeypatch, dtype):
     figures = []
-    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", figures.append)
+    monkeypatch.setattr("simtrail.report.figures.style.plt.close", figures.append)
     images = packed(tmp_path, ["red", "green", "blue", "uv1", "uv2", "uv3"], dtype)
     for make in (lambda batch: batch / 2, lambda batch: batch**0 - batch):
         pictures.view_grid(images, np.arange(2), Known(make), 0, tmp_path / "views.png")
@@ -336,24 +335,6 @@ def test_saliency_is_drawn_in_degrees(tmp_path, drawn):
     assert any("in degrees, when a small square around a pixel is hidden" in text for text in drawn)
 
 
-@pytest.mark.parametrize("images", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 16, 40))])  # UMAP
-def test_coordinates_are_seeded_and_there_for_any_number_of_images(images):
-    features = RNG.normal(size=(images, 8))
-    rows, points = maps.coordinates(features, 0)
-    assert rows.tolist() == list(range(images))
-    assert points.shape == (images, 2)
-    assert np.isfinite(points).all()
-    assert np.array_equal(maps.coordinates(features, 0)[1], points)
-
-
-def test_of_too_many_images_a_seeded_sample_is_laid_out():
-    rows = maps.sample(100, 10, 3)
-    assert len(set(rows)) == 10
-    assert np.array_equal(rows, np.sort(rows))
-    assert np.array_equal(rows, maps.sample(100, 10, 3))
-    assert not np.array_equal(rows, maps.sample(100, 10, 4))
-
-
 @pytest.mark.parametrize("labels", [None, ["a"] * 50, [f"class {i % 35}" for i in range(50)]])
 def test_the_map_names_the_most_frequent_classes(tmp_path, drawn, labels):
     maps.static_map(RNG.normal(size=(50, 2)), labels, None, tmp_path / "map.png")
@@ -384,7 +365,7 @@ COLUMNS = pd.DataFrame(
 def page(path, points: np.ndarray | None = None) -> str:
     thumbnails = np.full((60, 6, 6, 3), 200, np.uint8)
     points = RNG.normal(size=(60, 2)) if points is None else points
-    maps.map_page(points, thumbnails.__getitem__, COLUMNS, path, "A <map>")
+    map_page(points, thumbnails.__getitem__, COLUMNS, path, "A <map>")
     return path.read_text(encoding="utf-8")
 
 
@@ -401,7 +382,7 @@ def test_the_page_holds_all_it_shows(tmp_path):
 
 
 def test_of_too_many_points_the_page_shows_a_sample_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(maps, "PAGE_POINTS", 20)
+    monkeypatch.setattr("simtrail.report.map.PAGE_POINTS", 20)
     assert "a random 20 of 60 images" in page(tmp_path / "map.html")
 
 
@@ -479,7 +460,7 @@ def test_spectra_have_a_panel_each_of_the_sixteen_classes_with_most_images(tmp_p
 
 def test_spectra_are_drawn_in_the_order_of_wavelengths_before_the_mean_of_all_classes(tmp_path, monkeypatch):
     panels = []
-    monkeypatch.setattr("simtrail.evaluation.figures.style.plt.close", lambda figure: panels.extend(figure.axes))
+    monkeypatch.setattr("simtrail.report.figures.style.plt.close", lambda figure: panels.extend(figure.axes))
     table = class_spectra(18, 3)
     spectra.spectra(table, [620.0, 540.0, 460.0], tmp_path / "spectra.png")
     means = table["mean"].to_numpy().reshape(18, 3)[:, ::-1]

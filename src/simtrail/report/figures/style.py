@@ -40,12 +40,12 @@ def mark(i: int) -> tuple[str, str]:
     return COLOURS[i % 7], MARKERS[i // 7 % 7]
 
 
-def cut(text: str, longest: int = 26) -> str:
+def shorten(text: str, longest: int = 26) -> str:
     """The text, or its beginning and an ellipsis."""
     return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
-def write(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Saves a figure as PATH, a PNG of 200 dpi, and as an SVG beside it, both the same bytes every time; closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200, metadata={"Software": None})

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 
-from simtrail.evaluation.figures.style import COLOURS, GREY, MARKERS, WIDTH, cut, write
 from simtrail.evaluation.scores import BINS, TITLES, Scores, confusion
+from simtrail.report.figures.style import COLOURS, GREY, MARKERS, WIDTH, mark, save, shorten
 
 CLASSES = 40  # more can't be read on a page: the most frequent are shown
 
@@ -44,7 +44,7 @@ def training_curve(history: list[dict[str, float]], kept: int, path: Path) -> No
             axis.xaxis.get_major_locator().set_params(integer=True)
         line.set_label(f"epoch {kept}, whose weights are kept")
     figure.legend(ncol=2, loc="outside lower center")
-    write(figure, path)
+    save(figure, path)
 
 
 def score_bars(scores: dict[str, Scores], titles: dict[str, str], path: Path, images: int, groups: int) -> None:
@@ -61,7 +61,7 @@ def score_bars(scores: dict[str, Scores], titles: dict[str, str], path: Path, im
         axis.set(xlim=(0, 1.25), xticks=np.arange(0, 1.01, 0.25), xlabel=score.replace("_", " "))
     axes[0].set_yticks(range(len(names)), [titles[n] for n in names])
     figure.suptitle(f"Test split: {images} images of {groups} groups; bars span 95 % of bootstraps over groups")
-    write(figure, path)
+    save(figure, path)
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, names: list[str], path: Path) -> None:
@@ -99,6 +99,21 @@ def angle_heat_map(matrix_CC: np.ndarray, names: list[str], images: np.ndarray, 
     _class_matrix(matrix, [names[i] for i in shown], written, "cividis", limits, "mean angle, degrees", title, path)
 
 
+def run_curves(panels: dict[str, dict[str, tuple[list[int], list[float]]]], runs: list[str], path: Path) -> None:
+    """A panel per measure of training, in it a line per run: panels[title][run] are its epochs and values."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), squeeze=False)
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for i, run in enumerate(runs):
+            if run in lines:
+                colour, marker = mark(i)
+                x, y = lines[run]
+                axis.plot(x, y, color=colour, marker=marker if len(x) < 15 else "", markersize=4, label=run)
+        axis.set(xlabel="epoch", ylabel=title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+    save(figure, path)
+
+
 def label_efficiency(summary: pd.DataFrame, full: dict[str, float], path: Path) -> None:
     """Accuracy on the test split against the number of labelled images, a line per classifier, a panel per draw.
 
@@ -126,7 +141,7 @@ def label_efficiency(summary: pd.DataFrame, full: dict[str, float], path: Path) 
         handles, labels, ncol=2, loc="outside lower center", title=f"Bands: 95 % interval of the mean of {seeds} draws",
         title_fontsize=8,
     )  # fmt: skip
-    write(figure, path)
+    save(figure, path)
 
 
 def fine_tune_bars(table: pd.DataFrame, path: Path) -> None:
@@ -158,7 +173,7 @@ def fine_tune_bars(table: pd.DataFrame, path: Path) -> None:
     figure.legend(
         loc="outside lower center", ncol=2, title="Bars span 95 % of bootstraps over groups", title_fontsize=8
     )
-    write(figure, path)
+    save(figure, path)
 
 
 def explained_variance(cumulative: np.ndarray, path: Path) -> None:
@@ -173,7 +188,7 @@ def explained_variance(cumulative: np.ndarray, path: Path) -> None:
     _log_ticks(axis, np.array([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, len(cumulative)]), len(cumulative))
     title = f"Components for a share of the variance of {len(cumulative)} features"
     figure.legend(loc="outside lower center", ncol=3, title=title, title_fontsize=8)
-    write(figure, path)
+    save(figure, path)
 
 
 def dimension_relations(table: pd.DataFrame, path: Path) -> None:
@@ -192,12 +207,12 @@ def dimension_relations(table: pd.DataFrame, path: Path) -> None:
     for i, j in np.argwhere(q.to_numpy() <= 0.05):
         axis.plot(j, i, "*", color=_contrast(drawn, r2.iat[i, j]), markersize=5, markeredgewidth=0)
     axis.set_xticks(range(len(shown)), shown.astype(str).to_list(), rotation=90)
-    axis.set_yticks(range(len(columns)), [cut(str(c)) for c in columns])
+    axis.set_yticks(range(len(columns)), [shorten(str(c)) for c in columns])
     axis.set_xlabel("embedding dimension")
     dimensions = f"{len(shown)} of {table['dimension'].nunique()} dimensions"
     axis.set_title(f"{dimensions}; ★: more than chance, q ≤ 0.05 (Benjamini–Hochberg)")
     figure.colorbar(drawn, ax=axis, label="R²", pad=0.02)
-    write(figure, path)
+    save(figure, path)
 
 
 def per_class_bars(table: pd.DataFrame, path: Path) -> None:
@@ -211,10 +226,12 @@ def per_class_bars(table: pd.DataFrame, path: Path) -> None:
     errors = np.abs(part[["f1_low", "f1_high"]].to_numpy().T - part["f1"].to_numpy())
     style: dict[str, Any] = {"color": COLOURS[0], "height": 0.7, "capsize": 2, "ecolor": "#404040"}
     axis.barh(range(len(part)), part["f1"], xerr=errors, **style)
-    axis.set_yticks(range(len(part)), [f"{cut(c)} ({n})" for c, n in zip(part["class"], part["images"], strict=True)])
+    axis.set_yticks(
+        range(len(part)), [f"{shorten(c)} ({n})" for c, n in zip(part["class"], part["images"], strict=True)]
+    )
     axis.set(xlim=(0, 1.02), ylim=(-0.7, len(part) - 0.3), xlabel="F1, linear probe (95 % of bootstraps over groups)")
     figure.suptitle(f"Classes and their test images, {table['images'].sum()} in all{note}")
-    write(figure, path)
+    save(figure, path)
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path) -> None:
@@ -238,7 +255,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path) -> None
     below.bar((np.arange(BINS) + 0.5) / BINS, images, 0.9 / BINS, color=GREY)
     below.set(xlabel="confidence", ylabel="images")
     below.set_title(f"{len(confidence)} test images", fontsize=8)
-    write(figure, path)
+    save(figure, path)
 
 
 def ablation_panels(
@@ -285,7 +302,7 @@ def ablation_panels(
     if not across:
         panels[0, 0].invert_yaxis()
     figure.suptitle(f"{title}\n{note}")
-    write(figure, path)
+    save(figure, path)
 
 
 def _class_matrix(
@@ -299,11 +316,11 @@ def _class_matrix(
     path: Path,
     axes: tuple[str, str] = ("", ""),
 ) -> None:
-    n, longest = len(labels), max(len(cut(label)) for label in labels)
+    n, longest = len(labels), max(len(shorten(label)) for label in labels)
     side = min(0.3 * n + 0.07 * longest + 1.4, WIDTH)  # the labels are as wide as they are high, below
     figure, axis = plt.subplots(figsize=(max(side, 3.6), max(side, 3) + 0.7))
     drawn = axis.imshow(matrix, cmap=plt.get_cmap(colours).with_extremes(bad="#E0E0E0"), vmin=limits[0], vmax=limits[1])
-    texts = [cut(label) for label in labels]
+    texts = [shorten(label) for label in labels]
     axis.set_xticks(range(n), texts, rotation=90)
     axis.set_yticks(range(n), texts)
     axis.set(xlabel=axes[0], ylabel=axes[1])
@@ -314,7 +331,7 @@ def _class_matrix(
             axis.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(drawn, ax=axis, label=unit, location="top", shrink=0.7, pad=0.02)
     figure.suptitle(title)
-    write(figure, path)
+    save(figure, path)
 
 
 def _most_frequent(images: np.ndarray) -> tuple[np.ndarray, str]:

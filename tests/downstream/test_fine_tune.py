@@ -1,15 +1,25 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import with_changes
 
-from simtrail import fine_tune as module
 from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
+from simtrail.downstream import fine_tune as module
+from simtrail.downstream.fine_tune import (
+    Labelled,
+    Tuning,
+    compare_few_labels,
+    few_label_table,
+    fine_tune,
+    layers,
+    probabilities,
+)
 from simtrail.errors import InputError, TrainingError
-from simtrail.fine_tune import Tuning, compare_few_labels, fine_tune, layers, predictions
+from simtrail.evaluation.tasks import Task, main_task
 from simtrail.model.encoder import Encoder, EncoderConfig
 
 TRAIN, VAL, TEST = np.arange(0, 18), np.arange(18, 27), np.arange(27, 45)
@@ -45,9 +55,13 @@ def encoder(images, seed: int = 1, head_layers: int = 0) -> Encoder:
     return Encoder(config, head_layers).eval()
 
 
+def labelled(rows: np.ndarray) -> Labelled:
+    return Labelled(rows, LABELS[rows])
+
+
 def tune(images, tuning: Tuning = TUNING, rows=TRAIN, start: Encoder | None = None, seed: int = 0, **kwargs):
-    start = start or encoder(images)
-    return fine_tune(start, images, rows, LABELS[rows], VAL, LABELS[VAL], 3, tuning, seed, **kwargs)
+    start, tuning = start or encoder(images), tuning._replace(seed=seed)
+    return fine_tune(start, images, labelled(rows), labelled(VAL), 3, tuning, **kwargs)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -60,7 +74,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_it_learns_what_tells_the_classes_apart(images):
     tuned = tune(images, TUNING._replace(epochs=12))
-    found = predictions(tuned.model, images, TEST)
+    found = probabilities(tuned.model, images, TEST)
     assert found.shape == (18, 3)
     assert found.sum(1) == pytest.approx(np.ones(18), abs=1e-5)
     assert (found.argmax(1) == LABELS[TEST]).mean() > 0.8
@@ -107,7 +121,7 @@ def test_one_image_or_no_validation_image_is_refused(images):
     with pytest.raises(InputError, match="1 labelled training and 9 validation images"):
         tune(images, rows=TRAIN[:1])
     with pytest.raises(InputError, match="18 labelled training and 0 validation images"):
-        fine_tune(encoder(images), images, TRAIN, LABELS[TRAIN], VAL[:0], VAL[:0], 3, TUNING, 0)
+        fine_tune(encoder(images), images, labelled(TRAIN), labelled(VAL[:0]), 3, TUNING)
 
 
 def test_lower_layers_learn_more_slowly(images):
@@ -157,30 +171,30 @@ def test_the_best_validation_result_is_kept_and_training_stops_after_it(images, 
     said, seen = [], []
     right = iter([3, 6, 6, 5, 6, 4])
 
-    def looked(model, images, rows):
+    def measured(model, images, rows):
         seen.append(weights(model))
         found = np.full((9, 3), 0.2, np.float32)
         n = next(right)
         found[np.arange(9), (LABELS[VAL] + (np.arange(9) >= n)) % 3] = 0.6
         return found
 
-    monkeypatch.setattr(module, "predictions", looked)
-    tuned = tune(images, TUNING._replace(epochs=20, patience=3), say=said.append)
+    monkeypatch.setattr(module, "probabilities", measured)
+    tuned = tune(images, TUNING._replace(epochs=20, patience=3), log=said.append)
     assert (tuned.epoch, len(tuned.history)) == (2, 5)  # the first of equals
     assert same(weights(tuned.model), seen[1])
-    assert said == ["fine-tuning stopped after epoch 5: nothing better on validation in 3"]
+    assert said == ["fine-tuning stopped after epoch 5: no better validation result in 3 epochs"]
 
 
 def test_of_equal_accuracies_the_surer_is_kept(images, monkeypatch):
     sure = iter([0.5, 0.9, 0.7])
 
-    def looked(model, images, rows):
+    def measured(model, images, rows):
         p = next(sure)
         found = np.full((9, 3), (1 - p) / 2, np.float32)
         found[np.arange(9), LABELS[VAL]] = p
         return found
 
-    monkeypatch.setattr(module, "predictions", looked)
+    monkeypatch.setattr(module, "probabilities", measured)
     assert tune(images, TUNING._replace(epochs=3)).epoch == 2
 
 
@@ -192,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_rate(images):
         tune(images, start=start)
 
 
-def test_images_are_moved_and_never_recoloured(images, monkeypatch):
+def test_images_are_warped_and_never_recoloured(images, monkeypatch):
     nothing = {"strength": 0.0, "horizontal_flip.p": 0.0, "vertical_flip.p": 0.0}
     still = with_changes({f"pretrain.augment.geometry.{k}": v for k, v in nothing.items()}).pretrain.augment.geometry
     seen, inner = [], Encoder.forward
@@ -205,10 +219,15 @@ def test_images_are_moved_and_never_recoloured(images, monkeypatch):
     assert not any(torch.equal(view, one) for view in seen[0] for one in known)
 
 
-def compare(images, **changes):
+def task_of(labels: list[str | None]) -> Task:
+    """The main task of the images with these labels."""
     split = np.repeat(["train", "val", "test"], [18, 9, 18])
-    arguments = {"labels": LABELS, "fractions": [0.2, 1.0], "seed": 3, "tuning": TUNING, **changes}
-    return compare_few_labels(encoder(images), images, split, classes=3, **arguments)
+    return main_task(pd.DataFrame({"label": labels, "split": split, "block": np.arange(45), "held_out": False}))
+
+
+def compare(images, **changes):
+    arguments = {"fractions": [0.2, 1.0], "tuning": TUNING._replace(seed=3), **changes}
+    return compare_few_labels(encoder(images), images, task_of([str(c) for c in LABELS]), **arguments)
 
 
 def test_the_comparison_has_a_row_and_probabilities_for_each_fraction_and_start(images):
@@ -228,7 +247,7 @@ def test_the_comparison_has_a_row_and_probabilities_for_each_fraction_and_start(
 def test_scratch_starts_from_random_weights_of_the_seed_with_one_rate_for_all_layers(images, monkeypatch):
     starts = []
     inner = module.fine_tune
-    monkeypatch.setattr(module, "fine_tune", lambda e, *rest: starts.append((e, rest[6])) or inner(e, *rest))
+    monkeypatch.setattr(module, "fine_tune", lambda e, *rest: starts.append((e, rest[4])) or inner(e, *rest))
     compare(images, fractions=[0.2])
     assert same(weights(starts[0][0]), weights(encoder(images)))
     assert same(weights(starts[1][0]), weights(encoder(images, seed=3)))
@@ -236,14 +255,23 @@ def test_scratch_starts_from_random_weights_of_the_seed_with_one_rate_for_all_la
 
 
 def test_unlabelled_images_and_classes_without_training_image_are_not_used(images, monkeypatch):
-    labels = LABELS.copy()
-    labels[[0, 1, 20, 30]], labels[40] = -1, 3
+    labels = [str(c) for c in LABELS]
+    labels[0] = labels[1] = labels[20] = labels[30] = None
+    labels[40] = "only in test"
     used = []
     inner = module.fine_tune
     monkeypatch.setattr(module, "fine_tune", lambda e, i, *rest: used.append(rest) or inner(e, i, *rest))
-    split = np.repeat(["train", "val", "test"], [18, 9, 18])
-    _, probabilities = compare_few_labels(encoder(images), images, split, labels, 4, [1.0], TUNING, 0)
-    rows, _, val_rows, *_ = used[0]
-    assert set(rows) == set(range(2, 18))
-    assert set(val_rows) == set(range(18, 27)) - {20}
-    assert probabilities[1.0, "scratch"].shape == (16, 4)
+    _, of_test = compare_few_labels(encoder(images), images, task_of(labels), [1.0], TUNING)
+    train, val, *_ = used[0]
+    assert set(train.rows) == set(range(2, 18))
+    assert set(val.rows) == set(range(18, 27)) - {20}
+    assert of_test[1.0, "scratch"].shape == (16, 3)
+
+
+def test_the_table_has_an_interval_around_each_accuracy(images):
+    settings = with_changes({"evaluate.fine_tune.fractions": [1.0], "evaluate.bootstrap": 100}).evaluate
+    task = task_of([str(c) for c in LABELS])
+    table = few_label_table(encoder(images), images, task, settings, TUNING, lambda line: None)
+    assert table["start"].tolist() == ["pretrained", "scratch"]
+    assert (table["accuracy_low"] <= table["accuracy"]).all()
+    assert (table["accuracy"] <= table["accuracy_high"]).all()

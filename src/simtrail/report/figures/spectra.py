@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from simtrail.evaluation.figures.style import COLOURS, GREY, WIDTH, cut, write
+from simtrail.report.figures.style import COLOURS, GREY, WIDTH, save, shorten
 
 CLASSES = 16  # more panels are too small
 POINTS = 24  # more bands than these are drawn as lines, and not all named
@@ -37,13 +37,13 @@ def importance_bars(bands: pd.DataFrame, modalities: pd.DataFrame | None, path: 
         colour, middle = COLOURS[title == "modality"], (len(table) - 1) / 2
         for axis, measure in zip(row, measures, strict=True):
             _bars(axis, table, measure, colour)
-        row[0].set_yticks(range(len(table)), [cut(str(group)) for group in table["group"]])
+        row[0].set_yticks(range(len(table)), [shorten(str(group)) for group in table["group"]])
         row[0].set(ylabel=title, ylim=(middle + length / 2, middle - length / 2))
     for axis, measure in zip(axes[-1], measures, strict=True):
         axis.set_xlabel(MEASURES[measure])
     figure.align_ylabels()
     figure.suptitle("Test split; whiskers span 95 % of bootstraps over groups")
-    write(figure, path)
+    save(figure, path)
 
 
 def spectra(
@@ -81,7 +81,7 @@ def spectra(
             axis.plot(x[order], mean, color=COLOURS[0], linewidth=1.2, label=label, **dots)
         else:
             axis.errorbar(x, mean, sd, color=COLOURS[0], linestyle="", elinewidth=1, capsize=2, label=label, **dots)
-        axis.set_title(f"{cut(str(name), 96 // columns - 6)}\n{sizes[name]} images", fontsize=8)
+        axis.set_title(f"{shorten(str(name), 96 // columns - 6)}\n{sizes[name]} images", fontsize=8)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
     for axis in axes.flat[len(shown) - columns : len(shown)]:  # the lowest of each column
@@ -89,7 +89,7 @@ def spectra(
         axis.set_xlabel("wavelength, nm" if known else "band")
     if not known:
         step = -(-len(bands) // (POINTS // columns))
-        axes[0, 0].set_xticks(x[::step], [cut(band, 14) for band in bands[::step]])
+        axes[0, 0].set_xticks(x[::step], [shorten(band, 14) for band in bands[::step]])
         for axis in axes.flat:
             axis.tick_params(axis="x", rotation=90)
     figure.supylabel(quantity, fontsize=9)
@@ -101,7 +101,7 @@ def spectra(
         else f"all {len(sizes)} classes"
     )
     figure.suptitle(f"Mean spectra of {most}" if len(sizes) > 1 else "Mean spectrum")
-    write(figure, path)
+    save(figure, path)
 
 
 def _bars(axis: Axes, table: pd.DataFrame, measure: str, colour: str) -> None:

@@ -20,7 +20,7 @@ from simtrail.augment.views import TwoViews
 from simtrail.data.loader import to_unit
 from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
-from simtrail.evaluation.figures.style import COLOURS, WIDTH, cut, write
+from simtrail.report.figures.style import COLOURS, WIDTH, save, shorten
 
 PAGE, DOWN = 10, 1.0  # classes in one figure of examples, a page of A4; inches for each
 TEXT = WIDTH - 0.16  # inches between the margins
@@ -34,7 +34,7 @@ TURN = (
 )
 
 
-def displayed(recipe: Recipe) -> list[int]:
+def display_bands(recipe: Recipe) -> list[int]:
     """The bands that `rgb` shows: red, green and blue where they are declared, or lie near to 650, 550 and 450 nm.
 
     Else, of bands with wavelengths, three evenly spaced ones, the longest as red; of others the first three.
@@ -52,12 +52,12 @@ def rgb(
 ) -> np.ndarray:
     """Display images, (N, H, W, 3) float32 in [0, 1], of packed rows (N, C, H, W), or of such images in [0, 1].
 
-    One band is shown as grey, two as red with blue, and green; `bands` chooses others than `displayed`. Images packed
-    as 16 bits, whose range rare pixels may have set, are stretched band by band so that all but the darkest and
-    brightest 1 % of the pixels of the images given together span 0 to 1: of the first `originals`, where the others are
-    views of them.
+    One band is shown as grey, two as red with blue, and green; `bands` are shown instead of `display_bands`. Images
+    packed as 16 bits, whose range may be set by a few pixels, are stretched band by band: all but the darkest and
+    brightest 1 % of the pixels of all given images span 0 to 1. Where the images behind the first `originals` are views
+    of these, the pixels of the originals decide.
     """
-    chosen = images[:, displayed(recipe) if bands is None else list(bands)]
+    chosen = images[:, display_bands(recipe) if bands is None else list(bands)]
     unit = chosen.astype(np.float32) / np.float32(recipe.full_scale if chosen.dtype.kind == "u" else 1)
     if recipe.dtype == "uint16" and len(unit):
         low, high = np.percentile(unit[:originals], (1, 99), axis=(0, 2, 3), keepdims=True).astype(np.float32)
@@ -68,7 +68,7 @@ def rgb(
 
 def thumbnails(images: PackedImages, rows: np.ndarray, side: int = 48) -> np.ndarray:
     """Small display images, (N, s, s, 3) uint8 with s = min(side, size), of the given rows."""
-    shown, small = displayed(images.recipe), []
+    shown, small = display_bands(images.recipe), []
     for part in np.array_split(rows, len(rows) // READ + 1):
         batch = images.rows(part)[:, shown]
         unit = to_unit(batch, images.recipe.full_scale, torch.device("cpu"))
@@ -78,20 +78,20 @@ def thumbnails(images: PackedImages, rows: np.ndarray, side: int = 48) -> np.nda
 
 
 def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed: int, path: Path) -> None:
-    """Images and two pairs of their views, a row each, and below it one for every three further bands in false colour.
+    """A row for each image, with two pairs of its views; below, a row in false colour for every three further bands.
 
-    Of more than nine bands, six: those of `displayed` and three of the others, evenly spaced. Beside a row stand the
-    bands shown as red, green and blue; of six, by their wavelengths (nm) where they have them. In a view's corner stand
-    those of them that it goes without. Stretch and brightness are set by the images alone: whatever the views are like,
-    an image looks the same.
+    With more than nine bands, six are drawn: those of `display_bands` and three of the others, evenly spaced. Beside a
+    row are the names of the bands shown as red, green and blue, or their wavelengths (nm) where only six are drawn. The
+    corner of a view names bands that are left out of it. Only the images set stretch and brightness, so that an image
+    looks the same whatever its views are.
     """
     recipe, small = images.recipe, len(images.recipe.bands) <= ALL
     batch = to_unit(images.rows(rows), recipe.full_scale, torch.device("cpu"))
     views = [view for pair in (0, 1) for view in two_views(batch, seed, pair).chunk(2)]
     stack = torch.cat([batch, *views]).numpy()
     left_out = np.isnan(stack).all((2, 3)).reshape(5, len(rows), -1)  # bands that a view goes without
-    stack = np.where(np.isnan(stack), recipe.ground / recipe.full_scale, stack)
-    first = displayed(recipe)
+    stack = np.where(np.isnan(stack), recipe.packed_background / recipe.full_scale, stack)
+    first = display_bands(recipe)
     others = [i for i in _by_wavelength(recipe) if i not in first]
     others = others if small else _middles(others)
     kinds = [first, *(others[i : i + 3] for i in range(0, len(others), 3))]
@@ -120,7 +120,7 @@ def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed:
                 _lay(axis, picture, x, y, side - 0.04)
                 if gone:
                     _missing(axis, [] if len(gone) == len(kind) else gone, x + 0.04, y + side - 0.08, side - 0.12)
-    write(figure, path)
+    save(figure, path)
 
 
 def _by_wavelength(recipe: Recipe) -> list[int]:
@@ -137,7 +137,7 @@ def _middles(bands: Sequence[int]) -> list[int]:
 def _band(recipe: Recipe, i: int) -> str:
     """A band in ten characters: by its name, or its wavelength where names are many or long."""
     nm, name = (recipe.wavelengths or [None] * (i + 1))[i], recipe.bands[i]
-    return cut(name, 10) if nm is None or (len(recipe.bands) <= ALL and len(name) <= 10) else f"{nm:.0f} nm"
+    return shorten(name, 10) if nm is None or (len(recipe.bands) <= ALL and len(name) <= 10) else f"{nm:.0f} nm"
 
 
 def class_examples(
@@ -162,14 +162,14 @@ def class_examples(
             axis.text(x, 0.12, title, color="#505050", va="center")
         for i, name in enumerate(part):
             y = 0.3 + DOWN * i
-            axis.text(0, y, cut(name, 40), va="top", weight="bold")
+            axis.text(0, y, shorten(name, 40), va="top", weight="bold")
             for kind, (_, x, side) in columns.items():
                 for j, row in enumerate(examples[name][kind][:5]):
                     _lay(axis, pictures[row], x + j * side, y + 0.18, side - 0.02)
                     if kind == "others":
                         _caption(axis, labels[row], x + j * side, y + 0.18 + side, side)
         paths.append(path.with_name(f"{path.stem}-{start // PAGE + 1}.png"))
-        write(figure, paths[-1])
+        save(figure, paths[-1])
     return paths
 
 
@@ -196,7 +196,7 @@ def neighbours(
                 sign = ("✓", COLOURS[2]) if label == labels[query] else ("✗", COLOURS[5])
             _lay(axis, pictures[row], x, y, across - 0.06, sign)
             _caption(axis, label or "no label", x, y + across - 0.02, across)
-    write(figure, path)
+    save(figure, path)
 
 
 def saliency_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str], path: Path) -> None:
@@ -207,18 +207,18 @@ def saliency_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str],
     scale = ScalarMappable(Normalize(0, max(float(maps.max()), 1e-9)), "viridis")
     for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         x, y, side = i % 3 * across, i // 3 * down + 0.24, across / 2 - 0.04
-        axis.text(x, y - 0.04, cut(title, 30), fontsize=8, va="bottom")
+        axis.text(x, y - 0.04, shorten(title, 30), fontsize=8, va="bottom")
         _lay(axis, picture, x, y, side)
         mixed = 0.4 * picture.mean(-1, keepdims=True) + 0.6 * scale.to_rgba(maps[i])[..., :3]
         _lay(axis, mixed, x + side + 0.02, y, side)
     place = figure.add_axes((0.2, 0.57 / height, 0.6, 0.1 / height))
     figure.colorbar(scale, cax=place, orientation="horizontal", label=TURN)
-    write(figure, path)
+    save(figure, path)
 
 
 def _pictures(images: PackedImages, rows: np.ndarray) -> dict[int, np.ndarray]:
     """Display images by row, of one figure, so that they are stretched alike."""
-    rows, shown = np.unique(rows).astype(int), displayed(images.recipe)
+    rows, shown = np.unique(rows).astype(int), display_bands(images.recipe)
     parts = np.array_split(rows, len(rows) // READ + 1)
     packed = np.concatenate([images.rows(part)[:, shown] for part in parts])
     return dict(zip(rows.tolist(), rgb(packed, images.recipe, range(len(shown))), strict=True))
@@ -248,7 +248,7 @@ def _missing(axis: Axes, bands: list[str], x: float, y: float, width: float) -> 
     """Words in the lower left corner of a picture: the bands that are missing of those it shows, [] for all."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     longest = max(8, int(width * 72 / 4.3))
-    names = ", ".join(cut(band, longest).replace(" ", "\xa0") for band in bands)
+    names = ", ".join(shorten(band, longest).replace(" ", "\xa0") for band in bands)
     lines = wrap(f"no {names}" if bands else "left out", longest, break_long_words=False)
     axis.text(x, y, "\n".join(lines), fontsize=8, va="bottom", linespacing=1.0, bbox=box)
 
@@ -256,5 +256,5 @@ def _missing(axis: Axes, bands: list[str], x: float, y: float, width: float) -> 
 def _caption(axis: Axes, text: str, x: float, y: float, width: float) -> None:
     """Two lines at most, as wide as the picture above."""
     longest = max(4, int(width * 72 / 4.7))
-    lines = wrap(" ".join(cut(word, longest) for word in text.split()), longest, max_lines=2, placeholder=" …")
+    lines = wrap(" ".join(shorten(word, longest) for word in text.split()), longest, max_lines=2, placeholder=" …")
     axis.text(x, y, "\n".join(lines), fontsize=8, va="top", linespacing=1.0)

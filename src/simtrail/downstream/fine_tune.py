@@ -1,0 +1,255 @@
+"""Fine-tuning with few labels, beside the same network trained from scratch (arXiv 2002.05709, table 7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+from torch import nn
+from tqdm import tqdm
+
+from simtrail.augment.background import Background
+from simtrail.augment.draws import Draws
+from simtrail.augment.geometry import warp
+from simtrail.data.loader import to_unit
+from simtrail.data.pack import PackedImages
+from simtrail.errors import InputError, TrainingError
+from simtrail.evaluation.label_efficiency import draw
+from simtrail.evaluation.scores import scores_with_intervals
+from simtrail.evaluation.tasks import Task
+from simtrail.model.encoder import Encoder
+from simtrail.params import Evaluate, Geometry
+from simtrail.training.learner import LOW
+from simtrail.training.optimisers import learning_rate
+
+BATCH, LEAST_STEPS = 64, 200  # images per step at most; steps at least, so that a handful of images are learnt too
+WARMUP, WEIGHT_DECAY = 0.1, 0.05
+INFERENCE_BATCH = 256
+
+
+class Tuning(NamedTuple):
+    """How to fine-tune."""
+
+    epochs: int  # passes over the images; an epoch has several passes where LEAST_STEPS needs them
+    geometry: Geometry  # the augmentation of each step; colours stay, as in the paper's appendix B.5
+    precision: str  # bf16, fp16 or fp32
+    learning_rate: float = 1e-3  # the highest, of the new layer; AdamW
+    layer_decay: float = 0.75  # × this for every layer further down (arXiv 2106.08254, appendix A); 1: all alike
+    patience: int = 10  # epochs without a better validation result before it stops
+    seed: int = 0
+
+
+class Labelled(NamedTuple):
+    """Labelled images: packed rows, and the class number of each."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+class FineTuned(NamedTuple):
+    """The result of fine-tuning."""
+
+    model: nn.Sequential  # encoder and linear layer, in evaluation mode: images in [0, 1] → (B, classes) logits
+    history: list[dict[str, float]]  # one row per epoch
+    epoch: int  # the epoch that the weights are from
+
+
+def fine_tune(
+    encoder: Encoder,
+    images: PackedImages,
+    train: Labelled,
+    val: Labelled,
+    classes: int,
+    tuning: Tuning,
+    log: Callable[[str], None] = lambda line: None,
+) -> FineTuned:
+    """A copy of the encoder under a new linear layer, all of it trained on labelled images.
+
+    Labels are class numbers 0 … classes − 1. Trains by cross entropy with AdamW, a short warm-up and a cosine, and
+    keeps the weights with the highest accuracy on `val` (of equals, the lowest cross entropy). Batches are of 64
+    images, or of all where there are fewer, and always even: images left over wait for the next pass. The given encoder
+    does not change. Raises InputError below two images or without validation images, TrainingError when the loss is not
+    finite.
+    """
+    if len(train.rows) < 2 or not len(val.rows):
+        raise InputError(
+            f"fine-tuning: {len(train.rows)} labelled training and {len(val.rows)} validation images; it needs 2 and "
+            "1: label more images"
+        )
+    device, rng = encoder.device, np.random.default_rng(tuning.seed)
+    history: list[dict[str, float]] = []
+    best, kept, weights = (-1.0, 0.0), 0, {}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(tuning.seed)  # dropout, where the network has it
+        top = nn.Linear(encoder.width, classes)
+        nn.init.zeros_(top.weight)
+        nn.init.zeros_(top.bias)
+        trainer = _Trainer(nn.Sequential(deepcopy(encoder), top).to(device), images, train, tuning)
+        for epoch in tqdm(range(1, tuning.epochs + 1), desc="fine-tune", unit="epoch", disable=None, leave=False):
+            row = trainer.epoch(epoch, rng) | _validation(probabilities(trainer.model, images, val.rows), val.labels)
+            history.append(row)
+            if (row["val_accuracy"], -row["val_loss"]) > best:
+                best, kept = (row["val_accuracy"], -row["val_loss"]), epoch
+                weights = {k: v.detach().cpu().clone() for k, v in trainer.model.state_dict().items()}
+            elif epoch - kept >= tuning.patience:
+                log(f"fine-tuning stopped after epoch {epoch}: no better validation result in {tuning.patience} epochs")
+                break
+    trainer.model.load_state_dict(weights)
+    return FineTuned(trainer.model.eval(), history, kept)
+
+
+class _Trainer:
+    """The model with its optimiser, an epoch at a time."""
+
+    def __init__(self, model: nn.Sequential, images: PackedImages, train: Labelled, tuning: Tuning):
+        self.model, self.images, self.train, self.tuning = model, images, train, tuning
+        self.batch = min(BATCH, len(train.rows)) // 2 * 2
+        steps_per_pass = len(train.rows) // self.batch
+        self.passes = math.ceil(LEAST_STEPS / tuning.epochs / steps_per_pass)
+        self.per_epoch = self.passes * steps_per_pass
+        self.device = next(model.parameters()).device
+        self.targets = torch.from_numpy(train.labels).long().to(self.device)
+        self.background = Background(images.recipe.background, images.recipe.full_scale)
+        self.optimiser = torch.optim.AdamW(layers(model, tuning.layer_decay), fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=tuning.precision == "fp16")
+
+    def epoch(self, epoch: int, rng: np.random.Generator) -> dict[str, float]:
+        """Trains for an epoch, counted from 1; its row of the history."""
+        tuning, n = self.tuning, len(self.train.rows)
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        order = np.concatenate([rng.permutation(n)[: n // self.batch * self.batch] for _ in range(self.passes)])
+        for step, chosen in enumerate(order.reshape(self.per_epoch, self.batch), (epoch - 1) * self.per_epoch):
+            rate = learning_rate(step, tuning.epochs * self.per_epoch, tuning.learning_rate, WARMUP)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate * group["lr_scale"]
+            views = to_unit(self.images.rows(self.train.rows[chosen]), self.images.recipe.full_scale, self.device)
+            # numbers are drawn for pairs of views: half as many images have one view of each
+            draws = Draws((tuning.seed, epoch, step), self.batch // 2)
+            views = warp(views, tuning.geometry, self.background, draws)
+            with torch.autocast(self.device.type, LOW[tuning.precision], enabled=tuning.precision != "fp32"):
+                logits = self.model(views)
+            loss = F.cross_entropy(logits.float(), self.targets[chosen])
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            self.optimiser.zero_grad(set_to_none=True)
+            total += loss.detach()
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"fine-tuning: the loss is {total.item()} in epoch {epoch} of {tuning.epochs}, learning rate "
+                f"{rate:.3g}; lower the learning rate, or choose precision fp32"
+            )
+        return {
+            "epoch": epoch,
+            "step": epoch * self.per_epoch,
+            "loss": float(total) / self.per_epoch,
+            "learning_rate": rate,
+        }
+
+
+def _validation(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy and cross entropy of (N, C) probabilities."""
+    of_true_class = probabilities[np.arange(len(labels)), labels]
+    return {
+        "val_accuracy": float((probabilities.argmax(1) == labels).mean()),
+        "val_loss": float(-np.log(np.maximum(of_true_class, 1e-30)).mean()),
+    }
+
+
+@torch.no_grad()  # not inference_mode: what a module keeps from here must be usable in training again
+def probabilities(model: nn.Module, images: PackedImages, rows: np.ndarray) -> np.ndarray:
+    """The (N, classes) float32 probabilities of packed rows without augmentation; sets the model to evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    starts = range(0, len(rows), INFERENCE_BATCH)
+    batches = (images.rows(rows[i : i + INFERENCE_BATCH]) for i in starts)
+    parts = [model(to_unit(batch, images.recipe.full_scale, device)).softmax(1).cpu() for batch in batches]
+    return torch.cat(parts).numpy()
+
+
+def layers(model: nn.Sequential, layer_decay: float) -> list[dict[str, Any]]:
+    """The weights that learn, in groups for an optimiser; `lr_scale` is layer_decay^(layers above in the backbone).
+
+    What lies above the backbone, or the backbones of several modalities, has 1; vectors (biases and normalisation
+    layers) are not decayed.
+    """
+    encoder: Any
+    encoder, top = model
+    nets = [branch.net for branch in encoder.branches.values()]
+    inside = {id(w) for net in nets for w in net.parameters()}
+    fusing = [w for w in encoder.backbone.parameters() if id(w) not in inside]
+    above = [*fusing, *encoder.head[: encoder.head_layers].parameters(), *top.parameters()]
+    groups = [
+        {"params": [w for w in above if w.ndim > 1], "weight_decay": WEIGHT_DECAY, "lr_scale": 1.0},
+        {"params": [w for w in above if w.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
+    ]
+    below = [group for net in nets for group in param_groups_layer_decay(net, WEIGHT_DECAY, layer_decay=layer_decay)]
+    return [*below, *groups]
+
+
+def few_label_table(
+    encoder: Encoder, images: PackedImages, task: Task, p: Evaluate, tuning: Tuning, log: Callable[[str], None]
+) -> pd.DataFrame:
+    """The table of `compare_few_labels` with the 95 % interval of each accuracy, bootstrapped over groups."""
+    table, of_test = compare_few_labels(encoder, images, task, p.fine_tune.fractions, tuning, log)
+    truth, group, classes = task.labels[task.test], task.group[task.test], len(task.names)
+    scores = [
+        scores_with_intervals(truth, each.argmax(1), group, classes, p.bootstrap, p.seed)[0]
+        for each in of_test.values()
+    ]
+    return table.assign(**{key: [score[key] for score in scores] for key in ("accuracy_low", "accuracy_high")})
+
+
+def compare_few_labels(
+    encoder: Encoder,
+    images: PackedImages,
+    task: Task,
+    fractions: Sequence[float],
+    tuning: Tuning,
+    log: Callable[[str], None] = lambda line: None,
+) -> tuple[pd.DataFrame, dict[tuple[float, str], np.ndarray]]:
+    """Test accuracy after fine-tuning on fractions of the labels, in (0, 1], from the encoder and from scratch.
+
+    The table has a row per fraction and start: fraction, images (labelled, for training), val_images, start
+    ('pretrained' or 'scratch'), accuracy, kept_epoch. The dict has the (test images, classes) probabilities of each
+    fraction and start, in the order of the task.
+
+    Each draw is stratified, with an image of every class, and validation is cut to the same fraction: many validation
+    labels would be labels too. The larger draws contain the smaller ones. Both starts see the same images, schedule and
+    learning rate; from scratch all layers learn at the same rate.
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(tuning.seed)
+        scratch = Encoder(encoder.config, encoder.head_layers).to(encoder.device)
+    starts = {"pretrained": (encoder, tuning), "scratch": (scratch, tuning._replace(layer_decay=1.0))}
+    rows_of = {part: np.flatnonzero(task.split == part) for part in ("train", "val", "test")}
+    rows, of_test = [], {}
+    for fraction in fractions:
+        train, val = (_drawn(task, rows_of[part], fraction, tuning.seed) for part in ("train", "val"))
+        for start, (first, how) in starts.items():
+            tuned = fine_tune(first, images, train, val, len(task.names), how, log)
+            predicted = of_test[fraction, start] = probabilities(tuned.model, images, task.rows[rows_of["test"]])
+            row = {
+                "fraction": fraction,
+                "images": len(train.rows),
+                "val_images": len(val.rows),
+                "start": start,
+                "accuracy": float((predicted.argmax(1) == task.labels[rows_of["test"]]).mean()),
+                "kept_epoch": tuned.epoch,
+            }
+            log(f"{start}, {len(train.rows)} labels: accuracy {row['accuracy']:.3f} (epoch {tuned.epoch} kept)")
+            rows.append(row)
+    return pd.DataFrame(rows), of_test
+
+
+def _drawn(task: Task, rows: np.ndarray, fraction: float, seed: int) -> Labelled:
+    chosen = rows[draw(task.labels[rows], round(fraction * len(rows)), "proportional", seed)]
+    return Labelled(task.rows[chosen], task.labels[chosen])

@@ -1,0 +1,92 @@
+"""What a run and a registered version record of an encoder: metrics, checks, lineage, and the model card."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simtrail.params import Params
+from simtrail.pipeline.workspace import ENCODER, MANIFEST, STATISTICS, VALIDATION, read_json, read_tables
+from simtrail.report.card import model_card
+from simtrail.tracking import registry
+from simtrail.tracking.run import Trail, lineage, log_result, run, tag_run
+
+History = list[dict[str, float]]
+
+
+def facts(params: Params, encoder: Path, history: History, metrics: dict[str, Any], run_id: str) -> dict[str, Any]:
+    """What the report and the model card say of the encoder in a folder."""
+    return {
+        "name": params.register_.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "params": params.model_dump(by_alias=True),
+        "validation": read_json(VALIDATION, "check"),
+        "statistics": read_json(STATISTICS, "prepare"),
+        "history": history,
+        "metrics": metrics,
+        "tables": read_tables() if encoder == ENCODER else {},  # they are of the pipeline's encoder
+        "lineage": lineage(run_id) | {"encoder_sha256": registry.encoder_hash(encoder)},
+    }
+
+
+def log_evaluation(params: Params, encoder: Path, metrics: dict[str, Any], files: list[Path]) -> None:
+    """Logs metrics, and files such as metrics.json and predictions.parquet, to the run of the encoder in a folder."""
+    statistics = read_json(STATISTICS, "prepare")
+    with run(Trail(params, statistics["data_md5"]), encoder=registry.encoder_hash(encoder)) as run_id:
+        tag_run(run_id, "simtrail.split_hash", statistics["split_hash"])
+        log_result(flat_metrics(metrics), files)
+
+
+def register_encoder(params: Params, encoder: Path, history: History, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The registered version of the encoder in a folder, made of the prepared images with these parameters.
+
+    Keys: name, version, alias, reason, encoder_sha256, run_id.
+    """
+    flat, statistics = flat_metrics(metrics), read_json(STATISTICS, "prepare")
+    manifest = pd.read_parquet(MANIFEST, columns=["dtype", "bands", "alpha", "rejected"])
+    usual = manifest[manifest["rejected"].isna()].mode().iloc[0]
+    candidate = registry.Candidate(
+        encoder=encoder,
+        history=history,
+        metrics=flat,
+        deciding="linear_probe/accuracy" if "linear_probe/accuracy" in flat else "features/effective_rank",
+        comparable=f"{statistics['split_hash']}-{params.hash('evaluate', 'prepare')}",
+        checks=_checks(read_json(VALIDATION, "check")),
+        signature=(np.dtype(usual["dtype"]), int(usual["bands"]) + int(usual["alpha"])),
+        card=lambda run_id: model_card(facts(params, encoder, history, metrics, run_id)),
+    )
+    return registry.register(Trail(params, statistics["data_md5"]), candidate)
+
+
+def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics as MLflow shows them: a section per classifier of the main task, and one per other task.
+
+    Of the intervals, only those of the accuracy.
+    """
+    rows = {f"features/{name}": value for name, value in metrics["features"].items()}
+    modalities = metrics.get("modalities", {})
+    rows |= {f"modalities/{name} alone": scores["accuracy"] for name, scores in modalities.get("alone", {}).items()}
+    for pair, recalls in modalities.get("retrieval", {}).items():
+        rows |= {f"modalities/{pair} {name}": value for name, value in recalls.items()}
+    for number, (name, task) in enumerate(metrics["tasks"].items()):
+        prefix = re.sub(r"[^\w. -]", "", f"{name} ") if number else ""
+        rows |= {f"{prefix}geometry/{key}": value for key, value in task.get("geometry", {}).items()}
+        for classifier, scores in task["scores"].items():
+            rows |= {
+                f"{prefix}{classifier}/{key}": value
+                for key, value in scores.items()
+                if not key.endswith(("_low", "_high")) or key.startswith("accuracy_")
+            }
+    return {name: value for name, value in rows.items() if value is not None}
+
+
+def _checks(validation: dict[str, Any]) -> str:
+    """The result of the checks in a few words: `passed, 2 warnings`."""
+    warnings = sum(not f["success"] for f in validation["findings"] if f["severity"] == "warning")
+    passed = "passed" if validation["success"] else f"{len(validation['rejected'])} images quarantined"
+    return f"{passed}, {warnings} warnings"

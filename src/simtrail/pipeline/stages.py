@@ -1,0 +1,325 @@
+"""The stages, one per verb: read, call, write."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from simtrail.data.dataset import Dataset
+from simtrail.errors import InputError
+from simtrail.params import Params, load_params
+from simtrail.pipeline import workspace as ws
+from simtrail.pipeline.summary import rejected_lines, score_lines, warning_lines
+
+if TYPE_CHECKING:
+    from simtrail.data.pack import PackedImages
+    from simtrail.pipeline.training_run import TrainingRun
+
+echo = partial(print, flush=True)
+
+
+def check() -> None:
+    """Manifest and validation of the dataset; InputError lists every bad image, unless they are quarantined."""
+    params = load_params()
+    from simtrail.data.checks import validate
+    from simtrail.data.manifest import scan
+    from simtrail.report.validation import validation_page
+
+    ws.fresh_folder(ws.MANIFEST.parent)
+    dataset, name = Dataset(Path("data") / params.data.name), params.data.name
+    manifest, md5 = scan(dataset)
+    findings, rejected = validate(manifest, params.check, dataset.declaration)
+    manifest["rejected"] = manifest["path"].map(rejected)
+    manifest.to_parquet(ws.MANIFEST)
+    reasons = pd.DataFrame({"path": list(rejected), "reason": list(rejected.values())}, dtype="object")
+    reasons.to_csv(ws.QUARANTINE, index=False)
+    result: dict[str, Any] = {
+        "dataset": name,
+        "settings": ws.settings(params, "check"),
+        "data_md5": md5,
+        "images": len(manifest),
+        "on_fail": params.check.on_fail,
+        "success": not rejected,
+        "findings": [f.as_dict() for f in findings],
+        "rejected": rejected,
+        "other_files": [p for p in dataset.files()[1] if p not in ("metadata.csv", "dataset.yaml")],
+    }
+    ws.write_json(ws.VALIDATION, result)
+    ws.VALIDATION_PAGE.write_text(validation_page(result, manifest), encoding="utf-8")
+    if others := result["other_files"]:
+        echo(f"check: {len(others)} files are no images and are left out, such as {others[0]}")
+    for line in warning_lines(result):
+        echo(f"check: warning: {line}")
+    if rejected and (params.check.on_fail == "error" or len(rejected) == len(manifest)):
+        raise InputError(
+            f"{len(rejected)} of {len(manifest)} images can't be used:\n{rejected_lines(result)}\n"
+            "repair or remove them, or set check.on_fail: quarantine to go on without them; the whole result: "
+            f"{ws.VALIDATION_PAGE}"
+        )
+    if rejected:
+        echo(f"check: quarantined {len(rejected)} of {len(manifest)} images:\n{rejected_lines(result)}")
+    echo(f"check: {len(manifest) - len(rejected)} images can be used; {ws.VALIDATION_PAGE}")
+
+
+def prepare() -> None:
+    """Packed arrays of all usable images, their split, and the statistics of the training part."""
+    params = load_params()
+    from simtrail.data.pack import pack, sample_pixels, statistics
+    from simtrail.data.recipe import make_recipe, without_effect
+    from simtrail.data.split import assign_split
+
+    ws.require(params, "check")
+    validation = ws.read_json(ws.VALIDATION, "check")
+    if not validation["success"] and validation["on_fail"] == "error":
+        raise InputError(
+            f"{ws.VALIDATION}: the check failed; repair the images, or set check.on_fail: quarantine, then run check "
+            "again: dvc repro check"
+        )
+    manifest = ws.read_table(ws.MANIFEST, "check")
+    manifest = manifest[manifest["rejected"].isna()].reset_index(drop=True)
+    dataset = Dataset(Path("data") / params.data.name)
+    split = assign_split(manifest, params.prepare)
+    held_out = manifest["label"].isin(_known_classes(params.evaluate.held_out_classes, manifest["label"]))
+    pretraining = (split == "train") & ~held_out
+    sample = partial(sample_pixels, dataset.folder, manifest["path"][pretraining].to_list(), params.prepare.seed)
+    recipe = make_recipe(manifest, dataset.declaration, params.prepare, sample)
+    for line in without_effect(recipe, manifest["facts"].iloc[0]):
+        echo(f"prepare: warning: {line}")
+    ws.fresh_folder(ws.PACKED)  # only now: an error in the settings must not remove an earlier result
+    images, moments = pack(dataset.folder, manifest, recipe, ws.PACKED)
+    table = _split_table(manifest, split, held_out)
+    table.to_parquet(ws.SPLIT)
+    counts = split.value_counts().to_dict()
+    ws.write_json(
+        ws.STATISTICS,
+        {
+            "settings": ws.settings(params, "prepare"),
+            "data_md5": validation["data_md5"],
+            "split_hash": _split_hash(table),
+            "images": counts,
+            "recipe": recipe.model_dump(),
+            **statistics(moments[pretraining]),
+        },
+    )
+    parts = ", ".join(f"{counts[part]} {part}" for part in ("train", "val", "test"))
+    if held_out.any():
+        parts += f"; {held_out.sum()} of classes that pretraining never sees"
+    echo(f"prepare: {len(images)} images of {len(recipe.bands)} bands at {recipe.size} px: {parts}")
+
+
+def pretrain() -> None:
+    """The encoder, trained by SimCLR on the training split, and its history, for each seed.
+
+    The encoder of the first seed goes on through the pipeline. Each has one MLflow run, resumed after a kill. In
+    several processes (torchrun) the first keeps the runs and writes; the others only compute.
+    """
+    params = load_params()
+    ws.require(params, "prepare")
+    from simtrail.pipeline.training_run import training_run
+    from simtrail.training.distributed import processes, rank
+
+    runs = {p.seed: training_run(p) for p in params.pretrain.each_seed()}  # all errors in settings come before any file
+    with processes():
+        if rank() > 0:
+            for ready in runs.values():
+                ready.fit()
+            return
+        ws.fresh_folder(ws.ENCODER)
+        ws.SEEDS.mkdir()
+        ws.write_json(ws.TRAINING_SETTINGS, ws.settings(params, "pretrain"))
+        for p, (seed, ready) in zip(params.pretrain.each_seed(), runs.items(), strict=True):
+            first = seed == params.pretrain.seed
+            of_seed = params if first else params.model_copy(update={"pretrain": p})
+            _train(of_seed, ready, ws.ENCODER if first else ws.SEEDS / str(seed))
+
+
+def preview(images: int, seed: int) -> None:
+    """A picture of training images and their views under the present settings: artifacts/preview/views.png."""
+    params = load_params()
+    ws.require(params, "prepare")
+    from simtrail.augment.views import TwoViews
+    from simtrail.report.figures.pictures import view_grid
+
+    source = ws.prepared()
+    views = TwoViews(params.pretrain.augment, source.recipe)
+    rows = np.random.default_rng(seed).permutation(source.pretraining_rows("train"))[:images]
+    ws.fresh_folder(ws.PREVIEW.parent)
+    view_grid(source.images, rows, views, seed, ws.PREVIEW)
+    for line in views.without_effect():
+        echo(f"preview: warning: {line}")
+    echo(f"preview: {len(rows)} images and two pairs of views each: {ws.PREVIEW}")
+
+
+def embed() -> None:
+    """The features of every usable image, with its split and labels, in the order of the split table."""
+    params = load_params()
+    ws.require(params, "prepare", "pretrain")
+    from simtrail.evaluation.assess import features_of
+    from simtrail.model.encoder import Encoder
+    from simtrail.training.state import Checkpoints
+
+    encoder, source = Encoder.load(ws.ENCODER), ws.prepared()
+    Checkpoints.discard_finished(ws.project_folder() / ".simtrail")  # the pipeline has gone on: the encoder is safe
+    features = features_of(encoder, source.images, params.embed.batch_size)
+    ws.fresh_folder(ws.EMBEDDINGS.parent)
+    source.table.assign(vector=list(features)).to_parquet(ws.EMBEDDINGS)
+    echo(f"embed: {len(features)} images × {features.shape[1]} features")
+
+
+def evaluate() -> None:
+    """Scores with intervals and floors, label-free measures, tables and evidence; logged to the run."""
+    params = load_params()
+    ws.require(params, "prepare", "pretrain")
+    from simtrail.downstream.fine_tune import Tuning, few_label_table
+    from simtrail.evaluation.assess import Embedded, assess, by_modality, over_seeds
+    from simtrail.evaluation.evidence import gather
+    from simtrail.model.encoder import Encoder
+    from simtrail.pipeline.registration import log_evaluation
+
+    p, source, encoder = params.evaluate, ws.prepared(), Encoder.load(ws.ENCODER)
+    features = np.stack(ws.read_table(ws.EMBEDDINGS, "embed")["vector"].to_list())
+    embedded = Embedded(encoder, source.images, source.table, features)
+    ws.fresh_folder(ws.EVALUATION)
+    echo("evaluate: classifiers and floors")
+    assessment = assess(embedded, params.pretrain.augment, p)
+    if not assessment.tasks:
+        echo("evaluate: no labels of two classes or more: label-free measures only")
+    echo("evaluate: geometry, tables, map")
+    evidence = gather(assessment, embedded, p)
+    if assessment.tasks and p.fine_tune.fractions:
+        tuning = Tuning(p.fine_tune.epochs, params.pretrain.augment.geometry, params.pretrain.precision, seed=p.seed)
+        table = few_label_table(
+            encoder, source.images, assessment.tasks[0], p, tuning, lambda line: echo(f"evaluate: {line}")
+        )
+        evidence.tables["fine_tune"] = table
+    if others := [Encoder.load(ws.SEEDS / str(seed)) for seed in params.pretrain.seeds[1:]]:
+        assessment.metrics["seeds"] = over_seeds(assessment, others, source.images, p)
+    if modalities := by_modality(assessment, embedded, p):
+        assessment.metrics["modalities"] = modalities
+    evidence.save(ws.EVALUATION)
+    ws.write_json(ws.METRICS, assessment.metrics)
+    files = [ws.METRICS, ws.VALIDATION, *sorted(ws.EVALUATION.glob("*.parquet")), *sorted(ws.TABLES.iterdir())]
+    log_evaluation(params, ws.ENCODER, assessment.metrics, files)
+    echo("\n".join(score_lines(assessment.metrics)))
+
+
+def report() -> None:
+    """All that people look at: figures, map, pages and the model card, drawn anew; logged to the run."""
+    params = load_params()
+    ws.require(params, *ws.DECIDING)
+    from simtrail.pipeline.registration import facts
+    from simtrail.report.card import model_card
+    from simtrail.report.drawing import Evaluation, draw
+    from simtrail.report.page import report_page
+    from simtrail.report.validation import validation_page
+    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.run import Trail, log_result, run
+    from simtrail.training.monitors import kept_epoch
+
+    source, metrics = ws.prepared(), ws.read_json(ws.METRICS, "evaluate")
+    predictions, points = ws.read_table(ws.PREDICTIONS, "evaluate"), ws.read_table(ws.MAP_POINTS, "evaluate")
+    arrays = ws.read_arrays(ws.EVIDENCE, "evaluate")
+    history = ws.read_table(ws.HISTORY, "pretrain").to_dict("records")
+    for folder in (ws.FIGURES, ws.REPORT.parent):
+        ws.fresh_folder(folder)
+    page = validation_page(ws.read_json(ws.VALIDATION, "check"), ws.read_table(ws.MANIFEST, "check"))
+    ws.VALIDATION_PAGE.write_text(page, encoding="utf-8")
+    _draw_views(params, source.images, source.pretraining_rows("train"), ws.ENCODER)
+    _draw_curve(history, kept_epoch(history, params.pretrain.monitor.metric), ws.ENCODER)
+    evaluation = Evaluation(metrics, ws.read_tables(), predictions, points, arrays, source.images, source.table)
+    draw(evaluation, params.evaluate.seed, ws.FIGURES, ws.MAP_PAGE)
+    with run(Trail(params, source.statistics["data_md5"]), encoder=encoder_hash(ws.ENCODER)) as run_id:
+        content = facts(params, ws.ENCODER, history, metrics, run_id)
+        ws.REPORT.write_text(report_page(content, ws.ROOT), encoding="utf-8")
+        ws.CARD.write_text(model_card(content), encoding="utf-8")
+        log_result({}, [ws.REPORT, ws.CARD, ws.VALIDATION_PAGE, ws.MAP_PAGE, *sorted(ws.FIGURES.glob("*.png"))])
+    echo(f"report: {ws.REPORT} and {ws.CARD.name}")
+
+
+def register() -> None:
+    """The encoder in the MLflow registry, with its numbers and lineage, and its alias through the gate."""
+    params = load_params()
+    ws.require(params, *ws.DECIDING)
+    from simtrail.evaluation.tasks import beats_floors
+    from simtrail.pipeline.registration import register_encoder
+    from simtrail.report.wording import verdict
+
+    metrics, history = ws.read_json(ws.METRICS, "evaluate"), ws.read_table(ws.HISTORY, "pretrain").to_dict("records")
+    version = register_encoder(params, ws.ENCODER, history, metrics)
+    ws.fresh_folder(ws.REGISTRATION.parent)
+    ws.write_json(ws.REGISTRATION, version)
+    echo(f"register: {version['name']} version {version['version']} is {version['alias']}: {version['reason']}")
+    for name, task in list(metrics["tasks"].items())[:1]:
+        if not beats_floors(task["gains"]):
+            echo(f"register: warning: {name}: {verdict(task)}")
+
+
+def _train(params: Params, ready: TrainingRun, folder: Path) -> None:
+    """Trains one encoder and writes it, its history and its pictures to a folder; logged to its run."""
+    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.run import Trail, curve_logger, log_result, run, tag_encoder
+
+    for line in ready.warnings:
+        echo(f"pretrain: warning: {line}")
+    folder.mkdir(exist_ok=True)
+    trail, resumed = Trail(params, ready.data_md5), bool(ready.checkpoints)
+    with run(trail, key=ready.key, resumed=resumed, system_metrics=True) as run_id:
+        _draw_views(params, ready.data.images, ready.data.train, folder)
+        trained = ready.fit(on_epoch=curve_logger(run_id), log=lambda line: echo(f"pretrain: {line}"))
+        trained.encoder.save(folder)
+        pd.DataFrame(trained.history).to_csv(folder / ws.HISTORY.name, index=False)
+        _draw_curve(trained.history, trained.epoch, folder)
+        tag_encoder(encoder_hash(folder), ready.first_weights)
+        log_result({"kept_epoch": trained.epoch}, [*sorted(folder.glob("*.png")), folder / "config.json"])
+    ready.checkpoints.finish()
+    last = trained.history[-1]
+    echo(
+        f"pretrain: seed {params.pretrain.seed}: {last['epoch']} epochs, {last['step']} steps, last loss "
+        f"{last['loss']:.3f}; the weights kept are of epoch {trained.epoch}"
+    )
+
+
+def _draw_views(params: Params, images: PackedImages, rows: np.ndarray, folder: Path) -> None:
+    from simtrail.augment.views import TwoViews
+    from simtrail.report.figures.pictures import view_grid
+
+    views = TwoViews(params.pretrain.augment, images.recipe)
+    view_grid(images, rows[:4], views, params.pretrain.seed, folder / "views.png")
+
+
+def _draw_curve(history: list[dict[str, float]], kept_epoch: int, folder: Path) -> None:
+    from simtrail.report.figures.charts import training_curve
+
+    training_curve(history, kept_epoch, folder / "training.png")
+
+
+def _split_table(manifest: pd.DataFrame, split: pd.Series, held_out: pd.Series) -> pd.DataFrame:
+    """A row per image: its identity, labels and metadata, split, block of images never split apart, held out or not."""
+    from simtrail.data.split import split_groups
+
+    columns = [c for c in manifest if c in ("path", "sha256", "label", "group") or c.startswith("meta.")]
+    return manifest[columns].assign(split=split, block=split_groups(manifest), held_out=held_out)
+
+
+def _split_hash(table: pd.DataFrame) -> str:
+    """Sixteen hex digits that identify which images are in which part."""
+    return hashlib.sha256(table[["sha256", "split", "held_out"]].to_csv(index=False).encode()).hexdigest()[:16]
+
+
+def _known_classes(names: list[str], labels: pd.Series) -> list[str]:
+    """The names, each of which must be a class."""
+    known = sorted(labels.dropna().unique())
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise InputError(
+                f"evaluate.held_out_classes: {name!r}: no such class; "
+                + (f"did you mean {near[0]}?" if near else "no image has a label")
+            )
+    return names

@@ -1,0 +1,64 @@
+"""What the commands print: the result of the checks, the scores beside their floors, the registered version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simtrail.errors import listed
+from simtrail.evaluation.scores import FEW_GROUPS, TITLES
+from simtrail.pipeline.workspace import METRICS, REGISTRATION, REPORT, VALIDATION_PAGE, read_json
+
+SHOWN = 200  # rejected images that are printed; the others are on the validation page
+
+
+def summary() -> None:
+    """Prints the result of the last run: the probe beside its floors, the registered version, what to do next."""
+    metrics = read_json(METRICS, "evaluate")
+    version = read_json(REGISTRATION, "register")
+    print("\n".join(score_lines(metrics)))
+    print(f"\n{version['name']} version {version['version']} is {version['alias']} ({version['reason']})")
+    print(f"  report       {REPORT}")
+    print(f"  pull it      simtrail pull models:/{version['name']}@{version['alias']} --out encoder")
+    print("  browse runs  make ui", flush=True)
+
+
+def warning_lines(validation: dict[str, Any]) -> list[str]:
+    """One line for each check that gives a warning: what is wrong, and which images or classes it concerns."""
+    failed = (f for f in validation["findings"] if f["severity"] == "warning" and not f["success"])
+    return [f"{f['problem']}: {listed(f['offenders'])}" if f["offenders"] else f["problem"] for f in failed]
+
+
+def rejected_lines(validation: dict[str, Any]) -> str:
+    """The rejected images, one per line, each with its reasons."""
+    rejected = validation["rejected"]
+    lines = [f"  data/{validation['dataset']}/{path}: {reason}" for path, reason in list(rejected.items())[:SHOWN]]
+    if len(rejected) > SHOWN:
+        lines.append(f"  … and {len(rejected) - SHOWN} more in {VALIDATION_PAGE}")
+    return "\n".join(lines)
+
+
+def score_lines(metrics: dict[str, Any]) -> list[str]:
+    """The scores of every task beside their floors, as lines of text."""
+    lines = [] if metrics["tasks"] else ["no labels: label-free measures of the test split"]
+    for name, task in metrics["tasks"].items():
+        size = f"{task['classes']} classes, {task['images']} test images"
+        if task["groups"] < FEW_GROUPS:
+            size += f" of {task['groups']} groups, too few for reliable intervals"
+        lines += [f"{name}: {size}", f"{'':<26}{'accuracy':>9}  95 % interval   balanced"]
+        lines += [_row(title, task["scores"][key]) for key, title in TITLES.items() if key in task["scores"]]
+    modalities = metrics.get("modalities", {})
+    lines += [_row(f"{name} alone, linear probe", scores) for name, scores in modalities.get("alone", {}).items()]
+    for pair, recall in modalities.get("retrieval", {}).items():
+        back, chance = recall["recall_back_at_1"], recall["chance_at_1"]
+        lines.append(f"{pair}: recall at 1 {recall['recall_at_1']:.3f}, back {back:.3f}, by chance {chance:.3f}")
+    label_free = ("effective_rank", "uniformity", "alignment", "feature_std")
+    lines.append(", ".join(f"{k.replace('_', ' ')} {metrics['features'][k]:.3g}" for k in label_free))
+    if seeds := metrics.get("seeds"):
+        each = (f"{TITLES[k]} {v['mean']:.3f} ± {v['sd']:.3f}" for k, v in seeds.items())
+        lines.append(f"over {next(iter(seeds.values()))['seeds']} seeds: {', '.join(each)}")
+    return lines
+
+
+def _row(title: str, scores: dict[str, float]) -> str:
+    interval = f"{scores['accuracy_low']:.3f} – {scores['accuracy_high']:.3f}"
+    return f"{title:<26}{scores['accuracy']:>9.3f}  {interval}{scores['balanced_accuracy']:>11.3f}"

@@ -1,0 +1,119 @@
+"""A training run on the prepared images, ready to start: what the pretrain stage, sweeps and ablations share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+from simtrail.augment.views import TwoViews
+from simtrail.data.loader import TrainingData
+from simtrail.errors import InputError
+from simtrail.model.encoder import CONFIG, WEIGHTS, Encoder, EncoderConfig
+from simtrail.params import Pretrain
+from simtrail.pipeline.workspace import prepared, project_folder
+from simtrail.training.loop import Trained, fit
+from simtrail.training.state import Checkpoints
+
+# The code that decides the result of training, beside the parameters: a change starts a run anew.
+CODE = (
+    *("augment", "data/loader.py", "data/pack.py", "data/recipe.py"),
+    *("evaluation/classifiers.py", "evaluation/geometry.py", "model", "training"),
+)
+
+
+class TrainingRun(NamedTuple):
+    """A training run, ready to start."""
+
+    key: str  # identifies all that decides the result: data and split, settings, first weights, code
+    origin: str  # the same without the settings
+    data_md5: str
+    first_weights: str  # random, pretrained, or the sha256 of an encoder
+    data: TrainingData
+    warnings: list[str]  # settings that have no effect
+    checkpoints: Checkpoints
+    fit: Callable[..., Trained]  # takes on_epoch and log
+
+
+def training_run(p: Pretrain, group: str = "") -> TrainingRun:
+    """The training run of these settings on the prepared images; InputError where there are none.
+
+    Runs of a `group` have their own checkpoints, which no other run with the same settings uses.
+    """
+    p = p.each_seed()[0]
+    statistics, _, recipe, images = source = prepared()
+    config = EncoderConfig(
+        architecture=p.encoder,
+        head=p.head,
+        recipe=recipe,
+        mean=statistics["mean"],
+        std=statistics["std"],
+        terms=p.terms,
+    )
+    weights, code = _first_weights(p.weights), _code_hash(*CODE)
+    settings = p.model_dump(exclude={"checkpoint"})  # how often a run is saved does not change its result
+    key, origin = (
+        hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        for parts in ([statistics, settings, weights.stamp, code], [statistics, weights.stamp, code])
+    )
+    with torch.random.fork_rng([]):
+        Encoder(config)  # an impossible encoder is an error before anything is begun or replaced
+    train, val = (source.pretraining_rows(part) for part in ("train", "val"))
+    data = TrainingData(images, train, val, pd.factorize(source.table["label"])[0])
+    checkpoints = Checkpoints(project_folder() / ".simtrail" / group, key, p.checkpoint.keep)
+    p = p.model_copy(update={"weights": weights.location})
+    warnings = [*TwoViews(p.augment, recipe).without_effect(), *_without_effect(p)]
+    start = partial(fit, data, config, p, checkpoints=checkpoints)
+    return TrainingRun(key, origin, statistics["data_md5"], weights.stamp, data, warnings, checkpoints, start)
+
+
+class _FirstWeights(NamedTuple):
+    location: str  # random, pretrained, or a folder
+    stamp: str  # identifies the weights: a name may come to mean others
+
+
+def _first_weights(weights: str) -> _FirstWeights:
+    """First weights as the training core takes them; a registered model is downloaded."""
+    if weights in ("random", "pretrained"):
+        return _FirstWeights(weights, weights)
+    folder = Path(weights)
+    if weights.startswith("models:/"):
+        from simtrail.tracking.registry import fetch
+
+        folder = fetch(weights)
+    files = [folder / WEIGHTS, folder / CONFIG]
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(
+            f"pretrain.weights = {weights!r}: must be random, pretrained, models:/NAME@ALIAS, or the folder of an "
+            f"encoder; {missing[0]}: no such file"
+        )
+    return _FirstWeights(str(folder), hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest())
+
+
+def _without_effect(p: Pretrain) -> list[str]:
+    """One line for each setting of `pretrain` that has no effect because of the other settings."""
+    lines = []
+    if p.head.depth < 2 and p.head.batch_norm:
+        lines.append(f"head.hidden, head.batch_norm: no effect: a head of depth {p.head.depth} has no hidden layer")
+    if p.head.depth == 0:
+        lines.append("head.output: no effect: without a head, the features are the projections")
+    if p.optimiser == "lars" and p.learning_rate < 0.05:
+        lines.append(f"learning_rate = {p.learning_rate}: almost no effect with LARS, which needs 0.3 to 5")
+    if p.monitor.metric == "last" and p.monitor.patience:
+        lines.append(f"monitor.patience = {p.monitor.patience}: no effect: monitor.metric is last")
+    return [f"pretrain.{line}" for line in lines]
+
+
+def _code_hash(*parts: str) -> str:
+    """A hash of the source code of the given modules and subpackages."""
+    package = Path(__file__).parents[1]
+    files = sorted(
+        f for part in parts for f in ([package / part] if part.endswith(".py") else (package / part).rglob("*.py"))
+    )
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()

@@ -1,0 +1,141 @@
+"""The workspace of a project: where artifacts lie, how they are read and written, and with which settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simtrail.errors import InputError
+from simtrail.params import Params
+
+if TYPE_CHECKING:
+    from simtrail.data.pack import PackedImages
+    from simtrail.data.recipe import Recipe
+
+ROOT = Path("artifacts")
+MANIFEST, QUARANTINE = ROOT / "check/manifest.parquet", ROOT / "check/quarantine.csv"
+VALIDATION, VALIDATION_PAGE = ROOT / "check/validation.json", ROOT / "check/validation.html"
+PACKED, SPLIT, STATISTICS = ROOT / "prepare", ROOT / "prepare/split.parquet", ROOT / "prepare/statistics.json"
+ENCODER, HISTORY = ROOT / "pretrain", ROOT / "pretrain/history.csv"
+SEEDS, TRAINING_SETTINGS = ROOT / "pretrain/seeds", ROOT / "pretrain/seeds/settings.json"
+PREVIEW = ROOT / "preview/views.png"
+EMBEDDINGS = ROOT / "embed/embeddings.parquet"
+EVALUATION, METRICS, TABLES = ROOT / "evaluate", ROOT / "evaluate/metrics.json", ROOT / "evaluate/tables"
+PREDICTIONS, MAP_POINTS = ROOT / "evaluate/predictions.parquet", ROOT / "evaluate/umap.parquet"
+EVIDENCE = ROOT / "evaluate/evidence.npz"
+FIGURES, MAP_PAGE = ROOT / "evaluate/figures", ROOT / "evaluate/map.html"
+REPORT, CARD = ROOT / "report/report.html", ROOT / "report/model_card.md"
+REGISTRATION = ROOT / "register/registration.json"
+DECIDING = {  # stage → the file that records its settings, and the keys that decide its result, as in dvc.yaml
+    "check": (VALIDATION, ("data", "check")),
+    "prepare": (STATISTICS, ("data", "prepare", "evaluate.held_out_classes")),
+    "pretrain": (TRAINING_SETTINGS, ("pretrain",)),
+}
+# columns of tables that hold text, also where a class is called 007 or NA
+TEXTS = ["task", "class", "label", "column", "kind", "classifier", "draw", "score", "start", "band", "group", "path"]
+TEXTS += ["first", "second", "splits"]
+
+
+class Prepared(NamedTuple):
+    """What the prepare stage has made."""
+
+    statistics: dict[str, Any]
+    table: pd.DataFrame  # split.parquet: one row per packed image
+    recipe: Recipe
+    images: PackedImages
+
+    def pretraining_rows(self, part: str) -> np.ndarray:
+        """The rows of a split without the classes that are held out of pretraining."""
+        return np.flatnonzero((self.table["split"] == part) & ~self.table["held_out"])
+
+
+def prepared() -> Prepared:
+    """The prepared images with their split and statistics; InputError where the prepare stage has not run."""
+    from simtrail.data.pack import PackedImages
+    from simtrail.data.recipe import Recipe
+
+    statistics, table = read_json(STATISTICS, "prepare"), read_table(SPLIT, "prepare")
+    recipe = Recipe.model_validate(statistics["recipe"])
+    images = PackedImages(PACKED, recipe)
+    if not len(images):
+        raise InputError(f"{PACKED}: no packed images; run the prepare stage first: dvc repro prepare")
+    return Prepared(statistics, table, recipe, images)
+
+
+def require(params: Params, *stages: str) -> None:
+    """InputError where one of the stages last ran with other settings than params.yaml has now."""
+    for stage in stages:
+        recorded, now = read_json(DECIDING[stage][0], stage), settings(params, stage)
+        then = recorded if stage == "pretrain" else recorded.get("settings", {})
+        how_often = "pretrain.checkpoint."  # how often a run is saved does not change its result
+        changed = [k for k in {**now, **then} if then.get(k) != now.get(k) and not k.startswith(how_often)]
+        if changed:
+            key, more = changed[0], f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise InputError(
+                f"{ROOT / stage}: made with {key} = {then.get(key)!r}{more}, not {now.get(key)!r}; run "
+                f"simtrail {stage} and the stages after it, or dvc repro"
+            )
+
+
+def settings(params: Params, stage: str) -> dict[str, Any]:
+    """The parameters that decide a stage's result, dotted key → value."""
+    sections = tuple(f"{section}." for section in DECIDING[stage][1])
+    return {key: value for key, value in params.flat().items() if f"{key}.".startswith(sections)}
+
+
+def project_folder() -> Path:
+    """The project's folder, also where DVC works in a copy of it; what outlives a run is kept there."""
+    from simtrail.tracking.store import project_root
+
+    return project_root() or Path()
+
+
+def fresh_folder(folder: Path) -> None:
+    """Makes an empty folder in place of what an earlier run left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def read_table(path: Path, stage: str) -> pd.DataFrame:
+    """The table of a parquet or CSV file that a stage writes; InputError where that stage has not run."""
+    from_csv = partial(pd.read_csv, float_precision="round_trip")
+    return _read(from_csv if path.suffix == ".csv" else pd.read_parquet, path, stage)
+
+
+def read_arrays(path: Path, stage: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file that a stage writes; InputError where that stage has not run."""
+    with _read(np.load, path, stage) as file:
+        return dict(file)
+
+
+def read_tables() -> dict[str, pd.DataFrame]:
+    """The tables of the evaluation by name, without those that are empty; numbers exactly as they were written."""
+    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
+    return {
+        file.stem: pd.read_csv(file, dtype=dict.fromkeys(TEXTS, str), **options)
+        for file in sorted(TABLES.glob("*.csv"))
+        if file.stat().st_size > 1
+    }
+
+
+def read_json(path: Path, stage: str) -> Any:
+    """The content of a JSON file that a stage writes; InputError where that stage has not run."""
+    return json.loads(_read(Path.read_text, path, stage))
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Writes an indented JSON file."""
+    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(reader: Any, path: Path, stage: str) -> Any:
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run the {stage} stage first: dvc repro {stage}") from None

@@ -1,0 +1,85 @@
+"""The card of a model in Markdown, and what it has in common with the report of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from simtrail.evaluation.bands import band_title
+from simtrail.evaluation.scores import FEW_GROUPS, FLOORS
+from simtrail.evaluation.tasks import UNSEEN, beats_floors
+from simtrail.report.html import render
+from simtrail.report.wording import interval, number, title, verdict
+
+MAIN = "linear_probe"  # fixed in advance: the best of all classifiers would be chosen on the test split
+SCORES = ("accuracy", "balanced_accuracy", "precision", "f1", "top5", "calibration_error")  # macro recall is the second
+
+
+def model_card(facts: dict[str, Any]) -> str:
+    """The card of the model in Markdown, after Mitchell et al. 2019 (arXiv 1810.03993); `facts` as of report_page."""
+    return render("card.md.j2", **facts, **content(facts))
+
+
+def content(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the report and the model card both show; `facts` as of report_page."""
+    tasks, recipe = facts["metrics"]["tasks"], facts["statistics"]["recipe"]
+    nm = recipe.get("wavelengths") or [None] * len(recipe["bands"])
+    return {
+        "bands": [band_title(*band) for band in zip(recipe["bands"], nm, strict=True)],
+        "tasks": tasks,
+        "seen": {name: task for name, task in tasks.items() if not name.endswith(UNSEEN)},
+        "unseen": {name: task for name, task in tasks.items() if name.endswith(UNSEEN)},
+        "seeds": {
+            title(name): f"{number(each['mean'])} ± {number(each['sd'])} (standard deviation of {each['seeds']})"
+            for name, each in facts["metrics"].get("seeds", {}).items()
+        },
+        "main": next(iter(tasks), None),
+        "score_names": [
+            s for s in SCORES if any(s in row for task in tasks.values() for row in task["scores"].values())
+        ],
+        "failed_checks": [f for f in facts["validation"]["findings"] if not f["success"]],
+        "terms": [f"{w:g} × {name}" for name, w in facts["params"]["pretrain"]["terms"].items() if w],
+        "limits": limits(facts),
+        "parameters": dict(pd.json_normalize(facts["params"]).to_dict("records")[0]),
+        "floors": FLOORS,
+        "probe": MAIN,
+        "interval": interval,
+        "number": number,
+        "title": title,
+        "verdict": verdict,
+    }
+
+
+def limits(facts: dict[str, Any]) -> list[str]:
+    """One sentence for each limit of the results, such as too few test groups; `facts` as of report_page."""
+    tasks, checks, params = facts["metrics"]["tasks"], facts["validation"], facts["params"]
+    lines = []
+    for name, task in tasks.items():
+        if not beats_floors(task["gains"]):
+            lines.append(f"{name}: the encoder is not shown to beat its floors.")
+        if task["groups"] == task["images"]:
+            lines.append(
+                f"{name}: every test image counts as a group of its own. Where several images show one specimen, the "
+                "intervals are too narrow and the scores too high: declare a group column."
+            )
+        if task["groups"] < FEW_GROUPS:
+            lines.append(f"{name}: only {task['groups']} test groups, too few for reliable intervals.")
+        if task.get("unknown"):
+            lines.append(f"{name}: {task['unknown']} test images of classes without a training image are not scored.")
+    if not tasks:
+        lines.append("No labels: the measures say how the features are spread, not whether they mean anything.")
+    else:
+        lines.append(
+            "The intervals are for other test groups of the same kind, not for other cameras, places or years."
+        )
+    if len(seeds := params["pretrain"]["seeds"]) == 1:
+        lines.append(f"One training run (seed {seeds[0]}): how much the scores change with the seed is not known.")
+    if checks["rejected"]:
+        lines.append(f"{len(checks['rejected'])} of {checks['images']} images failed the checks and were left out.")
+    if facts["lineage"].get("dirty"):
+        lines.append("The code had uncommitted changes; they are kept with the run as git.diff.")
+    return [
+        *lines,
+        "Every model chosen by these test scores makes them a little too good; choose on the validation split.",
+    ]
