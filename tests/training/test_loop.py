@@ -294,12 +294,17 @@ def test_low_precision_stays_near_float32(prepared, precision):
 
 
 def test_the_first_twenty_steps_give_the_stored_losses(prepared):
-    """The golden curve: a change in it is a change of what simtrail computes, and must be meant."""
+    """The golden curve: a change in it is a change of what simtrail computes, and must be intended.
+
+    The learning rate is low. At 0.004, rounding that differs between processors grows to 0.3 % within twenty steps; at
+    0.0004 it stays below 0.0005 %.
+    """
     changes = {
         "pretrain.max_steps": 20,
         "pretrain.epochs": 20,
         "pretrain.batch_size": 24,
+        "pretrain.learning_rate": 0.0004,
         "pretrain.monitor.metric": "last",
     }
     golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
-    assert losses(fit(prepared, changes).history) == pytest.approx(golden, rel=1e-3)
+    assert losses(fit(prepared, changes).history) == pytest.approx(golden, rel=1e-4)
