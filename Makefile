@@ -1,4 +1,4 @@
-# The two commands a newcomer needs are `make repro` and `make test`; each sets up all it needs.
+# New users need only `make repro` and `make test`; both install what they need.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -11,7 +11,7 @@ UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 help: ## list every target
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-# An environment holds its own path: one that was moved with the project is made again.
+# An environment contains its path: after the project folder was moved, the environment is created again.
 ifneq ($(shell cat .venv/.installed 2>/dev/null),$(CURDIR))
 .PHONY: .venv/.installed
 endif
@@ -25,18 +25,18 @@ endif
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
 	@echo "$(CURDIR)" > $@
 
-repro: .venv/.installed ## install, bring the data, run the pipeline, print the result
+repro: .venv/.installed ## install if needed, bring the data, run the pipeline, print the result
 	@$(BIN)/simtrail data fetch
 	@$(BIN)/dvc repro
 	@$(BIN)/simtrail summary
 
-test: .venv/.installed ## install if needed, run the test suite (under 3 minutes)
+test: .venv/.installed ## install if needed, run the tests (under 3 minutes)
 	@$(BIN)/python -m pytest
 
-test-slow: .venv/.installed ## the whole suite: slow, browser and GPU tests too, where the machine has what they need
+test-slow: .venv/.installed ## run all tests, also slow, browser and GPU tests if the machine has what they need
 	@$(BIN)/python -m pytest -m ""
 
-lint: .venv/.installed ## formatting, lint, types, import contracts
+lint: .venv/.installed ## check formatting, style, types and import contracts
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 sweep: .venv/.installed ## search for better parameters: make sweep [NAME=default] [TRIALS=20] [WORKERS=2]
@@ -46,8 +46,8 @@ sweep: .venv/.installed ## search for better parameters: make sweep [NAME=defaul
 ui: .venv/.installed ## open the MLflow UI on 127.0.0.1
 	@$(BIN)/simtrail ui
 
-lock: .venv/.installed ## resolve requirements.lock again from pyproject.toml
+lock: .venv/.installed ## write requirements.lock again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
 
-clean: ## remove what the pipeline made (keeps data, MLflow runs and the environment)
+clean: ## remove the outputs of the pipeline (keeps data, MLflow runs and the environment)
 	@rm -rf artifacts .simtrail

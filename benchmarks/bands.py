@@ -1,7 +1,8 @@
-"""What more bands cost: `python benchmarks/bands.py`; a table in results/.
+"""How much time more bands cost: `python benchmarks/bands.py`; writes a table to results/.
 
-A whole training step (read, views, encoder, loss, optimiser) of params.yaml on images of 3, 7, 24 and 408 bands and
-equal size, in turn in one process; the median of each over that of the three bands.
+Measures a whole training step (read, views, encoder, loss, optimiser) with params.yaml on images of equal size with 3,
+7, 24 and 408 bands, which take turns in one process. The table has the median time, and its ratio to the median of 3
+bands.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ROUNDS = {3: 12, 7: 12, 24: 12, 408: 3}
 
 
 class Steps:
-    """Training steps on random images of so many bands."""
+    """Training steps on random images with this many bands."""
 
     def __init__(self, bands: int, folder: Path):
         device, p = best_device(), load_params(HERE.parent / "params.yaml").pretrain
@@ -47,37 +48,37 @@ class Steps:
         self.learner = Learner(encoder.to(device).train(), TwoViews(p.augment, recipe), p)
 
     def seconds(self, number: int) -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         rows = np.random.default_rng(number).permutation(IMAGES)[: self.batch]
         batch = to_unit(self.images.rows(rows), 255, self.learner.device)
         loss, _ = self.learner.step(batch, 1e-3, 0, 0, number)
         loss.item()  # waits for the device
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         steps = {bands: Steps(bands, Path(folder) / str(bands)) for bands in BANDS}
-        for each in steps.values():
-            each.seconds(0)
+        for step in steps.values():
+            step.seconds(0)  # warm-up
         times: dict[int, list[float]] = {bands: [] for bands in BANDS}
         for number in range(1, max(ROUNDS.values()) + 1):
-            for bands, each in steps.items():
+            for bands, step in steps.items():
                 if number <= ROUNDS[bands]:
-                    times[bands].append(each.seconds(number))
-    three = statistics.median(times[3])
+                    times[bands].append(step.seconds(number))
+    median_of_3_bands = statistics.median(times[3])
     rows = [
         {
             "bands": b,
             "milliseconds a step": round(1e3 * statistics.median(t)),
-            "×": round(statistics.median(t) / three, 2),
+            "×": round(statistics.median(t) / median_of_3_bands, 2),
         }
         for b, t in times.items()
     ]
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
-    place = "gpu" if torch.cuda.is_available() else "cpu"
-    table.to_csv(HERE / f"results/bands-{place}.csv", index=False)
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    table.to_csv(HERE / f"results/bands-{device}.csv", index=False)
 
 
 if __name__ == "__main__":

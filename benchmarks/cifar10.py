@@ -1,13 +1,13 @@
-"""SimCLR on CIFAR-10: accuracy of kNN and of a linear probe over the seconds of training, beside their floors.
+"""SimCLR on CIFAR-10: accuracy of kNN and of a linear probe over the seconds of training, compared with their floors.
 
     python benchmarks/cifar10.py DATA
 
-DATA is a folder of train/CLASS/* and test/CLASS/*, or an archive of one. Needs none of the MLOps packages.
+DATA is a folder with train/CLASS/* and test/CLASS/*, or an archive of one. Needs none of the MLOps packages.
 
-Trains on training images alone, without their labels. At every validation, all test images are classified from frozen
-features by these training images: cosine-weighted 10-NN, and ridge regression. Nothing is chosen by the result; the
-weights are the last ones. Seconds are those of training and compilation, without validation. Prints a table; writes
-the curve to benchmarks/results/cifar10-<cpu|gpu>.csv and .png.
+Trains only on training images, without their labels. At every validation, cosine-weighted 10-NN and ridge regression
+classify all test images from frozen features; the classifiers are fitted on the same training images. The test accuracy
+chooses nothing: the weights of the last epoch are used. Seconds include training and compilation, but no validation.
+Prints a table; writes the curve to benchmarks/results/cifar10-<cpu|gpu>.csv and .png.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PAPER = {
     "pretrain.augment.texture.blur.p": 0.0,
 }
 DEFAULTS: dict[str, tuple[int, dict[str, Any]]] = {
-    # a rising curve within some ten minutes on two cores
+    # the accuracies increase within about ten minutes on two cores
     "cpu": (
         5_000,
         {
@@ -66,7 +66,7 @@ DEFAULTS: dict[str, tuple[int, dict[str, Any]]] = {
             "pretrain.monitor.every": 2,
         },
     ),
-    # as github.com/dkobak/simclr-cifar10, which reaches 0.903 by 10-NN in 500 epochs, in 99 minutes on an A100
+    # as in github.com/dkobak/simclr-cifar10, where 10-NN reaches 0.903 in 500 epochs, in 99 minutes on an A100
     "cuda": (
         50_000,
         {
@@ -91,7 +91,7 @@ IMAGES, SETTINGS = DEFAULTS[DEVICE.type]
 
 
 class Pictures(NamedTuple):
-    """Packed images and the class number of each; the first `train` are for training, the others for the test."""
+    """Packed images and the class number of each; the first `train` images are for training, the others for testing."""
 
     packed: PackedImages
     labels: np.ndarray
@@ -108,7 +108,7 @@ def settings(changes: dict[str, Any]) -> Params:
 
 
 def read(data: Path, images: int, prepare: Prepare, folder: Path) -> Pictures:
-    """`images` of the training images, as many of every class, and all test images, packed in a folder."""
+    """The given number of training images, equally many of every class, and all test images, packed in a folder."""
     if data.is_file():
         shutil.unpack_archive(data, folder / "files", filter="data")
         data = folder / "files"
@@ -116,9 +116,12 @@ def read(data: Path, images: int, prepare: Prepare, folder: Path) -> Pictures:
     table = pd.DataFrame(files, columns=["path", "split", "label"])
     train, test = (table[table["split"] == part] for part in ("train", "test"))
     if not images <= len(train) or test.empty:
-        raise typer.BadParameter(f"{images} of {len(train)} training and {len(test)} test images in {data}")
-    turn = train.sample(frac=1, random_state=0).groupby("label").cumcount()  # the classes take turns
-    table = pd.concat([train.loc[turn.sort_values(kind="stable").index[:images]], test])
+        raise typer.BadParameter(
+            f"{images} of {len(train)} training and {len(test)} test images in {data}: must be at most the number of "
+            "training images, with at least one test image"
+        )
+    rank = train.sample(frac=1, random_state=0).groupby("label").cumcount()  # in its class: the classes take turns
+    table = pd.concat([train.loc[rank.sort_values(kind="stable").index[:images]], test])
     with ThreadPoolExecutor() as pool:
         np.save(folder / "images-0000.npy", np.stack(list(pool.map(read_image, table["path"]))))
     recipe = make_recipe(
@@ -130,12 +133,12 @@ def read(data: Path, images: int, prepare: Prepare, folder: Path) -> Pictures:
 
 
 def run(pictures: Pictures, params: Pretrain, minutes: float = math.inf) -> pd.DataFrame:
-    """Rows for the pixels, for the encoder before training, and for it at each validation.
+    """One row for the pixels, one for the encoder before training, and one for each validation.
 
-    Ends at the first validation after so many minutes, the time of validation included.
+    Ends at the first validation after this many minutes, including the time of validations.
     """
     packed, labels, train = pictures
-    everything = np.arange(len(packed))
+    all_rows = np.arange(len(packed))
 
     def accuracy(features: np.ndarray) -> Row:
         bank, queries = torch.from_numpy(features).to(DEVICE).split([train, len(features) - train])
@@ -146,25 +149,25 @@ def run(pictures: Pictures, params: Pretrain, minutes: float = math.inf) -> pd.D
         return {name: float((predicted == labels[train:]).mean()) for name, predicted in predictions.items()}
 
     def embedded(encoder: Encoder) -> Row:
-        return accuracy(encoder.features(map(packed.rows, np.array_split(everything, math.ceil(len(packed) / 500)))))
+        return accuracy(encoder.features(map(packed.rows, np.array_split(all_rows, math.ceil(len(packed) / 500)))))
 
-    unit = packed.rows(everything[:train]) / 255
-    facts = statistics(np.stack([unit.mean((2, 3)), np.square(unit).mean((2, 3))], 1))
-    config = EncoderConfig(architecture=params.encoder, head=params.head, recipe=packed.recipe, **facts)
-    torch.manual_seed(params.seed)  # as in fit, which starts from the same weights
+    pixels = packed.rows(all_rows[:train]) / 255
+    scale = statistics(np.stack([pixels.mean((2, 3)), np.square(pixels).mean((2, 3))], 1))
+    config = EncoderConfig(architecture=params.encoder, head=params.head, recipe=packed.recipe, **scale)
+    torch.manual_seed(params.seed)  # as `fit` does: it will start from the same weights
     rows: list[dict[str, Any]] = [
-        {"features": "16×16 pixels"} | accuracy(small_pixels(packed.rows(everything), packed.recipe.full_scale)),
+        {"features": "16×16 pixels"} | accuracy(small_pixels(packed.rows(all_rows), packed.recipe.full_scale)),
         {"features": "random weights", "epoch": 0, "seconds": 0.0} | embedded(Encoder(config).to(DEVICE)),
     ]
-    begun, validating = time.perf_counter(), 0.0
+    start, validation_time = time.perf_counter(), 0.0
 
     def on_validation(encoder: Encoder) -> Row:
-        nonlocal validating
+        nonlocal validation_time
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        row = {"seconds": now - begun - validating, "peak_mb": peak_megabytes()} | embedded(encoder)
-        validating += time.perf_counter() - now
+        row = {"seconds": now - start - validation_time, "peak_mb": peak_megabytes()} | embedded(encoder)
+        validation_time += time.perf_counter() - now
         return row
 
     def on_epoch(history: list[Row]) -> None:
@@ -172,24 +175,24 @@ def run(pictures: Pictures, params: Pretrain, minutes: float = math.inf) -> pd.D
             return
         rows.append({"features": "SimCLR"} | history[-1])
         print("epoch {epoch}, {seconds:.0f} s: kNN {knn:.4f}, linear {linear:.4f}".format(**history[-1]), flush=True)
-        if time.perf_counter() - begun > 60 * minutes:
+        if time.perf_counter() - start > 60 * minutes:
             raise TimeUp
 
     with suppress(TimeUp):
-        data = TrainingData(packed, everything[:train], everything[:0])
+        data = TrainingData(packed, all_rows[:train], all_rows[:0])
         fit(data, config, params, on_validation=on_validation, on_epoch=on_epoch)
     return pd.DataFrame(rows, columns=COLUMNS).convert_dtypes()
 
 
 def peak_megabytes() -> float:
-    """The most memory held so far: of the GPU's, or resident."""
+    """The peak memory so far: allocated GPU memory, or resident memory of the process."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def picture(curve: pd.DataFrame, title: str, path: Path) -> None:
-    """The accuracies over the minutes of training, and the floors as lines across."""
+    """Draws the accuracies over the minutes of training, and the floors as horizontal lines."""
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     pixels, untrained = curve.iloc[0], curve.iloc[1]
     for name, label, colour in (("linear", "linear probe", "#E69F00"), ("knn", "10-NN", "#0072B2")):
@@ -202,10 +205,10 @@ def picture(curve: pd.DataFrame, title: str, path: Path) -> None:
 
 
 def summary(curve: pd.DataFrame) -> str:
-    """The last row for each kind of features, speed and memory, and the seconds to each accuracy of kNN."""
+    """A text: the last row of each type of features, speed, memory, and the seconds to each kNN accuracy in GOALS."""
     last = curve.groupby("features", sort=False).tail(1)
-    reached = [curve.loc[curve["knn"] >= goal, "seconds"].min() for goal in GOALS]
-    times = ", ".join(f"{goal:.0%}: {s:.0f}" for goal, s in zip(GOALS, reached, strict=True) if pd.notna(s))
+    first_times = [curve.loc[curve["knn"] >= goal, "seconds"].min() for goal in GOALS]
+    times = ", ".join(f"{goal:.0%}: {s:.0f}" for goal, s in zip(GOALS, first_times, strict=True) if pd.notna(s))
     return "\n".join(
         [
             last[["features", "epoch", "knn", "linear"]].to_string(index=False, na_rep=""),
@@ -216,21 +219,21 @@ def summary(curve: pd.DataFrame) -> str:
 
 
 def main(
-    data: Annotated[Path, typer.Argument(exists=True, help="Folder or archive of train/CLASS/* and test/CLASS/*.")],
-    images: Annotated[int, typer.Option(help="Training images.")] = IMAGES,
-    epochs: Annotated[int, typer.Option(help="Passes over them.")] = SETTINGS["pretrain.epochs"],
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = SETTINGS["pretrain.batch_size"],
+    data: Annotated[Path, typer.Argument(exists=True, help="Folder or archive with train/CLASS/* and test/CLASS/*.")],
+    images: Annotated[int, typer.Option(help="Number of training images.")] = IMAGES,
+    epochs: Annotated[int, typer.Option(help="Number of passes over them.")] = SETTINGS["pretrain.epochs"],
+    batch_size: Annotated[int, typer.Option(help="Number of images per step.")] = SETTINGS["pretrain.batch_size"],
     model: Annotated[str, typer.Option(help="Any model of timm.")] = SETTINGS["pretrain.encoder.model"],
-    minutes: Annotated[float, typer.Option(help="End at the first validation after so many minutes.")] = math.inf,
+    minutes: Annotated[float, typer.Option(help="End at the first validation after this many minutes.")] = math.inf,
 ) -> None:
     changes = {"pretrain.encoder.model": model, "pretrain.epochs": epochs, "pretrain.batch_size": batch_size}
     params = settings(changes)
     with tempfile.TemporaryDirectory() as folder:
         curve = run(read(data, images, params.prepare, Path(folder)), params.pretrain, minutes)
-    place = ROOT / f"benchmarks/results/cifar10-{'gpu' if DEVICE.type == 'cuda' else 'cpu'}"
-    curve.round(4).to_csv(place.with_suffix(".csv"), index=False)
+    path = ROOT / f"benchmarks/results/cifar10-{'gpu' if DEVICE.type == 'cuda' else 'cpu'}"
+    curve.round(4).to_csv(path.with_suffix(".csv"), index=False)
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    picture(curve, f"CIFAR-10, {images} images, {model}, {device}", place.with_suffix(".png"))
+    picture(curve, f"CIFAR-10, {images} images, {model}, {device}", path.with_suffix(".png"))
     print(summary(curve))
 
 

@@ -1,8 +1,8 @@
-"""A hundred hyperspectral cubes from file to registered model: `python benchmarks/cubes.py FOLDER`; table in results/.
+"""All stages on a hundred hyperspectral cubes: `python benchmarks/cubes.py FOLDER`; writes a table to results/.
 
-Writes 100 ENVI cubes of 408 bands × 256 × 256 uint16 (5.3 GB) into a new project in FOLDER, band by band in the file,
-and runs every stage with 24 of the bands. Beside `prepare`: the seconds that a loop of plain memory maps takes to read
-the same bands of the same files. Both begin with files that the page cache does not hold.
+Writes 100 ENVI cubes of 408 bands × 256 × 256 uint16 (5.3 GB) into a new project in FOLDER, band by band in the file
+(bsq), and runs every stage with 24 of the bands. For comparison with `prepare`, a simple loop reads the same bands of
+the same files through memory maps (`bare`). Before each step, the files are removed from the page cache.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ SETTINGS = {
 
 
 def write(folder: Path) -> None:
-    """The cubes: four classes of smooth reflectance spectra, in blots, with noise."""
+    """Writes the cubes: four classes with smooth reflectance spectra, mixed in blots, with noise."""
     images = folder / "data/cubes/images"
     rng = np.random.default_rng(0)
     nm = np.linspace(400, 1000, BANDS)
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     for i in range(CUBES):
-        kind = i % 4
-        (images / f"kind{kind}").mkdir(parents=True, exist_ok=True)
-        peaks = 520 + 100 * kind + rng.normal(0, 8), 900 - 60 * kind
+        c = i % 4
+        (images / f"kind{c}").mkdir(parents=True, exist_ok=True)
+        peaks = 520 + 100 * c + rng.normal(0, 8), 900 - 60 * c
         spectra = np.stack([np.exp(-(((nm - peak) / 60) ** 2)) for peak in peaks])
         blot = np.sin(9 * (x + rng.random())) * np.cos(7 * (y + rng.random())) / 2 + 0.5
         cube = np.empty((BANDS, SIDE, SIDE), "<u2")
         for band in range(BANDS):
             value = 300 + 2500 * (blot * spectra[0, band] + (1 - blot) * spectra[1, band])
             cube[band] = value + rng.integers(0, 60, (SIDE, SIDE))
-        cube.tofile(images / f"kind{kind}/{i:03}.img")
+        cube.tofile(images / f"kind{c}/{i:03}.img")
         wavelengths = ", ".join(f"{w:.2f}" for w in nm)
-        (images / f"kind{kind}/{i:03}.hdr").write_text(
+        (images / f"kind{c}/{i:03}.hdr").write_text(
             f"ENVI\nsamples = {SIDE}\nlines = {SIDE}\nbands = {BANDS}\ndata type = 12\n"
             f"interleave = bsq\nbyte order = 0\n"
             f"wavelength units = nm\nreflectance scale factor = 10000\nwavelength = {{{wavelengths}}}\n"
@@ -60,7 +60,7 @@ def write(folder: Path) -> None:
 
 
 def cold(folder: Path) -> None:
-    """Takes the cubes out of the page cache."""
+    """Removes the cubes from the page cache."""
     os.sync()
     for path in folder.rglob("*.img"):
         with path.open("rb") as file:
@@ -68,34 +68,35 @@ def cold(folder: Path) -> None:
 
 
 def bare(folder: Path) -> None:
+    """Reads the chosen bands of all cubes, and nothing else."""
     bands = np.linspace(0, BANDS - 1, CHOSEN).round().astype(int)
     for header in sorted((folder / "data/cubes").rglob("*.hdr")):
         np.array(open_envi(header)[bands])
 
 
 def watched(function: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and the largest memory in GB that this process's children held at once, shared pages counted once."""
-    largest, over = 0.0, threading.Event()
+    """Seconds of the function, and the peak memory in GB of all child processes together, without shared pages."""
+    peak, finished = 0.0, threading.Event()
 
-    def look() -> None:
-        nonlocal largest
-        while not over.wait(0.1):
-            held = 0
+    def sample() -> None:
+        nonlocal peak
+        while not finished.wait(0.1):
+            memory = 0
             for child in psutil.Process().children(recursive=True):
                 try:
-                    held += child.memory_full_info().uss
+                    memory += child.memory_full_info().uss
                 except psutil.Error:
                     continue
-            largest = max(largest, held / 1e9)
+            peak = max(peak, memory / 1e9)
 
-    watch = threading.Thread(target=look)
-    watch.start()
-    begun = time.perf_counter()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    start = time.perf_counter()
     function()
-    took = time.perf_counter() - begun
-    over.set()
-    watch.join()
-    return took, largest
+    seconds = time.perf_counter() - start
+    finished.set()
+    sampler.join()
+    return seconds, peak
 
 
 def main() -> None:
@@ -107,8 +108,8 @@ def main() -> None:
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
-    def stage(*words: str) -> None:
-        subprocess.run([sys.executable, "-m", "simtrail", *words], cwd=folder, check=True)
+    def stage(name: str) -> None:
+        subprocess.run([sys.executable, "-m", "simtrail", name], cwd=folder, check=True)
 
     rows = []
     for name in ("check", "prepare", "bare", "prepare", "bare", "pretrain", "embed", "evaluate", "report", "register"):

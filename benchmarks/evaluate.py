@@ -1,8 +1,9 @@
-"""How long the evaluation takes on embeddings, part by part: `python benchmarks/evaluate.py`; a table in results/.
+"""Time and memory of the evaluation, part by part: `python benchmarks/evaluate.py`; writes a table to results/.
 
-The linear probe chooses among seven regularisation strengths on 50,000 × 512 features of ten classes, beside one fit of
-scikit-learn's at one strength; kNN asks 10,000 × 50,000 beside the bare matrix product and top-k; every measure on
-10,000 × 512 of 30 classes; the memory of measures on 1,000,000 × 512, beyond the features' own.
+probe: the linear probe chooses among seven regularisation strengths on 50,000 × 512 features of ten classes, compared
+with one fit of scikit-learn at one strength. neighbours: kNN of 10,000 queries in 50,000 features, compared with only
+the matrix product and top-k. measures: every measure on 10,000 × 512 features of 30 classes. memory: time and peak
+memory of the process for measures on 1,000,000 × 512 features.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FIVE = np.array(["train", "train", "train", "val", "test"])
 
 
 def embeddings(n: int, width: int, classes: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Features as of a ReLU network, positive and of unequal scales, and class numbers; the classes overlap."""
+    """Features like those of a ReLU network (positive, of unequal scales) and class numbers; the classes overlap."""
     rng = np.random.default_rng(0)
     centres = 0.12 * rng.normal(size=(classes, width)).astype(np.float32)
     labels = rng.integers(0, classes, n)
@@ -52,9 +53,9 @@ def embeddings(n: int, width: int, classes: int, noise: float = 1.0) -> tuple[np
 
 
 def seconds(function: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     function()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def probe() -> dict[str, float]:
@@ -81,18 +82,22 @@ def neighbours() -> dict[str, float]:
         for chunk in tensors[1].split(335):
             (chunk @ tensors[0].T).topk(10)
 
-    both = [
+    times = [
         (seconds(lambda: knn_probabilities(bank, labels[:50_000], queries, 10, 0.07, 10)), seconds(bare))
         for _ in range(5)
     ]
-    ours, theirs = np.median(both, 0)
-    return {"kNN, 10,000 queries of 50,000": ours, "bare product and top-k": theirs, "ratio": ours / theirs}
+    knn_time, bare_time = np.median(times, 0)
+    return {
+        "kNN, 10,000 queries of 50,000": knn_time,
+        "bare product and top-k": bare_time,
+        "ratio": knn_time / bare_time,
+    }
 
 
 def measures() -> dict[str, float]:
     features, labels = embeddings(10_000, 512, 30)
     split, group = FIVE[np.arange(10_000) % 5], np.arange(10_000) // 2
-    known, test = split != "test", split == "test"
+    bank, test = split != "test", split == "test"
     x, y, rng = features[test], labels[test], np.random.default_rng(0)
     sha = group.astype(str)
     columns = pd.DataFrame(
@@ -103,13 +108,13 @@ def measures() -> dict[str, float]:
     parts: dict[str, Callable[[], object]] = {
         "linear probe": lambda: linear_probe(features, labels, split, 30),
         "SVC": lambda: svc_probe(features, labels, split),
-        "kNN": lambda: knn_probabilities(features[known], labels[known], x, 10, 0.07, 30),
+        "kNN": lambda: knn_probabilities(features[bank], labels[bank], x, 10, 0.07, 30),
         "intervals, 8 classifiers": lambda: [
             scores_with_intervals(y, probabilities.argmax(1), group[test], 30, 1000, 0, probabilities) for _ in range(8)
         ],
         "label-free": lambda: (effective_rank(x), uniformity(x), feature_std(x), explained_variance(x)),
         "angles, outliers": lambda: outliers(class_angles(x, y, 30), y),
-        "retrieval": lambda: retrieval(features[known], labels[known], x, y),
+        "retrieval": lambda: retrieval(features[bank], labels[bank], x, y),
         "k-means": lambda: clusters(x, y, 0),
         "duplicates": lambda: duplicates(features, sha, group),
         "dimensions": lambda: dimensions(x, columns[test]),
@@ -123,7 +128,7 @@ def measures() -> dict[str, float]:
 
 
 def memory() -> dict[str, float]:
-    """The process's peak memory during each measure, with the features (2.05 GB), the interpreter and its libraries."""
+    """Seconds and peak memory of the process for each measure; with features (2.05 GB), interpreter and libraries."""
     features, labels = embeddings(1_000_000, 512, 30)
     rows = {}
     for name, part in {
@@ -137,22 +142,22 @@ def memory() -> dict[str, float]:
         "kNN": lambda: knn_probabilities(features, labels, features[:1000], 10, 0.07, 30),
         "linear probe, one strength": lambda: next(fit_logistic(features, labels, 30, (1e-5,), tolerance=1e-4)),
     }.items():
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         rows[f"{name}, s"] = seconds(part)
         rows[f"{name}, peak GB"] = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e6
     return rows
 
 
 def main() -> None:
-    """Each part in a process of its own."""
-    if sys.argv[-1].endswith(".csv"):  # one part, in its process
+    """Runs each part in a separate process."""
+    if sys.argv[-1].endswith(".csv"):  # this is such a process
         pd.Series(globals()[sys.argv[1]]()).to_csv(sys.argv[2], header=False)
         return
-    chosen = sys.argv[1:] or ["probe", "neighbours", "measures", "memory"]
+    selected = sys.argv[1:] or ["probe", "neighbours", "measures", "memory"]
     with tempfile.TemporaryDirectory() as folder:
-        for name in chosen:
+        for name in selected:
             subprocess.run([sys.executable, __file__, name, f"{folder}/{name}.csv"], check=True)
-        parts = [pd.read_csv(f"{folder}/{name}.csv", names=["what", "value"]).assign(part=name) for name in chosen]
+        parts = [pd.read_csv(f"{folder}/{name}.csv", names=["what", "value"]).assign(part=name) for name in selected]
     table = pd.concat(parts)[["part", "what", "value"]].round(3)
     if not sys.argv[1:]:
         table.to_csv(HERE / "results/evaluate-cpu.csv", index=False)

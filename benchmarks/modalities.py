@@ -1,9 +1,10 @@
-"""What RGB, ultraviolet and both tell of the demo's twin species: `python benchmarks/modalities.py [--seeds 0 1 2]`.
+"""How well RGB, ultraviolet and both distinguish species: `python benchmarks/modalities.py [--seeds 0 1 2]`.
 
-Runs in a project whose demo data are prepared (`dvc repro prepare`); a table in results/modalities.csv. Three pairs of
-the demo's species share all that visible light shows and differ in ultraviolet alone. For every encoder: the test
-accuracy of the linear probe on all species; inside the pairs, between the two of a pair; and, of encoders trained
-across modalities, how often the RGB of an image finds its own UV among all test images, by their aligned features.
+Runs in a project whose demo data are prepared (`dvc repro prepare`); writes a table to results/modalities.csv. In the
+demo, three pairs of species are equal in visible light and differ only in ultraviolet. For every encoder, the table has
+the test accuracy of the linear probe on all species, and its accuracy when it chooses between the two species of a
+pair. For encoders with the loss term cross, it has the recall at 1 between modalities: how often the RGB of an image is
+nearest to the UV of the same image, among all test images, by aligned features.
 """
 
 from __future__ import annotations
@@ -44,30 +45,30 @@ VARIANTS = {
 
 
 def measured(encoder: Encoder) -> dict[str, float]:
-    """Accuracies with their intervals, and recalls."""
+    """Test accuracies with their intervals, and recalls."""
     _, table, _, images = prepared()
     task = main_task(table)
     assert task is not None
     features = features_of(encoder, images)
-    shares = linear_probe(features[task.rows], task.labels, task.split, len(task.names)).probabilities
+    probabilities = linear_probe(features[task.rows], task.labels, task.split, len(task.names)).probabilities
     truth, group = task.labels[task.test], task.group[task.test]
-    row = _accuracy("accuracy", truth, shares.argmax(1), group)
+    row = _accuracy("accuracy", truth, probabilities.argmax(1), group)
     twin = {task.names.index(name): task.names.index(other) for a, b in TWINS for name, other in ((a, b), (b, a))}
-    inside = np.flatnonzero([c in twin for c in truth])
-    other = np.array([twin[c] for c in truth[inside]])
-    right = shares[inside, truth[inside]] > shares[inside, other]
-    row |= _accuracy("in pairs", truth[inside], np.where(right, truth[inside], other), group[inside])
+    in_pairs = np.flatnonzero([c in twin for c in truth])
+    other = np.array([twin[c] for c in truth[in_pairs]])
+    correct = probabilities[in_pairs, truth[in_pairs]] > probabilities[in_pairs, other]
+    row |= _accuracy("in pairs", truth[in_pairs], np.where(correct, truth[in_pairs], other), group[in_pairs])
     if encoder.modalities and encoder.config.terms.cross:
         test = np.flatnonzero(table["split"] == "test")
         rgb, uv = (encoder.features(iter([images.rows(test)]), name, aligned=True) for name in ("rgb", "uv"))
-        found = retrieval_between(rgb, uv)
-        row |= {"recall@1 rgb to uv": found["recall_at_1"], "recall@1 uv to rgb": found["recall_back_at_1"]}
-        row["recall@1 by chance"] = found["chance_at_1"]
+        recalls = retrieval_between(rgb, uv)
+        row |= {"recall@1 rgb to uv": recalls["recall_at_1"], "recall@1 uv to rgb": recalls["recall_back_at_1"]}
+        row["recall@1 by chance"] = recalls["chance_at_1"]
     return row
 
 
-def _accuracy(name: str, truth: np.ndarray, guess: np.ndarray, group: np.ndarray) -> dict[str, float]:
-    scores, _ = scores_with_intervals(truth, guess, group, int(max(truth.max(), guess.max())) + 1, 1000, 0)
+def _accuracy(name: str, truth: np.ndarray, predicted: np.ndarray, group: np.ndarray) -> dict[str, float]:
+    scores, _ = scores_with_intervals(truth, predicted, group, int(max(truth.max(), predicted.max())) + 1, 1000, 0)
     return {name: scores["accuracy"], f"{name}, low": scores["accuracy_low"], f"{name}, high": scores["accuracy_high"]}
 
 
@@ -81,9 +82,9 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.only:
             params = changed(load_params(), VARIANTS[name] | {"pretrain.seeds": [seed]}, "modalities.py")
-            begun = time.monotonic()
+            start = time.monotonic()
             encoder = training_run(params.pretrain, "benchmark").fit().encoder
-            rows.append({"encoder": name, "seed": seed, "seconds": time.monotonic() - begun} | measured(encoder))
+            rows.append({"encoder": name, "seed": seed, "seconds": time.monotonic() - start} | measured(encoder))
             print(rows[-1], flush=True)
             pd.DataFrame(rows).round(3).to_csv(options.out, index=False)
     print(pd.DataFrame(rows).round(3).to_string(index=False))

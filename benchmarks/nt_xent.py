@@ -1,8 +1,8 @@
-"""NT-Xent and DCL in pieces beside NT-Xent over the whole similarity matrix: time and peak memory of loss and gradient.
+"""NT-Xent and DCL in pieces, compared with NT-Xent on the whole similarity matrix: time and peak memory with gradient.
 
     python benchmarks/nt_xent.py
 
-Prints a table and writes it to benchmarks/results/nt_xent-<cpu|gpu>.csv. Two minutes on two CPU cores, 4 GB of memory.
+Prints a table and writes it to benchmarks/results/nt_xent-<cpu|gpu>.csv. Takes two minutes on two CPU cores and 4 GB.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ DEVICE = best_device()
 
 
 def dense(projections: torch.Tensor, temperature: float) -> torch.Tensor:
+    """NT-Xent on the whole similarity matrix."""
     z = F.normalize(projections, dim=1)
     partners = torch.arange(len(z), device=z.device).roll(len(z) // 2)
     return F.cross_entropy((z @ z.T / temperature).fill_diagonal_(-torch.inf), partners)
@@ -47,7 +48,7 @@ def milliseconds(form: str, projections: torch.Tensor) -> float:
 
 
 def peak_megabytes(form: str) -> float:
-    """The most memory held above the inputs; for a fresh process, as neither count ever falls."""
+    """Peak memory without the inputs. Needs a new process for each call, because a process's peak never decreases."""
     milliseconds(form, inputs(64))
     projections = inputs(MEASURED)
     before = torch.cuda.memory_allocated() if DEVICE.type == "cuda" else resident("VmRSS")
@@ -57,7 +58,7 @@ def peak_megabytes(form: str) -> float:
 
 
 def resident(field: str) -> int:
-    """Bytes of the process by /proc; getrusage would count its parent's peak as its own."""
+    """Bytes of the process, from /proc, because getrusage would include the peak of its parent."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
 
@@ -73,8 +74,8 @@ def main() -> None:
         rows.append({"form": form, f"ms at B = {TIMED}": round(time_ms, 1), f"MB at B = {MEASURED}": round(peak)})
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
-    place = "gpu" if DEVICE.type == "cuda" else "cpu"
-    table.to_csv(Path(__file__).parent / f"results/nt_xent-{place}.csv", index=False)
+    device = "gpu" if DEVICE.type == "cuda" else "cpu"
+    table.to_csv(Path(__file__).parent / f"results/nt_xent-{device}.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Whole pipelines on published images: `python benchmarks/pipelines.py wings|water ARCHIVE FOLDER`.
+"""The whole pipeline on published images: `python benchmarks/pipelines.py wings|water ARCHIVE FOLDER`.
 
-Makes a project of the archive (metadata.csv, images) in a new FOLDER, with the settings below in the place of those of
-params.yaml, runs every stage, and prints the scores: the rows of the README's results.
+Creates a project from the archive (metadata.csv, images) in a new FOLDER, with params.yaml changed by the settings
+below, runs every stage, and prints the scores, which are rows of the results in the README.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SETTINGS = {
         "evaluate.fine_tune.fractions": [0.1],
         "evaluate.fine_tune.epochs": 10,
     },
-    "water": {  # crops and single bands' brightness would change what is asked for: the share of water in a tile
+    "water": {  # crops and changes of brightness would change the label: the fraction of water in a tile
         "pretrain.epochs": 150,
         "pretrain.monitor.every": 15,
         "pretrain.augment.geometry.crop.min_area": 0.8,
@@ -60,13 +60,13 @@ def main() -> None:
         tar.extractall(folder / "extracted", filter="data")
     extracted = next((folder / "extracted").rglob("metadata.csv")).parent
     shutil.move(extracted, data)
-    for other in data.iterdir():  # such as masks apart from the images
-        if other.name not in ("images", "metadata.csv"):
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    for path in data.iterdir():
+        if path.name not in ("images", "metadata.csv"):  # such as masks in separate files
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     (data / "dataset.yaml").write_text(yaml.safe_dump(CARDS[name], sort_keys=False))
     tree = load_params(HERE.parent / "params.yaml").model_dump(by_alias=True)
     change(tree, {"data.name": name, "register.name": name, **SETTINGS[name]})
-    if name == "wings":  # every second genus by size is kept from pretraining
+    if name == "wings":  # pretraining sees only every second genus, in order of size
         genera = pd.read_csv(data / "metadata.csv")["genus"].value_counts().index
         change(tree, {"evaluate.held_out_classes": genera[1::2].tolist()})
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))

@@ -1,9 +1,10 @@
-"""What sweeps bring, and what they cost: `sweeps.py pruning`, or `sweeps.py butterflies ARCHIVE`; tables in results/.
+"""Gains and costs of sweeps: `sweeps.py pruning`, or `sweeps.py butterflies ARCHIVE`; writes tables to results/.
 
-pruning: on the demo data, for three seeds, the same study without pruning and with each pruner: epochs saved, and what
-is lost. butterflies: twenty trials on 2,714 swallowtail wings (butterflies.tar.xz with metadata.csv), validation kNN
-against the shipped parameters, which are trial 0. Both tell the cost of a trial beside its training. Each works in a
-fresh clone in a temporary folder; an hour on two cores.
+pruning: the same study on the demo data without pruning and with each pruner, for three seeds: how many epochs are
+saved, and how much the best value decreases. butterflies: twenty trials on 2,714 swallowtail wings (butterflies.tar.xz
+with metadata.csv): validation kNN of the best trial, compared with trial 0, which has the values of params.yaml. Both
+measure the time of a trial besides its training. Each works in a new clone in a temporary folder; an hour on two
+cores.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SPACE = {
 
 
 def study(name: str, objective: str, trials: int, epochs: int, pruner: str, fixed: dict[str, object]) -> pd.DataFrame:
-    """The trials of a study in the present folder, as sweeps/NAME/trials.csv has them."""
+    """Runs a study in the current folder and returns its trials, as in sweeps/NAME/trials.csv."""
     budget = {"trials": trials, "minutes": None, "epochs": epochs}
     space = {"study": name, "objective": objective, "direction": "maximize", "budget": budget, "sampler": "tpe"}
     Path(f"sweeps/{name}.yaml").write_text(
@@ -49,7 +50,7 @@ def interval(name: str) -> tuple[float, float]:
 
 
 def cost(trials: pd.DataFrame) -> dict[str, float]:
-    """Seconds to start a trial (the first of a worker loads code), and what telling costs of every epoch."""
+    """Seconds to start a trial (not the first, which loads code), seconds of an epoch, and percentage of logging."""
     return {
         "start of a trial, s": trials["seconds_to_start"].iloc[1:].median(),
         "an epoch, s": (trials["seconds"] / trials["epoch"]).median(),
@@ -64,7 +65,7 @@ def prepare() -> None:
 
 
 def pruning() -> pd.DataFrame:
-    """A row for each seed and pruner."""
+    """Runs the studies on the demo data; a row for each seed and pruner."""
     params = Path("params.yaml")
     params.write_text(params.read_text().replace("size: 64", "size: 32"))
     prepare()
@@ -77,18 +78,19 @@ def pruning() -> pd.DataFrame:
             low, high = interval(name)
             row = {"seed": seed, "pruner": pruner, "epochs": trials["epoch"].sum(), "best": trials["val_probe"].max()}
             row |= {"low": low, "high": high}
-            full = rows[-PRUNERS.index(pruner)] if rows and pruner != "none" else row
-            row |= {"saved, %": 100 * (1 - row["epochs"] / full["epochs"]), "within": row["best"] >= full["low"]}
+            unpruned = rows[-PRUNERS.index(pruner)] if rows and pruner != "none" else row
+            saved = 100 * (1 - row["epochs"] / unpruned["epochs"])
+            row |= {"saved, %": saved, "within": row["best"] >= unpruned["low"]}
             rows.append(row | cost(trials))
     return pd.DataFrame(rows)
 
 
 def butterflies(archive: Path) -> pd.DataFrame:
-    """A row for each trial."""
+    """Runs the study on the wings; a row for each trial."""
     subprocess.run(["tar", "xJf", archive], check=True)
     folder = next(path.parent for path in Path("butterflies").rglob("metadata.csv"))
-    words = [folder, "--name", "wings", "--label", "genus", "--group", "specimen"]
-    subprocess.run([*SIMTRAIL, "data", "add", *words], check=True)
+    arguments = [folder, "--name", "wings", "--label", "genus", "--group", "specimen"]
+    subprocess.run([*SIMTRAIL, "data", "add", *arguments], check=True)
     params = Path("params.yaml")
     params.write_text(params.read_text().replace("name: demo ", "name: wings "))
     prepare()
@@ -99,18 +101,18 @@ def butterflies(archive: Path) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Runs one of the two, and keeps its table."""
-    what, *rest = sys.argv[1:] or [""]
-    if what not in ("pruning", "butterflies") or len(rest) != (what == "butterflies"):
+    """Runs one of the two benchmarks and writes its table."""
+    benchmark, *arguments = sys.argv[1:] or [""]
+    if benchmark not in ("pruning", "butterflies") or len(arguments) != (benchmark == "butterflies"):
         sys.exit(__doc__)
-    rest = [Path(word).resolve() for word in rest]
+    paths = [Path(argument).resolve() for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", HERE.parent, folder], check=True)
         os.chdir(folder)
         os.environ["PYTHONPATH"] = str(Path(folder) / "src")
         subprocess.run([*SIMTRAIL, "data", "fetch"], check=True)
-        table = globals()[what](*rest).round(4)
-        table.to_csv(HERE / f"results/sweep_{what}-cpu.csv", index=False)
+        table = globals()[benchmark](*paths).round(4)
+        table.to_csv(HERE / f"results/sweep_{benchmark}-cpu.csv", index=False)
     print(table.to_string(index=False))
 
 

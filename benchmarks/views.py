@@ -1,8 +1,8 @@
-"""Two augmented views beside the same augmentations one after the other in Kornia: time per view.
+"""Time per augmented view, compared with the same augmentations as a chain of Kornia modules.
 
     python benchmarks/views.py
 
-Prints a table and writes it to benchmarks/results/views-<cpu|gpu>.csv. Half a minute on two CPU cores.
+Prints a table and writes it to benchmarks/results/views-<cpu|gpu>.csv. Takes half a minute on two CPU cores.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ RECIPE = Recipe(
 
 def in_kornia(params: Augment) -> Callable[[torch.Tensor], torch.Tensor]:
     geometry, jitter, blur = params.geometry, params.color.jitter, params.texture.blur
-    reaches = (params.color.strength * r for r in (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue))
+    strengths = (params.color.strength * s for s in (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue))
     kernel = SIDE // 10 | 1
     augment = nn.Sequential(
         K.RandomRotation(geometry.rotation.degrees, p=geometry.rotation.p),
         K.RandomResizedCrop((SIDE, SIDE), scale=(geometry.crop.min_area, 1.0), ratio=(3 / 4, 4 / 3)),
         K.RandomHorizontalFlip(p=geometry.horizontal_flip.p),
-        K.ColorJitter(*reaches, p=jitter.p),
+        K.ColorJitter(*strengths, p=jitter.p),
         K.RandomGrayscale(p=params.color.grayscale.p),
         K.RandomGaussianBlur((kernel, kernel), (0.1, blur.sigma), p=blur.p),
     )
@@ -90,8 +90,8 @@ def main() -> None:
         rows.append({"settings": name, "simtrail µs": round(ours), "Kornia µs": round(kornia), "×": kornia / ours})
     table = pd.DataFrame(rows).round(1)
     print(table.to_string(index=False))
-    place = "gpu" if DEVICE.type == "cuda" else "cpu"
-    table.to_csv(Path(__file__).parent / f"results/views-{place}.csv", index=False)
+    device = "gpu" if DEVICE.type == "cuda" else "cpu"
+    table.to_csv(Path(__file__).parent / f"results/views-{device}.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes docs/demo.png, the picture of the README, from the results of `make repro`."""
+"""Draws docs/demo.png, the picture in the README, from the results of `make repro`."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ figure = plt.figure(figsize=(10, 6.4), layout="constrained")
 top, bottom = figure.subfigures(2, 1, height_ratios=[1.05, 1])
 for column, name in enumerate(NAMES):
     assert name in SPECIES
-    image = render(name, 7 + column // 2, "dorsal").astype(float) / 255  # a pair shares its draws: only species differs
+    image = render(name, 7 + column // 2, "dorsal").astype(float) / 255  # the two of a pair differ only in species
     for row, (bands, title) in enumerate((((0, 1, 2), "RGB"), ((3, 4, 5), "ultraviolet"))):
         axis = top.add_subplot(2, len(NAMES), row * len(NAMES) + column + 1)
         axis.imshow(np.clip(image[list(bands)].transpose(1, 2, 0) * (1, 1.8)[row], 0, 1))

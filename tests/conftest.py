@@ -17,14 +17,14 @@ DATASETS = ROOT.parent / "shared" / "datasets"
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(
-        key=lambda item: item.path.name != "test_pipeline.py"
-    )  # the longest file begins first, beside the others
+    # the slowest file starts first, in parallel with the others
+    items.sort(key=lambda item: item.path.name != "test_stages.py")
 
 
 @pytest.fixture(autouse=True)
 def _no_outer_settings(monkeypatch):
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other; UMAP's library sets its own number
+    # with tiny tensors, more threads only wait for each other; UMAP's library sets its number of threads itself
+    torch.set_num_threads(1)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
 
@@ -51,7 +51,7 @@ def with_changes(changes: dict[str, object]) -> Params:
 
 
 def photographs(folder: Path, classes: int = 3, each: int = 12, size: tuple[int, int] = (24, 20)) -> None:
-    """A folder of class folders with distinct, easily told apart RGB PNG images."""
+    """Writes class folders with RGB PNG images: no two are equal, and the classes are easy to distinguish."""
     rng = np.random.default_rng(0)
     for c in range(classes):
         (folder / f"class{c}").mkdir(parents=True, exist_ok=True)

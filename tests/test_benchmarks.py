@@ -15,7 +15,7 @@ from typer import BadParameter
 
 SCRIPT = ROOT / "benchmarks/cifar10.py"
 ABSENT = ("kornia", "mlflow", "dvc", "optuna", "great_expectations")
-FEW = {
+FEW_EPOCHS = {
     "pretrain.encoder.model": "resnet10t",
     "pretrain.epochs": 4,
     "pretrain.batch_size": 8,
@@ -29,7 +29,7 @@ def cifar10():
     spec = spec_from_file_location("cifar10", SCRIPT)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.SETTINGS = FEW
+    module.SETTINGS = FEW_EPOCHS
     return module
 
 
@@ -42,14 +42,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_trains_without_the_mlops_packages_and_kornia(folder, tmp_path):
+def test_it_trains_without_kornia_and_the_mlops_packages(folder, tmp_path):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({ABSENT}))  # importing any of them fails
 from pathlib import Path
 from runpy import run_path
 cifar10 = run_path({str(SCRIPT)!r})
-params = cifar10["settings"]({FEW})
+params = cifar10["settings"]({FEW_EPOCHS})
 pictures = cifar10["read"](Path({str(folder)!r}), 24, params.prepare, Path({str(tmp_path)!r}))
 cifar10["run"](pictures, params.pretrain)
 """
@@ -66,18 +66,18 @@ def test_the_curve_starts_with_the_floors_and_ends_with_the_last_epoch(cifar10, 
     assert curve["features"].tolist() == ["16×16 pixels", "random weights", "SimCLR", "SimCLR"]
     assert curve["epoch"].tolist()[1:] == [0, 2, 4]
     assert curve["seconds"][1:].is_monotonic_increasing
-    assert curve[["knn", "linear"]].iloc[0].tolist() == [1, 1]  # these classes are easily told apart
+    assert curve[["knn", "linear"]].iloc[0].tolist() == [1, 1]  # these classes are easy to distinguish
     assert csv.with_suffix(".png").stat().st_size > 10_000
     assert "seconds of training to kNN accuracy" in capsys.readouterr().out
 
 
 def test_a_run_ends_at_the_first_validation_after_its_minutes(cifar10, folder, tmp_path):
-    params = cifar10.settings(FEW)
+    params = cifar10.settings(FEW_EPOCHS)
     curve = cifar10.run(cifar10.read(folder, 24, params.prepare, tmp_path), params.pretrain, minutes=0)
     assert curve["epoch"].max() == 2
 
 
-def test_a_part_of_the_training_images_has_every_class_alike_beside_the_whole_test(cifar10, folder, tmp_path):
+def test_a_part_of_the_training_images_is_balanced_and_all_test_images_are_kept(cifar10, folder, tmp_path):
     packed, labels, train = cifar10.read(folder, 10, cifar10.settings({}).prepare, tmp_path)
     assert train == 10
     assert sorted(np.bincount(labels[:train])) == [3, 3, 4]
@@ -95,12 +95,12 @@ def test_an_archive_gives_the_images_of_its_folder(cifar10, folder, tmp_path):
     assert np.array_equal(*arrays)
 
 
-def test_more_images_than_there_are_is_refused(cifar10, folder, tmp_path):
+def test_more_training_images_than_exist_are_an_error(cifar10, folder, tmp_path):
     with pytest.raises(BadParameter, match="25 of 24 training and 15 test images"):
         cifar10.read(folder, 25, cifar10.settings({}).prepare, tmp_path)
 
 
-def test_a_goal_is_reached_at_the_first_validation_that_has_it(cifar10):
+def test_the_time_to_an_accuracy_ends_at_the_first_validation_that_reaches_it(cifar10):
     curve = pd.DataFrame({"knn": [0.3, 0.7, 0.86, 0.84, 0.88], "seconds": [math.nan, 0, 10, 20, 30]})
     curve = curve.assign(features="SimCLR", epoch=range(5), linear=0.5, images_per_second=1.0, peak_mb=1.0)
     assert cifar10.summary(curve).endswith("kNN accuracy: 80%: 10, 85%: 10, 88%: 30")

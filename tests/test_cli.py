@@ -8,22 +8,22 @@ import pytest
 from conftest import ROOT
 
 
-def simtrail(*words: str, cwd) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "simtrail", *words], cwd=cwd, capture_output=True, text=True)
+def simtrail(*arguments: str, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "simtrail", *arguments], cwd=cwd, capture_output=True, text=True)
 
 
-def test_help_imports_nothing_heavy(tmp_path):
-    heavy = "{'torch', 'numpy', 'pandas', 'mlflow', 'dvc'}"
-    script = f"import sys; import simtrail.cli; print(sorted({heavy} & set(sys.modules)))"
+def test_help_imports_no_slow_package(tmp_path):
+    slow_packages = "{'torch', 'numpy', 'pandas', 'mlflow', 'dvc'}"
+    script = f"import sys; import simtrail.cli; print(sorted({slow_packages} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
     assert "pretrain" in simtrail("--help", cwd=tmp_path).stdout
 
 
-@pytest.mark.parametrize("verb", ["check", "data"])
-def test_bad_input_is_one_message_exit_code_2_and_no_traceback(tmp_path, verb):
+@pytest.mark.parametrize("command", ["check", "data"])
+def test_invalid_input_gives_one_message_exit_code_2_and_no_traceback(tmp_path, command):
     text = (ROOT / "params.yaml").read_text().replace("temperature: 0.2", "temperature: -1")
     (tmp_path / "params.yaml").write_text(text)
-    result = simtrail(*{"check": ["check"], "data": ["data", "fetch"]}[verb], cwd=tmp_path)
+    result = simtrail(*{"check": ["check"], "data": ["data", "fetch"]}[command], cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr == "error: params.yaml: pretrain.temperature = -1: must be > 0\n"
 

@@ -1,4 +1,4 @@
-"""What must hold on a GPU: the numbers of the CPU, and resuming. Run with `pytest -m gpu`."""
+"""Results on a GPU equal the results on the CPU, and training resumes. Run with `pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ def _exact(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def test_views_are_those_of_the_cpu():
+def test_views_equal_views_on_the_cpu():
     two_views = TwoViews(with_changes(EVERYTHING).pretrain.augment, RECIPE)
     gpu = two_views(batch("cuda"), 0, 1).cpu()
     different = ((gpu - two_views(batch("cpu"), 0, 1)).abs() > 1e-3).float().mean()
-    assert different < 1e-3  # at an edge, rounding may choose the other side
+    assert different < 1e-3  # rounding may move an edge by one pixel
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values())
-def test_objectives_are_those_of_the_cpu(objective):
+def test_objectives_equal_objectives_on_the_cpu(objective):
     z = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
     results = []
     for device in ("cpu", "cuda"):
-        mine = z.to(device).requires_grad_()
-        loss = objective(mine, 0.1, rows=100)
+        projections = z.to(device).requires_grad_()
+        loss = objective(projections, 0.1, rows=100)
         loss.backward()
-        results.append((loss.cpu(), mine.grad.cpu()))
+        results.append((loss.cpu(), projections.grad.cpu()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_is_that_of_the_cpu():
+def test_the_loss_of_a_step_equals_the_loss_on_the_cpu():
     cpu, gpu = (learner(d, {}).step(batch(d), 0.001, 0, 0, 0)[0].item() for d in ("cpu", "cuda"))
     assert gpu == pytest.approx(cpu, rel=1e-3)
 
@@ -77,13 +77,13 @@ def test_a_step_is_that_of_the_cpu():
     ids=["bf16 compiled", "fp16 cached", "lars ema"],
 )
 def test_every_way_to_train_lowers_the_loss_and_its_state_can_be_restored(changes):
-    mine = learner("cuda", changes)
-    losses = [mine.step(batch("cuda"), 0.002, 0, 0, 0)[0].item() for _ in range(12)]
+    trained = learner("cuda", changes)
+    losses = [trained.step(batch("cuda"), 0.002, 0, 0, 0)[0].item() for _ in range(12)]
     assert losses[-1] < losses[0]
-    other = learner("cuda", changes)
-    other.load_state_dict(mine.state_dict())
-    a, b = (x.step(batch("cuda"), 0.002, 0, 0, 1)[0].item() for x in (mine, other))
-    assert a == pytest.approx(b, rel=1e-3)
+    restored = learner("cuda", changes)
+    restored.load_state_dict(trained.state_dict())
+    loss, restored_loss = (x.step(batch("cuda"), 0.002, 0, 0, 1)[0].item() for x in (trained, restored))
+    assert loss == pytest.approx(restored_loss, rel=1e-3)
 
 
 def test_out_of_memory_suggests_a_size_that_fits():
@@ -92,22 +92,22 @@ def test_out_of_memory_suggests_a_size_that_fits():
     torch.cuda.set_per_process_memory_fraction(min(1.0, 3 * 2**30 / torch.cuda.get_device_properties(0).total_memory))
     try:
         images = 4096
-        big = learner("cuda", {"pretrain.batch_size": images, "pretrain.encoder.stem": "small"})
+        large = learner("cuda", {"pretrain.batch_size": images, "pretrain.encoder.stem": "small"})
         with pytest.raises(
             InputError, match=r"batch_size = 4096: out of memory .* fit: set pretrain\.micro_batch_size"
         ):
-            big.step(torch.rand(images, 5, 32, 32, device="cuda"), 0.001, 0, 0, 0)
+            large.step(torch.rand(images, 5, 32, 32, device="cuda"), 0.001, 0, 0, 0)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_the_linear_probe_has_the_coefficients_of_the_cpu():
+def test_the_linear_probe_has_the_same_coefficients_as_on_the_cpu():
     from simtrail.evaluation.probe import fit_logistic
 
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 2000)
     features = (rng.normal(size=(2000, 64)) + np.eye(64)[labels]).astype(np.float32)
-    theirs, ours = (
+    cpu, gpu = (
         next(fit_logistic(features, labels, 5, (0.1,), device=torch.device(device))) for device in ("cpu", "cuda")
     )
-    np.testing.assert_allclose(ours.weights, theirs.weights, atol=1e-3)
+    np.testing.assert_allclose(gpu.weights, cpu.weights, atol=1e-3)

@@ -9,13 +9,13 @@ from simtrail.params import Params, load_params, parse
 
 
 def message(changes: dict[str, object]) -> str:
-    with pytest.raises(InputError) as fault:
+    with pytest.raises(InputError) as error:
         with_changes(changes)
-    return str(fault.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "expected"),
     [
         ("pretrain.temperature", 0, "pretrain.temperature = 0: must be > 0"),
         ("pretrain.temperature", "warm", "pretrain.temperature = 'warm': must be"),
@@ -46,17 +46,17 @@ def message(changes: dict[str, object]) -> str:
         ("check.min_side", 99999, "check.min_side = 99999: must not exceed check.max_side"),
     ],
 )
-def test_a_fault_names_key_value_and_what_is_allowed(key, value, words):
-    assert f"params.yaml: {words}" in message({key: value})
+def test_an_error_names_key_value_and_what_is_allowed(key, value, expected):
+    assert f"params.yaml: {expected}" in message({key: value})
 
 
-def test_a_modality_can_not_be_left_out_and_compared():
+def test_modalities_can_not_be_compared_if_they_may_be_left_out():
     terms = {"pretrain.encoder.fusion": "separate", "pretrain.terms.intra": 1.0}
-    fault = message(terms | {"pretrain.augment.spectral.group_dropout.p": 0.5})
-    assert "pretrain.augment.spectral.group_dropout.p = 0.5: leaves nothing of a modality" in fault
+    error = message(terms | {"pretrain.augment.spectral.group_dropout.p": 0.5})
+    assert "pretrain.augment.spectral.group_dropout.p = 0.5: leaves nothing of a modality" in error
 
 
-def test_every_fault_has_its_line():
+def test_every_error_has_its_line():
     assert len(message({"pretrain.epochs": 0, "pretrain.head.hidden": 0, "evaluate.knn.k": "x"}).splitlines()) == 3
 
 
@@ -75,7 +75,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
     assert load_params(tmp_path / "params.yaml").pretrain.learning_rate == 0.001
 
 
-def test_broken_yaml_and_no_file_are_input_errors(tmp_path):
+def test_invalid_yaml_and_a_missing_file_are_input_errors(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("data: {name: [")
@@ -91,7 +91,7 @@ def test_flat_names_every_leaf_of_the_file(params):
     assert set(params.flat()) == set(leaves(yaml.safe_load((ROOT / "params.yaml").read_text())))
 
 
-def test_the_hash_follows_the_chosen_sections(params):
+def test_the_hash_depends_only_on_the_chosen_sections(params):
     other = with_changes({"evaluate.knn.k": 3})
     assert other.hash() != params.hash()
     assert other.hash("pretrain") == params.hash("pretrain")

@@ -1,4 +1,4 @@
-"""The command line: one command per verb; what is heavy is imported inside them, so that --help is instant."""
+"""The command line. Slow imports are inside the commands, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import typer
 from simtrail.errors import InputError, TrainingError
 
 app = typer.Typer(
-    help="From a folder of images to a registered SimCLR encoder whose whole trail can be read back.",
+    help="From a folder of images to a registered SimCLR encoder, with a record of every step.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data = typer.Typer(help="Bring data in, under data/, versioned by data.dvc.", no_args_is_help=True)
+data = typer.Typer(help="Bring data into data/, which data.dvc versions.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
 @app.command()
 def check() -> None:
-    """Scan the dataset into a manifest and validate it; a page lists every offending file."""
+    """List all files of the dataset in a manifest and validate them; a page lists every offending file."""
     from simtrail.pipeline import stages
 
     stages.check()
@@ -40,7 +40,7 @@ def prepare() -> None:
 
 @app.command()
 def pretrain() -> None:
-    """Train the encoder by SimCLR on the training split; goes on where it was interrupted."""
+    """Train the encoder with SimCLR on the training split; continues where it was interrupted."""
     from simtrail.pipeline import stages
 
     stages.pretrain()
@@ -48,10 +48,10 @@ def pretrain() -> None:
 
 @app.command()
 def preview(
-    images: Annotated[int, typer.Option(min=1, max=64, help="how many training images")] = 6,
-    seed: Annotated[int, typer.Option(min=0, help="which images, and which views of them")] = 0,
+    images: Annotated[int, typer.Option(min=1, max=64, help="number of training images")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="seed that chooses the images and their views")] = 0,
 ) -> None:
-    """Draw training images and the views that the present settings make of them: artifacts/preview/views.png."""
+    """Draw training images and their augmented views with the present settings: artifacts/preview/views.png."""
     from simtrail.pipeline import stages
 
     stages.preview(images, seed)
@@ -67,7 +67,7 @@ def embed() -> None:
 
 @app.command()
 def evaluate() -> None:
-    """Score the encoder on the test split, beside its floors, with intervals; tables and figures."""
+    """Score the encoder and its floors on the test split, with intervals; writes metrics and tables."""
     from simtrail.pipeline import stages
 
     stages.evaluate()
@@ -75,7 +75,7 @@ def evaluate() -> None:
 
 @app.command()
 def report() -> None:
-    """Write the report of the run, one HTML page, and the card of its model."""
+    """Write the report of the run (one HTML page), all figures, and the model card."""
     from simtrail.pipeline import stages
 
     stages.report()
@@ -83,7 +83,7 @@ def report() -> None:
 
 @app.command()
 def register() -> None:
-    """Register the encoder in MLflow with its numbers and lineage."""
+    """Register the encoder in MLflow with its metrics and lineage."""
     from simtrail.pipeline import stages
 
     stages.register()
@@ -101,11 +101,15 @@ def summary() -> None:
 def ablate(
     name: Annotated[str, typer.Argument(help="the preset sweeps/ablations/NAME.yaml")],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a key of params.yaml, in every run")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a value for a key of params.yaml, in all runs"),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="runs of every cell, from the first of pretrain.seeds on")] = 1,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, help="number of runs of every cell; their seeds count up from the first of pretrain.seeds"),
+    ] = 1,
 ) -> None:
-    """Run a grid of settings, such as a study of the SimCLR paper, on the prepared images: a table and a figure."""
+    """Train with every setting of a grid, such as a study of the SimCLR paper, and compare in a table and a figure."""
     from simtrail.sweep.ablation import ablate
 
     ablate(name, settings or [], seeds)
@@ -114,20 +118,27 @@ def ablate(
 @app.command()
 def sweep(
     name: Annotated[str, typer.Argument(help="the search space sweeps/NAME.yaml")] = "default",
-    trials: Annotated[int | None, typer.Option(min=1, help="in place of its budget.trials")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; one per GPU, or one")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="number of trials, instead of budget.trials in the file")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="number of processes; default: one per GPU, or one")
+    ] = None,
     join: Annotated[
-        bool, typer.Option("--join", help="only add workers to a study that another machine runs (OPTUNA_STORAGE)")
+        bool,
+        typer.Option("--join", help="only add workers to a study that another machine runs (OPTUNA_STORAGE)"),
     ] = False,
 ) -> None:
-    """Search for better parameters, report what was found, register the best encoder."""
+    """Search for better parameters, report the results, and register the best encoder."""
     from simtrail.sweep.sweep import sweep
 
     sweep(name, trials, workers, join)
 
 
 @app.command()
-def apply(name: Annotated[str, typer.Argument(help="a study that has ended")] = "default") -> None:
+def apply(
+    name: Annotated[str, typer.Argument(help="the search space sweeps/NAME.yaml of a finished study")] = "default",
+) -> None:
     """Write the best values of a study into params.yaml."""
     from simtrail.sweep.result import apply
 
@@ -136,9 +147,11 @@ def apply(name: Annotated[str, typer.Argument(help="a study that has ended")] = 
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="run ids, beginnings of them, run names, or models:/NAME/VERSION")],
+    runs: Annotated[
+        list[str], typer.Argument(help="run ids (or their first digits), run names, or models:/NAME/VERSION")
+    ],
 ) -> None:
-    """Compare evaluated runs with the first: differences with intervals; artifacts/compare/compare.html."""
+    """Compare evaluated runs with the first one; differences with intervals: artifacts/compare/compare.html."""
     from simtrail.report.comparison import compare
 
     print(compare(runs, Path("artifacts/compare")))
@@ -165,7 +178,7 @@ def ui(port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 5000) -> N
 
 @data.command()
 def demo() -> None:
-    """Generate data/demo: butterfly-like specimens as 7-channel TIFF, the same bytes on every machine."""
+    """Generate data/demo: images of butterfly-like specimens as 7-channel TIFF, the same bytes on every machine."""
     from simtrail.data import bring
 
     bring.demo()
@@ -173,7 +186,7 @@ def demo() -> None:
 
 @data.command()
 def fetch() -> None:
-    """Bring the dataset that params.yaml names, if missing: from the DVC remote, or the generated demo."""
+    """Bring the dataset that params.yaml names, if it is missing: from the DVC remote, or generate the demo."""
     from simtrail.data import bring
     from simtrail.params import load_params
 
@@ -183,13 +196,13 @@ def fetch() -> None:
 @data.command()
 def add(
     path: Annotated[Path, typer.Argument(help="a folder of images: class folders, flat, or with metadata.csv")],
-    name: Annotated[str, typer.Option(help="its name here: it becomes data/NAME")],
+    name: Annotated[str, typer.Option(help="name of the dataset, which becomes data/NAME")],
     label: Annotated[str | None, typer.Option(help="column of metadata.csv with the labels")] = None,
     group: Annotated[
-        str | None, typer.Option(help="column of metadata.csv, such as specimen, never split apart")
+        str | None, typer.Option(help="column of metadata.csv, such as specimen; a group is never split")
     ] = None,
     link: Annotated[
-        bool, typer.Option("--link", help="share the files' bytes instead of copying; makes them read-only")
+        bool, typer.Option("--link", help="link the files instead of copying them; makes them read-only")
     ] = False,
 ) -> None:
     """Copy a folder of images to data/NAME and version it with DVC."""
@@ -204,8 +217,8 @@ def add(
 
 
 def main() -> None:
-    """Runs the command line; bad input is one message on standard error and exit code 2, a failed run exit code 1."""
-    # Threads that wait by spinning take the processor from whatever else runs; read when torch is imported.
+    """Runs the command line. Errors are one message on standard error; exit code 2: invalid input, 1: a failed run."""
+    # OpenMP threads must not use the processor while they wait. torch reads the variable when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()

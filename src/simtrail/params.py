@@ -1,4 +1,4 @@
-"""The schema of params.yaml: one frozen class per stage, every key documented, all checked before work begins."""
+"""The schema of params.yaml: one frozen class per stage; every key is documented, and checked before a stage starts."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ class _Section(BaseModel):
 
 class Data(_Section):
     name: str = Field(pattern=r"^[\w.-]+$")
-    """The dataset: a folder of that name under data/."""
+    """Name of the dataset, which is the folder data/NAME: letters, digits, `_`, `.` and `-`."""
 
 
 class Check(_Section):
     on_fail: Literal["error", "quarantine"]
-    """What a failed check does: stop the stage, or drop the offending files, record them and go on."""
+    """What a failed check does. error: stop the stage. quarantine: leave out the offending files, record them in
+    quarantine.csv and continue."""
     min_side: int = Field(ge=1)
-    """Shortest side allowed, in pixels."""
+    """Shortest image side that is allowed, in pixels."""
     max_side: int = Field(ge=1)
-    """Longest side allowed, in pixels."""
+    """Longest image side that is allowed, in pixels; at least min_side."""
     min_images_per_class: int = Field(ge=1)
-    """Classes with fewer images are warned of."""
+    """Classes with fewer images than this get a warning."""
     min_mask_cover: float = Field(ge=0, le=1)
-    """Smallest share of an image that its mask covers, where a mask band is declared."""
+    """Smallest fraction of an image, 0 to 1, that its mask may cover; only used if a mask band is declared."""
     max_mask_cover: float = Field(ge=0, le=1)
-    """Largest share."""
+    """Largest fraction of an image, 0 to 1, that its mask may cover; at least min_mask_cover."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Check:
@@ -56,48 +57,52 @@ class Check(_Section):
 
 
 class Cones(_Section):
-    """The bands that stand for each cone of a UV-sensitive eye, by name; a cone's catch is their mean."""
+    """Names of the bands for each cone of a UV-sensitive eye; the signal of a cone is the mean of its bands."""
 
     u: list[str] = Field(min_length=1)
-    """Ultraviolet-sensitive cone: peak near 370 nm in songbirds."""
+    """Bands of the ultraviolet-sensitive cone: peak near 370 nm in songbirds."""
     s: list[str] = Field(min_length=1)
-    """Short wavelengths: near 450 nm."""
+    """Bands of the cone for short wavelengths: near 450 nm."""
     m: list[str] = Field(min_length=1)
-    """Middle wavelengths: near 540 nm."""
-    l: list[str] = Field(min_length=1)  # noqa: E741 - the field's name for it
-    """Long wavelengths: near 600 nm."""
+    """Bands of the cone for middle wavelengths: near 540 nm."""
+    l: list[str] = Field(min_length=1)  # noqa: E741 - its usual name in vision science
+    """Bands of the cone for long wavelengths: near 600 nm."""
 
 
 class Bands(_Section):
-    """Bands by a rule instead of by name: exactly one of these keys. Bands marked bad are passed over."""
+    """A rule that chooses the bands: exactly one of these keys. Bands that are marked as bad are left out."""
 
     nearest: list[Annotated[float, Field(gt=0)]] | None = Field(default=None, min_length=1)
-    """The bands nearest to these wavelengths, in nm; each within 50 nm."""
+    """The bands nearest to these wavelengths, in nm; each band must be within 50 nm of its wavelength."""
     uniform: int | None = Field(default=None, ge=1)
-    """So many bands at equal steps of wavelength, from the shortest to the longest; of position without wavelengths."""
+    """This many bands at equal steps of wavelength, from the shortest to the longest. Without wavelengths, at equal
+    steps of position."""
     per_region: int | None = Field(default=None, ge=1)
-    """So many bands of each spectral region (UV, visible, NIR, SWIR …), at equal steps; all where it has fewer."""
+    """This many bands of each spectral region (UV, visible, NIR, SWIR …), at equal steps of wavelength; all bands of a
+    region that has fewer."""
     variance: int | None = Field(default=None, ge=1)
-    """So many bands, those that vary most over the pixels of the training images."""
+    """This many bands: the ones with the largest variance over the pixels of the training images."""
     loading: int | None = Field(default=None, ge=1)
-    """So many bands, n, with the largest absolute loadings on the first n principal components of those pixels, summed
-    with each component's variance as its weight."""
+    """This many bands, n: the ones with the largest absolute loadings on the first n principal components of the pixels
+    of the training images. Loadings are summed over components, weighted by the variance of each component."""
     pca: int | None = Field(default=None, ge=1)
-    """Not bands: so many principal components of the pixels of the training images, each one an input channel."""
+    """This many principal components of the pixels of the training images, instead of bands; each is an input
+    channel."""
     usml: Cones | None = None
-    """Not bands: the tetrahedral colour space of UV-sensitive vision: x, y, z and luminance."""
+    """The tetrahedral colour space of UV-sensitive vision, instead of bands; the input channels are x, y, z and
+    luminance."""
 
     @property
     def rule(self) -> str:
-        """The key that is given."""
+        """The name of the key that is set."""
         return next(name for name, value in self if value is not None)
 
     @model_validator(mode="after")
     def _one_rule(self) -> Bands:
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
+        rules = [name for name, value in self if value is not None]
+        if len(rules) != 1:
             raise ValueError(
-                f"prepare.bands = {' and '.join(given) or None}: must have exactly one of the keys "
+                f"prepare.bands = {' and '.join(rules) or None}: must have exactly one of the keys "
                 f"{', '.join(type(self).model_fields)}"
             )
         return self
@@ -105,28 +110,33 @@ class Bands(_Section):
 
 class Prepare(_Section):
     size: int = Field(ge=8, le=1024)
-    """Side of the packed square images, in pixels."""
+    """Side of the packed square images, in pixels: 8 to 1024."""
     fit: Literal["pad", "crop"]
-    """How a rectangle becomes a square, its aspect kept: pad with background, or cut the centre."""
+    """How a rectangular image becomes square, with its aspect ratio unchanged. pad: add background at the sides. crop:
+    cut out the centre."""
     bands: Annotated[
         Annotated[Literal["all"], Tag("=all")]
         | Annotated[list[int | str], Field(min_length=1), Tag("=list")]
         | Annotated[Bands, Tag("=rule")],
         Discriminator(lambda v: {list: "=list", dict: "=rule", Bands: "=rule"}.get(type(v), "=all")),
     ]
-    """What of a file reaches the network: all its bands but bad ones, bands by number (from 1) or name, or a rule."""
+    """Which bands of a file the network gets: all (except bands that are marked as bad), a list of band numbers (from
+    1) or names, or a rule."""
     mask: Literal["apply", "crop", "ignore"]
-    """Alpha channel, declared mask band, or pixels without data: composite the image on the background, the same and
-    cut to what the mask covers, or leave the image as it is."""
+    """What is done with the mask (the alpha channel, the declared mask band, or the pixels without data). apply:
+    composite the image on the background. crop: the same, and cut the image to the area that the mask covers. ignore:
+    leave the image unchanged."""
     background: float | Literal["mean"]
-    """What background, padding and all outside an image are: a brightness, 0 black to 1 white, or each band's mean over
-    the organisms in training images (a sample of their pixels), which is nothing to a network that normalises."""
+    """Value of the background, of padding and of everything outside an image: a brightness from 0 (black) to 1 (white),
+    or mean: each band's mean over the organisms in the training images (a sample of their pixels). After
+    normalisation per band, the mean is close to 0."""
     val_fraction: float = Field(gt=0, lt=1)
-    """Share of the images on which choices are made."""
+    """Fraction of the images in the validation split, above 0 and below 1. Settings and weights are chosen on it."""
     test_fraction: float = Field(gt=0, lt=1)
-    """Share of the images that `evaluate` alone reads. A `split` column in the metadata overrides it."""
+    """Fraction of the images in the test split, above 0 and below 1. Only `evaluate` reads it. A `split` column in
+    metadata.csv overrides both fractions."""
     seed: int = Field(ge=0)
-    """Seed of the split."""
+    """Seed of the random split."""
 
     @field_validator("background", mode="before")
     @classmethod
@@ -140,10 +150,10 @@ class Prepare(_Section):
     @classmethod
     def _all_listed_or_by_rule(cls, value: Any) -> Any:
         entries = value if isinstance(value, list) else []
-        if wrong := [entry for entry in entries if not isinstance(entry, int | str) or isinstance(entry, bool)]:
+        if invalid := [entry for entry in entries if not isinstance(entry, int | str) or isinstance(entry, bool)]:
             raise ValueError(
-                f"prepare.bands = [{wrong[0]!r}]: must be names of bands or their numbers, from 1; for wavelengths set "
-                "{nearest: [450, 550, 650]}"
+                f"prepare.bands = [{invalid[0]!r}]: must be names of bands or their numbers, from 1; for wavelengths, "
+                "set {nearest: [450, 550, 650]}"
             )
         if value != "all" and not isinstance(value, list | dict | Bands):
             raise ValueError(
@@ -156,7 +166,7 @@ class Prepare(_Section):
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"prepare.val_fraction + prepare.test_fraction = {self.val_fraction + self.test_fraction:g}: "
-                "must be < 1, or no image is left to train on"
+                "must be < 1, so that images are left to train on; lower one of them"
             )
         return self
 
@@ -165,9 +175,10 @@ class Crop(_Section):
     p: Probability
     """Probability of a random resized crop."""
     min_area: float = Field(gt=0, le=1)
-    """Smallest share of the image's area that is kept; aspect ratios from 3/4 to 4/3."""
+    """Smallest fraction of the image's area that a crop keeps, above 0, up to 1; aspect ratios are from 3/4 to 4/3."""
     min_cover: float = Field(ge=0, le=1)
-    """Smallest share of the organism (of what is not background) that is kept; the whole image where ten tries fail."""
+    """Smallest fraction, 0 to 1, of the organism (the pixels that are not background) that a crop keeps. The view is
+    the whole image if none of ten random crops keeps it."""
 
 
 class Flip(_Section):
@@ -179,28 +190,29 @@ class Rotation(_Section):
     p: Probability
     """Probability of a rotation."""
     degrees: float = Field(ge=0, le=180)
-    """Largest rotation either way, in degrees."""
+    """Largest rotation in either direction, in degrees: 0 to 180."""
 
 
 class Perspective(_Section):
     p: Probability
     """Probability of a perspective warp."""
     distortion: float = Field(ge=0, le=1)
-    """How far a corner moves inwards at most, as a share of half the image's side."""
+    """Largest distance that a corner moves inwards, as a fraction of half the image's side: 0 to 1."""
 
 
 class ThinPlateSpline(_Section):
     p: Probability
     """Probability of a thin-plate spline warp of the four corners and the centre."""
     displacement: float = Field(ge=0, le=0.5)
-    """How far each of the five points moves at most, as a share of half the image's side."""
+    """Largest distance that each of the five points moves, as a fraction of half the image's side: 0 to 0.5."""
 
 
 class Geometry(_Section):
-    """Where a view looks; everything outside the image is background."""
+    """Which part of the image a view shows; everything outside the image is background."""
 
     strength: float = Field(ge=0, le=1)
-    """Multiplies what this group does to the image, except flips: 0 the image as it is, 1 as given below."""
+    """Multiplies the strength of all augmentations below, except flips: 0 leaves the image unchanged, 1 uses the values
+    below."""
     crop: Crop
     horizontal_flip: Flip
     vertical_flip: Flip
@@ -213,32 +225,35 @@ class Jitter(_Section):
     p: Probability
     """Probability of colour jitter."""
     brightness: float = Field(ge=0, le=1)
-    """A factor from 1 − brightness to 1 + brightness."""
+    """The image is multiplied by a factor from 1 − brightness to 1 + brightness; 0 to 1."""
     contrast: float = Field(ge=0, le=1)
-    """Likewise, about the mean of the image."""
+    """Differences to the mean of the image are multiplied by a factor from 1 − contrast to 1 + contrast; 0 to 1."""
     saturation: float = Field(ge=0, le=1)
-    """Likewise, about grey; only where red, green and blue are declared."""
+    """Differences to grey are multiplied by a factor from 1 − saturation to 1 + saturation; 0 to 1. Only if bands are
+    named red, green and blue."""
     hue: float = Field(ge=0, le=0.5)
-    """Largest turn of the hue either way, in turns; only where red, green and blue are declared."""
+    """Largest rotation of the hue in either direction, in full turns: 0 to 0.5. Only if bands are named red, green and
+    blue."""
 
 
 class Grayscale(_Section):
     p: Probability
-    """Probability of turning red, green and blue to grey; only where they are declared."""
+    """Probability of turning red, green and blue to grey; only if bands have these names."""
 
 
 class Posterize(_Section):
     p: Probability
     """Probability of keeping only the upper bits of each value."""
     bits: int = Field(ge=1, le=8)
-    """Bits kept at least, of 8."""
+    """Smallest number of bits that are kept, 1 to 8."""
 
 
 class Color(_Section):
-    """What a view's values are; bands beyond red, green and blue are jittered one by one."""
+    """Changes of brightness and colour; bands other than red, green and blue are jittered separately."""
 
     strength: float = Field(ge=0, le=1)
-    """Multiplies jitter and posterize; with jitter 0.8, 0.8, 0.8, 0.2 it is the paper's s (appendix A)."""
+    """Multiplies the strength of jitter and posterize, 0 to 1. With brightness, contrast and saturation 0.8 and hue
+    0.2, it is the paper's strength s (appendix A)."""
     jitter: Jitter
     grayscale: Grayscale
     posterize: Posterize
@@ -246,30 +261,31 @@ class Color(_Section):
 
 class Blur(_Section):
     p: Probability
-    """Probability of Gaussian blur, its kernel a tenth of the image's side."""
+    """Probability of Gaussian blur; the side of its kernel is a tenth of the image's side."""
     sigma: float = Field(ge=0.1, le=20)
-    """Largest standard deviation, in pixels; the smallest is 0.1."""
+    """Largest standard deviation of the blur, in pixels: 0.1 to 20; the smallest is 0.1."""
 
 
 class Sharpness(_Section):
     p: Probability
     """Probability of sharpening."""
     factor: float = Field(ge=0, le=10)
-    """Largest share of the difference to the smoothed image that is added."""
+    """The difference to the smoothed image is added, multiplied by a number from 0 to this factor (0 to 10)."""
 
 
 class Erasing(_Section):
     p: Probability
-    """Probability of a rectangle filled with background."""
+    """Probability that a rectangle of the view is replaced by background."""
     max_area: float = Field(gt=0.02, le=0.9)
-    """Largest share of the image erased; the smallest is 0.02, aspect ratios from 0.3 to 3.3."""
+    """Largest fraction of the image that is erased, above 0.02, up to 0.9; the smallest is 0.02. Aspect ratios are from
+    0.3 to 3.3."""
 
 
 class Texture(_Section):
-    """How sharp a view is, and how much of it is missing."""
+    """Blur, sharpening, and erased rectangles."""
 
     strength: float = Field(ge=0, le=1)
-    """Multiplies what this group does to the image: 0 the image as it is, 1 as given below."""
+    """Multiplies the strength of the augmentations below: 0 leaves the image unchanged, 1 uses the values below."""
     blur: Blur
     sharpness: Sharpness
     erasing: Erasing
@@ -277,59 +293,64 @@ class Texture(_Section):
 
 class Shift(_Section):
     p: Probability
-    """Probability of reading the spectrum a little beside its wavelengths."""
+    """Probability of a shift of the spectrum along the wavelength."""
     nm: float = Field(ge=0, le=100)
-    """Largest shift either way, in nm; only bands of known wavelength, no two of them alike."""
+    """Largest shift in either direction, in nm: 0 to 100. Only bands of known wavelength are shifted, and only if no
+    two of them have the same wavelength."""
 
 
 class Gain(_Section):
     p: Probability
-    """Probability of a smooth gain along the wavelength, as of another lamp or white reference."""
+    """Probability of a smooth gain along the wavelength, as if with another lamp or white reference."""
     reach: float = Field(ge=0, le=1)
-    """Factors from 1 − reach to 1 + reach; only bands of known wavelength."""
+    """Values are multiplied by factors from 1 − reach to 1 + reach; 0 to 1. Only bands of known wavelength are
+    changed."""
     width: float = Field(ge=1)
-    """Distance in nm over which the gain changes: the spacing of the knots of a cubic spline."""
+    """Distance over which the gain changes, at least 1 nm: the spacing of the knots of a cubic spline."""
 
 
 class Gamma(_Section):
     p: Probability
-    """Probability of gain · value^γ, one gain and one γ for all bands of a modality, as of another exposure."""
+    """Probability that values become gain · value^γ, with one gain and one γ for all bands of a modality, as if with
+    another exposure."""
     reach: float = Field(ge=0, le=2)
-    """γ from exp(−reach) to exp(reach), gain from exp(−reach / 2) to exp(reach / 2)."""
+    """γ is from exp(−reach) to exp(reach), the gain from exp(−reach / 2) to exp(reach / 2); 0 to 2."""
 
 
 class Noise(_Section):
     p: Probability
-    """Probability of noise in the spectrum: an offset to each band, the same in all pixels."""
+    """Probability of noise in the spectrum: a random offset is added to each band, the same offset in all pixels."""
     std: float = Field(ge=0, le=0.5)
-    """Largest standard deviation of the offsets, as a share of the full scale; the smallest is 0."""
+    """Largest standard deviation of the offsets, as a fraction of the full scale: 0 to 0.5; the smallest is 0."""
 
 
 class BandDropout(_Section):
     p: Probability
-    """Probability of leaving some bands out: the encoder takes their mean, and scales the others up as dropout does."""
+    """Probability of leaving some bands out. The encoder replaces them by their mean and scales the other bands up, as
+    dropout does."""
     share: float = Field(ge=0, le=1)
-    """Largest share of the bands, rounded up to whole ones; one band at least is left out, and one stays."""
+    """Largest fraction of the bands that is left out, 0 to 1, rounded up to a whole number of bands. At least one band
+    is left out, and at least one is kept."""
 
 
 class GroupDropout(_Section):
     p: Probability
-    """Probability of leaving out all bands of one modality."""
+    """Probability of leaving out all bands of one modality, chosen at random."""
 
 
 class RandomBands(_Section):
     p: Probability
-    """Probability that a view has a draw of the bands alone, as if another camera had taken it."""
+    """Probability that a view has only n bands, chosen at random, as if another camera had taken it."""
     n: int = Field(ge=1)
-    """How many of them; fewer, where the other two have left fewer."""
+    """How many bands the view keeps; fewer, if band_dropout and group_dropout have left fewer."""
 
 
 class Spectral(_Section):
-    """What a view's spectra are; background stays as it is, unless bands are left out."""
+    """Changes of the spectra; background is unchanged, unless bands are left out."""
 
     strength: float = Field(ge=0, le=1)
-    """Multiplies what this group does to the image, and the probabilities of group_dropout and random_bands: 0 the
-    image as it is, 1 as given below."""
+    """Multiplies the strength of the augmentations below, and the probabilities of group_dropout and random_bands: 0
+    leaves the image unchanged, 1 uses the values below."""
     shift: Shift
     gain: Gain
     gamma: Gamma
@@ -340,7 +361,7 @@ class Spectral(_Section):
 
 
 class Augment(_Section):
-    """The two views: every image and every view has its own draws. Each `p` is a probability."""
+    """Random augmentations of the two views, drawn separately for every image and view. Each `p` is a probability."""
 
     geometry: Geometry
     spectral: Spectral
@@ -349,143 +370,163 @@ class Augment(_Section):
 
 
 class Vit(_Section):
-    """Vision transformers only."""
+    """Settings that only vision transformers have."""
 
     patch_size: int | None = Field(default=None, ge=1)
-    """Side of a patch in pixels; null: as in the model's name."""
+    """Side of a patch in pixels; null: the patch size in the model's name."""
     features: Literal["token", "mean", "both"] = "token"
-    """What the features are: the class token, the mean of the patches, or both side by side."""
+    """What the features are. token: the class token. mean: the mean of the patches. both: the two, concatenated."""
     layers: int = Field(default=1, ge=1)
-    """How many of the last layers give features."""
+    """How many of the last layers the features come from."""
     combine: Literal["concat", "mean"] = "concat"
-    """How the features of several layers become one vector."""
+    """How the features of several layers become one vector: concatenated, or averaged (mean)."""
 
 
 class Architecture(_Section):
     model: str
-    """Any model of timm by name: ResNets, ConvNeXt, EfficientNet, ViT, …"""
+    """Name of the network, any model of timm: ResNets, ConvNeXt, EfficientNet, ViT, …"""
     width: Literal[1, 2, 4]
-    """Multiplies the channels of a ResNet (the paper's 1×, 2×, 4×)."""
+    """Factor for the number of channels of a ResNet: 1, 2 or 4 (the paper's 1×, 2×, 4×); other models need 1."""
     stem: Literal["standard", "small"]
-    """First layers of any ResNet: as in the ImageNet model, or 3×3 with stride 1 and no max-pooling, for images up to
-    64 px (appendix B.9)."""
+    """First layers of a ResNet. standard: as in the ImageNet model. small: a 3×3 convolution with stride 1 and no
+    max-pooling, for images up to 64 px (appendix B.9)."""
     vit: Vit | None
-    """Settings of a vision transformer; null: the model's own pooling and patches, and for every other model."""
-    # with defaults, as encoders saved without these keys are read too
+    """Settings of a vision transformer; null: pooling and patches as in the model of timm. Other models need null."""
+    # these keys have defaults because encoders that were saved without them must be readable
     modalities: list[str] | None = Field(default=None, min_length=1)
-    """Which modalities (groups of bands that dataset.yaml declares) the encoder sees, as [rgb]; null: all bands."""
+    """Names of the modalities (groups of bands that dataset.yaml declares) that the encoder gets, such as [rgb]; null:
+    all bands."""
     fusion: Literal["concat", "separate", "attention"] = "concat"
-    """How modalities become one vector: one network over all bands; a network for each, their features (of unit length)
-    side by side; or a network for each, and the sum of their features by weights that are learnt for every image."""
+    """How modalities become one feature vector. concat: one network over all bands. separate: a network for each
+    modality, with their features (of unit length) concatenated. attention: a network for each modality, and the sum of
+    their features, with weights that the encoder learns to choose for every image."""
     normalisation: Literal["band", "pixel", "none"] = "band"
-    """What is done to values from 0 to 1 first: less their band's mean over the training split, divided by its standard
-    deviation; likewise within the bands of every pixel, which leaves a spectrum's shape without its brightness; or
-    nothing."""
+    """How input values (from 0 to 1) are normalised. band: minus the mean of the band over the training split, divided
+    by its standard deviation. pixel: the same with the mean and standard deviation over the bands of each pixel, which
+    keeps the shape of a spectrum and removes its brightness. none: unchanged."""
 
 
 class Head(_Section):
     depth: int = Field(ge=0, le=3)
-    """Layers of the projection head: 0 none (projections are the features), 1 linear, 2 the paper's, 3 SimCLRv2's."""
+    """Number of layers of the projection head. 0: no head (the projections are the features); 1: linear; 2: as in the
+    paper; 3: as in SimCLRv2."""
     hidden: int = Field(ge=1)
-    """Width of its hidden layers."""
+    """Width of the hidden layers of the head."""
     output: int = Field(ge=2)
-    """Width of the projections."""
+    """Width of the projections, at least 2."""
     batch_norm: bool
-    """Batch normalisation before each ReLU."""
+    """Whether the head has batch normalisation before each ReLU."""
 
 
 class Terms(_Section):
-    """Weights of what the loss is the sum of: the objective between the two views of an image as seen …"""
+    """Weights of the terms of the loss, each 0 or more; at least one is above 0. The loss is the weighted sum."""
 
     fused: float = Field(ge=0)
-    """… by the whole encoder (SimCLR)."""
+    """Weight of the objective between the two views as the whole encoder represents them (SimCLR)."""
     intra: float = Field(ge=0)
-    """… each by the same modality, the mean over modalities; needs fusion separate or attention."""
+    """Weight of the objective between the two views of the same modality, the mean over modalities; needs fusion
+    separate or attention."""
     cross: float = Field(ge=0)
-    """… each by another modality, the mean over pairs of modalities: what they share; needs fusion likewise."""
+    """Weight of the objective between one view in one modality and the other view in another modality, the mean over
+    pairs of modalities: it teaches what modalities have in common. Needs fusion separate or attention."""
     local: float = Field(0.0, ge=0)
-    """… patch by patch: between the patches of the last feature map that show the same place of the image, the mean
-    over modalities that have a branch. Against the patches of other images, and those further off in the same."""
+    """Weight of the objective between patches: positives are patches of the last feature map that show the same place
+    of the image in the two views; negatives are patches of other images and distant patches of the same image. The mean
+    over the modalities that have a branch."""
 
     @property
     def whole(self) -> bool:
-        """Whether features of the whole encoder are projected: for their term, or as no others stand for an image."""
+        """Whether the features of the whole encoder are projected: for the term fused, or because intra and cross are 0
+        and images would have no projections."""
         return self.fused > 0 or not (self.intra or self.cross)
 
     @model_validator(mode="after")
-    def _one_at_least(self) -> Terms:
+    def _at_least_one(self) -> Terms:
         if not any(self.model_dump().values()):
-            raise ValueError("pretrain.terms: fused, intra, cross and local are 0: one at least must be > 0")
+            raise ValueError("pretrain.terms: fused, intra, cross and local are 0: at least one must be > 0")
         return self
 
 
 class Monitor(_Section):
     every: int = Field(ge=1)
-    """Epochs between looks at the validation split; the last epoch is always looked at."""
+    """Number of epochs between validations; the last epoch is always validated."""
     metric: Literal["auto", "knn", "probe", "effective_rank", "last"]
-    """Which validation measure chooses the weights that are kept: kNN or probe accuracy, effective rank, or none (the
-    last weights). auto: probe where images of the validation split are labelled, effective_rank elsewhere."""
+    """Which validation measure chooses the weights that are kept: kNN accuracy, accuracy of the linear probe, or
+    effective rank. last: keep the weights of the last epoch. auto: probe if images of the validation split have labels,
+    else effective_rank."""
     patience: int | None = Field(ge=1)
-    """Stop after so many looks without a better value; null: train to the end."""
+    """Stop after this many validations without a better value; null: train to the end."""
 
 
 class Checkpoint(_Section):
     every_steps: int | None = Field(ge=1)
-    """Save the state after so many steps …"""
+    """Save the state after this many steps, or after every_minutes, whichever comes first; null: only by minutes. Has
+    no influence on the result."""
     every_minutes: float = Field(gt=0)
-    """… or minutes, whichever comes first. Without influence on the result."""
+    """Save the state after this many minutes, above 0. Has no influence on the result."""
     keep: int = Field(ge=1)
-    """Checkpoints kept: an older one stands in for one that can't be read."""
+    """How many checkpoints are kept: if the newest can't be read, an older one is used."""
 
 
 class Pretrain(_Section):
     encoder: Architecture
     weights: str
-    """First weights: random, pretrained (timm's, for ImageNet), the folder of an encoder, or models:/NAME@ALIAS."""
+    """Initial weights: random, pretrained (timm's, usually for ImageNet), the folder of an encoder, or the registered
+    model models:/NAME@ALIAS."""
     head: Head
     objective: Literal["nt_xent", "dcl"]
-    """NT-Xent (the paper's), or the decoupled contrastive loss, for small batches."""
+    """The contrastive loss. nt_xent: NT-Xent, as in the paper. dcl: the decoupled contrastive loss, for small
+    batches."""
     terms: Terms
     normalise: bool
-    """Whether projections are brought to unit length: cosine or dot-product similarity (Table 5 of the paper)."""
+    """Whether projections are scaled to unit length. true: cosine similarity; false: dot product (table 5 of the
+    paper)."""
     temperature: float = Field(gt=0)
-    """Temperature τ of the objective."""
+    """Temperature τ of the objective, above 0."""
     epochs: int = Field(ge=1)
-    """Passes over the training split."""
+    """Number of passes over the training split."""
     max_steps: int | None = Field(ge=1)
-    """Stop after so many optimiser steps, the schedule shortened to fit; null: no limit."""
+    """Stop after this many optimiser steps; the learning rate schedule is shortened to fit. null: no limit."""
     batch_size: int = Field(ge=2)
-    """Images per step, over all processes; twice as many views, all each other's negatives."""
+    """Number of images per step, over all processes, at least 2. They give twice as many views; the negatives of a view
+    are all views of the other images."""
     micro_batch_size: int | None = Field(ge=1)
-    """Images that go through the encoder at once in one process, where a batch exceeds memory: gradients are cached
-    (GradCache), so that the batch keeps all its negatives, at the price of a second forward pass. null: all."""
+    """Number of images that go through the encoder at once in one process, for batches that do not fit in memory; must
+    divide batch_size. Gradients are cached (GradCache): the batch keeps all its negatives, but needs a second forward
+    pass. null: all images at once."""
     optimiser: Literal["adamw", "sgd", "lars"]
-    """AdamW, SGD with momentum 0.9, or the paper's LARS."""
+    """AdamW, SGD with momentum 0.9, or LARS, the optimiser of the paper."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate per 256 images: AdamW 0.0005 to 0.005, SGD 0.03 to 0.5, LARS 0.3 (the paper's) to 5."""
     learning_rate_scaling: Literal["linear", "sqrt"]
-    """How it grows with batch_size: × batch_size / 256, or × √(batch_size / 256) (appendix B.1)."""
+    """How learning_rate is scaled with batch_size. linear: × batch_size / 256. sqrt: × √(batch_size / 256) (appendix
+    B.1)."""
     weight_decay: float = Field(ge=0)
-    """Weight decay; biases and normalisation layers are exempt."""
+    """Weight decay, 0 or more; it is not applied to biases and normalisation layers."""
     warmup: float = Field(ge=0, lt=1)
-    """Share of the steps over which the learning rate rises linearly; a cosine takes it to zero over the rest."""
+    """Fraction of the steps, 0 to below 1, over which the learning rate increases linearly. Over the other steps it
+    decreases to zero along a cosine."""
     clip: float | None = Field(gt=0)
-    """Largest norm of the gradient; null: not clipped."""
+    """Largest norm of the gradient, above 0; null: the gradient is not clipped."""
     ema: float | None = Field(gt=0, lt=1)
-    """Decay of an exponential moving average of the weights, which is then what is monitored and kept; null: none."""
+    """Decay of an exponential moving average of the weights, above 0 and below 1. The averaged weights are validated
+    and kept. null: no average."""
     precision: Literal["bf16", "fp16", "fp32"]
-    """Arithmetic of encoder and projection head; the loss is always float32."""
+    """Number format in which the encoder and the projection head compute; the loss is always float32."""
     compile: bool
-    """Compile the encoder (torch.compile): a minute at the start, faster steps on a GPU."""
+    """Whether the encoder is compiled (torch.compile): a minute more at the start, faster steps on a GPU."""
     gradient_checkpointing: bool
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    """Whether activations are computed again in the backward pass instead of being stored: less memory, a third more
+    computation."""
     sync_batch_norm: bool
-    """Several processes: batch normalisation over the whole batch, as in one process, instead of each its share."""
+    """With several processes, whether batch normalisation uses the whole batch, as with one process. false: each
+    process uses only its part of the batch."""
     monitor: Monitor
     checkpoint: Checkpoint
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, strict=False)
-    """Seeds of the weights, the order of images and the views: one encoder is trained from each. The first goes on
-    through the pipeline; the others tell how much the scores owe to chance (mean ± standard deviation)."""
+    """Seeds of the weights, the order of images and the views, each 0 or more. One encoder is trained for each seed.
+    The later stages use the first encoder; the others show how much the scores vary by chance (mean ± standard
+    deviation)."""
     augment: Augment
 
     @property
@@ -511,63 +552,69 @@ class Pretrain(_Section):
         for name, weight in self.terms.model_dump(include={"intra", "cross"}).items():
             if weight and self.encoder.fusion == "concat":
                 raise ValueError(
-                    f"pretrain.terms.{name} = {weight}: needs pretrain.encoder.fusion: separate or attention"
+                    f"pretrain.terms.{name} = {weight}: needs pretrain.encoder.fusion: separate or attention; "
+                    "set one of them, or set the weight to 0"
                 )
         if (self.terms.intra or self.terms.cross) and (p := self.augment.spectral.group_dropout.p):
             raise ValueError(
                 f"pretrain.augment.spectral.group_dropout.p = {p}: leaves nothing of a modality for "
-                "pretrain.terms.intra and cross to compare; set it or both of them to 0"
+                "pretrain.terms.intra and cross to compare; set the probability to 0, or both terms to 0"
             )
         if not self.terms.fused and self.encoder.fusion == "attention":
             raise ValueError(
                 f"pretrain.terms.fused = {self.terms.fused}: must be > 0 with pretrain.encoder.fusion: attention, "
-                "whose weights learn from nothing else; or set separate"
+                "because only this term trains the weights of modalities; or set pretrain.encoder.fusion: separate"
             )
         return self
 
 
 class Embed(_Section):
     batch_size: int = Field(ge=1)
-    """Images per forward pass; has no influence on the result."""
+    """Number of images per forward pass; has no influence on the result."""
 
 
 class Knn(_Section):
     k: int = Field(ge=1)
-    """Neighbours that vote."""
+    """Number of nearest neighbours that vote for a class."""
     temperature: float = Field(gt=0)
-    """A vote weighs exp(cosine / temperature); lower listens to the nearest alone."""
+    """Temperature, above 0: the weight of a vote is exp(cosine / temperature). With a low one, only the nearest
+    count."""
 
 
 class FineTune(_Section):
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(strict=False)
-    """Shares of the training labels to fine-tune with, beside the same network from scratch; [] for none."""
+    """Fractions of the training labels to fine-tune with, above 0, up to 1; the same network from random weights is
+    trained for comparison. []: no fine-tuning."""
     epochs: int = Field(ge=1)
+    """Number of passes over these labelled images."""
 
 
 class Evaluate(_Section):
     labels: list[str]
-    """Further columns of metadata.csv to evaluate as the label is."""
+    """Further columns of metadata.csv that are evaluated in the same way as the label."""
     held_out_classes: list[str]
-    """Classes of the label that pretraining never sees; evaluated as a task of their own."""
+    """Classes of the label that pretraining never sees; they are evaluated as a separate task."""
     balanced: bool
-    """Weigh classes equally in the probes, and choose their regularisation by balanced accuracy."""
+    """Whether all classes have equal weight in the probes, and balanced accuracy chooses the regularisation."""
     knn: Knn
     probe_views: int = Field(ge=0)
-    """Augmented views of every image that the probe on views learns from too; 0 for none."""
+    """Number of augmented views of every image that the probe on views learns from, besides the image; 0: no such
+    probe."""
     label_efficiency_seeds: int = Field(ge=0)
-    """Draws of labelled images at every size of the label-efficiency curve; 0 for no curve."""
+    """Number of random draws of labelled images for every size in the label-efficiency curve; 0: no curve."""
     fine_tune: FineTune
     pretrained: str | None
-    """A model of timm whose pretrained features are one more floor (downloaded)."""
+    """Name of a model of timm; the scores of its pretrained features (downloaded) are a further floor, which the
+    encoder should exceed. null: no such floor."""
     bootstrap: int = Field(ge=100)
-    """Resamples of the groups behind every 95 % confidence interval."""
+    """Number of bootstrap resamples of the groups for every 95 % confidence interval, at least 100."""
     seed: int = Field(ge=0)
-    """Seed of the bootstrap, of the random-weight encoder, of draws and of the map."""
+    """Seed of the bootstrap, of the encoder with random weights, of the draws of labelled images and of the map."""
 
 
 class Register(_Section):
     name: str = Field(pattern=r"^[^/:]+$")
-    """Name of the model in the MLflow registry."""
+    """Name of the model in the MLflow registry, without `/` and `:`."""
 
 
 class Params(_Section):
@@ -577,21 +624,21 @@ class Params(_Section):
     pretrain: Pretrain
     embed: Embed
     evaluate: Evaluate
-    register_: Register = Field(alias="register")  # pydantic models already have a `register` (from ABCMeta)
+    register_: Register = Field(alias="register")  # pydantic models already have an attribute `register` (from ABCMeta)
 
     def flat(self) -> dict[str, Any]:
-        """Dotted key → value for every parameter, as in params.yaml."""
+        """The value of every parameter by its dotted key, as in params.yaml."""
         return dict(_flatten(self.model_dump(by_alias=True)))
 
     def hash(self, *sections: str) -> str:
-        """Sixteen hex digits that identify the values of the given sections (all, when none is given)."""
+        """Sixteen hex digits that identify the values of these sections, or of all sections if none is named."""
         tree = self.model_dump(by_alias=True)
-        chosen = {k: v for k, v in tree.items() if k in sections or not sections}
-        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+        selected = {k: v for k, v in tree.items() if k in sections or not sections}
+        return hashlib.sha256(json.dumps(selected, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `1e-3` is a number, as DVC reads it, not the text that YAML 1.1 takes it for."""
+    """Reads `1e-3` as a number, as YAML 1.2 and DVC do; in YAML 1.1 it is a text."""
 
 
 _Loader.add_implicit_resolver(
@@ -612,7 +659,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def read_yaml(text: str | bytes, source: str | Path) -> Any:
-    """The tree of a YAML text, in which `1e-3` is a number; InputError names the source where it is not valid."""
+    """The tree of a YAML text; `1e-3` is a number. Raises InputError that names the source if the YAML is not valid."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -620,71 +667,74 @@ def read_yaml(text: str | bytes, source: str | Path) -> Any:
 
 
 def parse(schema: type[T], tree: Any, source: str | Path) -> T:
-    """The tree of a YAML file as an instance of `schema`, or InputError naming every key at error."""
+    """The tree of a YAML file as an instance of `schema`. Raises InputError that names every key with an error."""
     try:
         return schema.model_validate(tree if tree is not None else {})
     except ValidationError as error:
-        raise InputError("\n".join(f"{source}: {_line(error, schema)}" for error in error.errors())) from None
+        raise InputError("\n".join(f"{source}: {_message(error, schema)}" for error in error.errors())) from None
 
 
 def changed(params: Params, settings: Settings, source: str | Path) -> Params:
-    """The parameters with dotted keys changed; InputError names `source` and each key at error."""
+    """The parameters with dotted keys changed. Raises InputError that names `source` and every key with an error."""
     tree = params.model_dump(by_alias=True)
     change(tree, settings)
     return parse(Params, tree, source)
 
 
 def change(tree: dict[str, Any], settings: Settings) -> None:
-    """Sets dotted keys in the tree of a params.yaml, whatever stands there."""
+    """Sets dotted keys in the tree of a params.yaml, whatever the tree holds under these keys."""
     for key, value in settings.items():
         *path, last = key.split(".")
         node = tree
         for part in path:
             if not isinstance(node.get(part), dict):
-                node[part] = {}  # what can't be there is found when the tree is checked
+                node[part] = {}  # if the key is not valid, the check of the tree will report it
             node = node[part]
-        node[last] = deepcopy(value)  # a later key may lie inside it
+        node[last] = deepcopy(value)  # a later key may change a part of the value
 
 
-def _line(error: Any, schema: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith("="))  # tags of a union's members
+def _message(error: Any, schema: type[BaseModel]) -> str:
+    """The message for one error of pydantic: its key and value, and what is allowed."""
+    # parts that start with = are not keys but tags of union members
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith("="))
     match error["type"]:
         case "missing":
             return f"{key}: missing; add it"
         case "extra_forbidden" if "accum" in key:
             return (
-                f"{key}: unknown key; accumulated gradients would contrast each small batch with itself alone and lose "
-                "most negatives; set pretrain.micro_batch_size, which keeps them all"
+                f"{key}: unknown key; accumulated gradients would contrast each small batch only with itself and "
+                "lose most negatives; set pretrain.micro_batch_size, which keeps them all"
             )
         case "extra_forbidden":
             keys = _keys(schema)
-            near = [k for k in keys if k.endswith(f".{key}")] or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-            return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; remove it")
+            close = [k for k in keys if k.endswith(f".{key}")] or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+            return f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "; remove it")
         case "value_error":
             return str(error["ctx"]["error"])
     if error["type"] == "too_short":
-        return f"{key} = {error['input']!r}: must have {error['ctx']['min_length']} entry at least"
-    wanted = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+        return f"{key} = {error['input']!r}: must have at least {error['ctx']['min_length']} entry"
+    allowed = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if error["type"] == "model_type":
-        wanted = "a mapping of keys to values"
-    wanted = wanted.replace("greater than or equal to", "≥").replace("less than or equal to", "≤")
-    wanted = wanted.replace("greater than", ">").replace("less than", "<")
-    return f"{key} = {error['input']!r}: must be {wanted}" if key else f"must be {wanted}"
+        allowed = "a mapping of keys to values"
+    allowed = allowed.replace("greater than or equal to", "≥").replace("less than or equal to", "≤")
+    allowed = allowed.replace("greater than", ">").replace("less than", "<")
+    return f"{key} = {error['input']!r}: must be {allowed}" if key else f"must be {allowed}"
 
 
 def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted keys of a schema and of all schemas in it."""
     keys = []
     for name, field in schema.model_fields.items():
         key = prefix + (field.alias or name)
         keys.append(key)
-        for kind in _types(field.annotation):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += _keys(kind, key + ".")
+        for part in _types(field.annotation):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                keys += _keys(part, key + ".")
     return keys
 
 
 def _types(annotation: Any) -> list[Any]:
-    """The annotation, and all that it is made of."""
+    """The annotation and all types that it is made of."""
     return [annotation, *(part for argument in get_args(annotation) for part in _types(argument))]
 
 

@@ -15,8 +15,8 @@ OFF = {
 }
 
 
-class Told(Draws):
-    """Draws that give each view the numbers of its row of a table, every time from the first column on."""
+class FixedDraws(Draws):
+    """Draws that give each view the numbers of its row of a table, at every call from the first column on."""
 
     def __init__(self, table: torch.Tensor):
         self.table = table
@@ -27,7 +27,7 @@ class Told(Draws):
 
 @pytest.fixture
 def augment():
-    """The settings with everything off but what is given."""
+    """The settings with everything off except the given changes."""
 
     def make(changes: dict[str, float]) -> Augment:
         return with_changes({f"pretrain.augment.{k}": v for k, v in (OFF | changes).items()}).pretrain.augment
@@ -36,10 +36,10 @@ def augment():
 
 
 @pytest.fixture
-def told():
-    """Draws that are the given number throughout, or the rows of a table."""
+def fixed_draws():
+    """Draws that always give one number, or the rows of a table."""
 
-    def make(numbers: float | torch.Tensor, views: int = 1) -> Told:
-        return Told(numbers if isinstance(numbers, torch.Tensor) else torch.full((views, 1024), numbers))
+    def make(numbers: float | torch.Tensor, views: int = 1) -> FixedDraws:
+        return FixedDraws(numbers if isinstance(numbers, torch.Tensor) else torch.full((views, 1024), numbers))
 
     return make

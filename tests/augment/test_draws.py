@@ -5,7 +5,7 @@ import torch
 from simtrail.augment.draws import Draws
 
 
-def test_the_seed_decides_the_numbers_and_the_callers_generator_is_left_alone():
+def test_the_seed_decides_the_numbers_and_the_callers_generator_is_not_used():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -17,18 +17,18 @@ def test_the_seed_decides_the_numbers_and_the_callers_generator_is_left_alone():
     assert torch.rand(3).equal(expected)
 
 
-def test_every_image_and_both_of_its_views_have_numbers_of_their_own():
+def test_every_view_of_every_image_has_different_numbers():
     assert len(Draws((0,), 50).uniform(1).unique()) == 100
 
 
-def test_a_share_of_a_batch_sees_the_numbers_that_it_has_in_the_whole():
-    whole, share = Draws((7,), 10), Draws((7,), 3, start=4, total=10)
+def test_a_part_of_a_batch_gets_the_same_numbers_as_in_the_whole_batch():
+    whole, part = Draws((7,), 10), Draws((7,), 3, start=4, total=10)
     for columns in (1, 3):
-        assert share.uniform(columns).equal(whole.uniform(columns).reshape(2, 10, columns)[:, 4:7].flatten(0, 1))
-    assert share.chosen(1.0).tolist() == list(range(6))
+        assert part.uniform(columns).equal(whole.uniform(columns).reshape(2, 10, columns)[:, 4:7].flatten(0, 1))
+    assert part.chosen(1.0).tolist() == list(range(6))
 
 
-def test_numbers_are_uniform_between_the_bounds_and_rows_chosen_as_often_as_told():
+def test_numbers_are_uniform_between_the_bounds_and_rows_are_chosen_with_probability_p():
     draws = Draws((0,), 5000)
     numbers = draws.between(-2, 3, 2)
     assert numbers.shape == (10000, 2)

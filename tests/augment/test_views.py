@@ -10,7 +10,7 @@ from simtrail.augment.views import TwoViews
 from simtrail.data.recipe import Recipe
 
 SEVEN = ["uv", "red", "nir", "green", "violet", "blue", "swir"]
-KINDS = {
+AUGMENTATIONS = {
     "geometry.crop": {"min_area": 0.2},
     "geometry.horizontal_flip": {},
     "geometry.vertical_flip": {},
@@ -31,7 +31,7 @@ KINDS = {
     "texture.sharpness": {"factor": 2.0},
     "texture.erasing": {"max_area": 0.6},
 }
-EACH = pytest.mark.parametrize("kind", KINDS)
+EACH = pytest.mark.parametrize("name", AUGMENTATIONS)
 
 
 def recipe(bands: list[str], background: float = 0.5, size: int = 16) -> Recipe:
@@ -44,12 +44,12 @@ def recipe(bands: list[str], background: float = 0.5, size: int = 16) -> Recipe:
     return Recipe(**shape, wavelengths=waves, modalities=groups, **packing, **scale)
 
 
-def on(kinds: list[str], p: float) -> dict[str, float]:
-    return {f"{kind}.{key}": value for kind in kinds for key, value in ({"p": p} | KINDS[kind]).items()}
+def on(names: list[str], p: float) -> dict[str, float]:
+    return {f"{name}.{key}": value for name in names for key, value in ({"p": p} | AUGMENTATIONS[name]).items()}
 
 
-def two_views(augment, kinds: list[str], p: float = 1.0, bands: list[str] = SEVEN, **more: float) -> TwoViews:
-    return TwoViews(augment(on(kinds, p) | more), recipe(bands))
+def two_views(augment, names: list[str], p: float = 1.0, bands: list[str] = SEVEN, **more: float) -> TwoViews:
+    return TwoViews(augment(on(names, p) | more), recipe(bands))
 
 
 def pictures(images: int = 8, bands: int = 7, size: int = 16) -> torch.Tensor:
@@ -57,32 +57,33 @@ def pictures(images: int = 8, bands: int = 7, size: int = 16) -> torch.Tensor:
 
 
 @EACH
-def test_each_augmentation_changes_as_many_views_as_its_probability_says(augment, kind):
+def test_each_augmentation_changes_a_view_with_its_probability(augment, name):
     images = pictures(1000)
-    changed = two_views(augment, [kind], 0.3)(images, 0).nan_to_num(2) - images.repeat(2, 1, 1, 1)
-    shares = (changed.abs().amax((1, 2, 3)) > 1e-5).float().reshape(2, 1000).mean(1)
-    assert ((shares - 0.3).abs() < 0.06).all()
+    changed = two_views(augment, [name], 0.3)(images, 0).nan_to_num(2) - images.repeat(2, 1, 1, 1)
+    fractions = (changed.abs().amax((1, 2, 3)) > 1e-5).float().reshape(2, 1000).mean(1)
+    assert ((fractions - 0.3).abs() < 0.06).all()
 
 
 @EACH
-def test_with_probability_1_it_changes_all_and_with_0_none(augment, kind):
+def test_an_augmentation_changes_every_view_with_probability_1_and_none_with_0(augment, name):
     images = pictures(20)
-    both = (two_views(augment, [kind], p)(images, 0).nan_to_num(2) for p in (1.0, 0.0))  # bands left out are NaN
-    changed, left = ((views - images.repeat(2, 1, 1, 1)).abs() for views in both)
+    results = (two_views(augment, [name], p)(images, 0).nan_to_num(2) for p in (1.0, 0.0))  # bands left out are NaN
+    changed, unchanged = ((views - images.repeat(2, 1, 1, 1)).abs() for views in results)
     assert (changed.amax((1, 2, 3)) > 1e-5).all()
-    assert left.max() < 1e-5
+    assert unchanged.max() < 1e-5
 
 
 @pytest.mark.parametrize(
-    "kind", [k for k in KINDS if not any(few in k for few in ("flip", "grayscale", "dropout", "random_bands"))]
+    "name",
+    [k for k in AUGMENTATIONS if not any(part in k for part in ("flip", "grayscale", "dropout", "random_bands"))],
 )
-def test_no_two_views_share_their_draws(augment, kind):
-    views = two_views(augment, [kind])(pictures(1, size=64).repeat(20, 1, 1, 1), 0)
-    assert len(views.flatten(1).unique(dim=0)) == (6 if kind == "color.posterize" else 40)
+def test_every_view_has_different_draws(augment, name):
+    views = two_views(augment, [name])(pictures(1, size=64).repeat(20, 1, 1, 1), 0)
+    assert len(views.flatten(1).unique(dim=0)) == (6 if name == "color.posterize" else 40)
 
 
 def test_augmentations_are_drawn_independently(augment):
-    flips = [two_views(augment, [f"geometry.{kind}_flip"], 0.5) for kind in ("horizontal", "vertical")]
+    flips = [two_views(augment, [f"geometry.{name}_flip"], 0.5) for name in ("horizontal", "vertical")]
     images = pictures(500)
     flipped = [(views(images, 0) - images.repeat(2, 1, 1, 1)).abs().amax((1, 2, 3)) > 0.01 for views in flips]
     both = two_views(augment, ["geometry.horizontal_flip", "geometry.vertical_flip"], 0.5)(images, 0)
@@ -92,7 +93,7 @@ def test_augmentations_are_drawn_independently(augment):
 
 
 def test_the_seed_decides_the_views_whatever_was_drawn_before(augment):
-    views, images = two_views(augment, list(KINDS), 0.5), pictures()
+    views, images = two_views(augment, list(AUGMENTATIONS), 0.5), pictures()
     first = views(images, 1, 2).nan_to_num(2)
     torch.rand(3)
     other = views(images, 1, 3).nan_to_num(2)
@@ -100,26 +101,26 @@ def test_the_seed_decides_the_views_whatever_was_drawn_before(augment):
     assert not other.equal(first)
 
 
-def test_a_share_of_a_batch_has_the_views_that_it_has_in_the_whole(augment):
-    views, images = two_views(augment, list(KINDS), 0.5), pictures(9)
+def test_a_part_of_a_batch_has_the_same_views_as_in_the_whole_batch(augment):
+    views, images = two_views(augment, list(AUGMENTATIONS), 0.5), pictures(9)
     whole = views(images, 5).reshape(2, 9, 7, 16, 16)
     for start, stop in ((0, 4), (4, 5), (5, 9)):
-        share = views(images[start:stop], 5, start=start, total=9).reshape(2, -1, 7, 16, 16)
-        torch.testing.assert_close(share, whole[:, start:stop], rtol=0, atol=1e-5, equal_nan=True)
+        part = views(images[start:stop], 5, start=start, total=9).reshape(2, -1, 7, 16, 16)
+        torch.testing.assert_close(part, whole[:, start:stop], rtol=0, atol=1e-5, equal_nan=True)
 
 
-def test_the_callers_batch_and_generator_are_left_alone(augment):
+def test_the_callers_batch_and_generator_stay_unchanged(augment):
     images = pictures()
-    kept = images.clone()
+    before = images.clone()
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    two_views(augment, list(KINDS))(images, 0)
-    assert images.equal(kept)
+    two_views(augment, list(AUGMENTATIONS))(images, 0)
+    assert images.equal(before)
     assert torch.rand(2).equal(expected)
 
 
-def test_a_fault_in_an_augmentation_is_raised_not_hidden(augment, monkeypatch):
+def test_an_error_in_an_augmentation_is_raised_not_hidden(augment, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("broken")
 
@@ -129,36 +130,36 @@ def test_a_fault_in_an_augmentation_is_raised_not_hidden(augment, monkeypatch):
 
 
 @pytest.mark.parametrize(("bands", "size"), [(1, 8), (3, 15), (7, 32), (408, 16)])
-def test_any_number_of_bands_goes_through_everything_at_full_settings(augment, bands, size):
+def test_all_augmentations_work_for_any_number_of_bands(augment, bands, size):
     names = SEVEN if bands == 7 else [f"band{i}" for i in range(bands)]
     images = pictures(4, bands, size)
-    views = two_views(augment, list(KINDS), bands=names)(images, 0)
+    views = two_views(augment, list(AUGMENTATIONS), bands=names)(images, 0)
     assert views.shape == (8, bands, size, size)
     assert views.dtype == torch.float32
     missing = views.isnan().flatten(2)
     assert missing.equal(missing[:, :, :1].expand_as(missing))
     assert bands == 1 or missing.any()
     assert not missing.all(2).all(1).any()
-    there = views.flatten(2)[~missing[:, :, 0]]
-    assert there.isfinite().all()
-    assert there.min() >= 0
-    assert there.max() <= 1
-    assert (there.std(1) > 0).all()
+    present = views.flatten(2)[~missing[:, :, 0]]
+    assert present.isfinite().all()
+    assert present.min() >= 0
+    assert present.max() <= 1
+    assert (present.std(1) > 0).all()
 
 
-def test_16_bit_values_are_kept_where_nothing_is_drawn(augment):
+def test_16_bit_values_are_kept_without_augmentation(augment):
     values = (pictures() * 65535).round() / 65535
     views = two_views(augment, [])(values, 0)
     assert (views * 65535).round().equal((values * 65535).round().repeat(2, 1, 1, 1))
 
 
-def test_what_a_view_lacks_is_the_data_sets_background(augment):
+def test_outside_the_image_a_view_has_the_background_of_the_data_set(augment):
     views = two_views(augment, ["geometry.rotation"], **{"geometry.rotation.degrees": 45.0})
     corners = views(torch.ones(50, 7, 16, 16), 0)[:, :, 0, 0]
     assert set(corners.mul(1e6).round().unique().tolist()) == {500008.0, 1e6}  # 32768/65535
 
 
-def test_settings_that_no_band_can_follow_are_named(augment):
+def test_settings_without_effect_on_these_bands_are_named(augment):
     settings = on(["color.jitter", "color.grayscale"], 0.5)
     assert TwoViews(augment(settings), recipe(SEVEN)).without_effect() == []
     lines = TwoViews(augment(settings), recipe(["uv", "nir"])).without_effect()
@@ -172,41 +173,44 @@ def test_settings_that_no_band_can_follow_are_named(augment):
 
 @pytest.mark.gpu
 def test_a_gpu_draws_the_same_views(augment):
-    views, images = two_views(augment, [kind for kind in KINDS if kind != "color.posterize"]), pictures(16, 7, 32)
+    views, images = (
+        two_views(augment, [name for name in AUGMENTATIONS if name != "color.posterize"]),
+        pictures(16, 7, 32),
+    )
     torch.testing.assert_close(views(images.cuda(), 0).cpu(), views(images, 0), rtol=0, atol=1e-3, equal_nan=True)
 
 
-def test_coordinates_join_the_views_and_change_nothing_else(augment):
-    settings, images = augment(on([*KINDS], 0.7)), pictures(20)
+def test_coordinates_are_added_to_the_views_and_change_nothing_else(augment):
+    settings, images = augment(on([*AUGMENTATIONS], 0.7)), pictures(20)
     plain = TwoViews(settings, recipe(SEVEN))(images, 3)
     views = TwoViews(settings, recipe(SEVEN), coordinates=True)(images, 3)
     torch.testing.assert_close(views[:, :7], plain, rtol=0, atol=0, equal_nan=True)
     draws = Draws((3,), 20)
-    places = geometry.sampling_grid(images.repeat(2, 1, 1, 1), settings.geometry, Background([0.5], 65535), draws)
-    torch.testing.assert_close(views[:, 7:], places, rtol=0, atol=0, equal_nan=True)
-    assert 0 < places.isnan().float().mean() < 0.5
+    positions = geometry.sampling_grid(images.repeat(2, 1, 1, 1), settings.geometry, Background([0.5], 65535), draws)
+    torch.testing.assert_close(views[:, 7:], positions, rtol=0, atol=0, equal_nan=True)
+    assert 0 < positions.isnan().float().mean() < 0.5
 
 
-def test_what_was_masked_keeps_its_value_whatever_is_done_to_colours_and_spectra(augment):
+def test_masked_background_keeps_its_value_when_colours_and_spectra_change(augment):
     images = pictures(20)
     images[:, :, :, 8:] = 32768 / 65535
     changing = ("color", "spectral.shift", "spectral.gain", "spectral.gamma", "spectral.noise")
-    kinds = [kind for kind in KINDS if kind.startswith(changing)]
-    settings, plain = augment(on(kinds, 1.0)), recipe(SEVEN)
+    names = [name for name in AUGMENTATIONS if name.startswith(changing)]
+    settings, plain = augment(on(names, 1.0)), recipe(SEVEN)
     masked = plain.model_copy(update={"composite": True, "mask_band": 7, "file_bands": 8})
     assert (plain.masked, masked.masked) == (False, True)
     views = TwoViews(settings, masked)(images, 0)
     assert (views[..., 8:] == images[0, 0, 0, 8]).all()
-    free = TwoViews(settings, plain)(images, 0)
-    assert views[..., :8].equal(free[..., :8])
-    assert (free[..., 8:] != images[0, 0, 0, 8]).any()
+    unmasked = TwoViews(settings, plain)(images, 0)
+    assert views[..., :8].equal(unmasked[..., :8])
+    assert (unmasked[..., 8:] != images[0, 0, 0, 8]).any()
 
 
-def test_background_of_the_image_has_no_place_whatever_is_done_to_its_values(augment):
+def test_background_of_the_image_has_no_coordinates_even_if_its_values_change(augment):
     images = pictures(6)
     images[:, :, :, 8:] = 32768 / 65535
     settings = on(["geometry.horizontal_flip", "color.jitter", "spectral.noise", "texture.erasing"], 1.0)
-    places = TwoViews(augment(settings), recipe(SEVEN), coordinates=True)(images, 0)[:, 7:]
-    assert places[..., :8].isnan().all()
+    positions = TwoViews(augment(settings), recipe(SEVEN), coordinates=True)(images, 0)[:, 7:]
+    assert positions[..., :8].isnan().all()
     x = (15 - 2 * torch.arange(8.0, 16.0)) / 16
-    torch.testing.assert_close(places[:, 0, :, 8:], x.expand(12, 16, 8), rtol=0, atol=1e-5)
+    torch.testing.assert_close(positions[:, 0, :, 8:], x.expand(12, 16, 8), rtol=0, atol=1e-5)

@@ -23,15 +23,15 @@ def rule(**keys) -> Bands:
     return parse(Bands, keys, "params.yaml")
 
 
-def unread() -> np.ndarray:
-    raise AssertionError("pixels are read where nothing needs them")
+def fails_if_called() -> np.ndarray:
+    raise AssertionError("pixels are read although they are not needed")
 
 
-def chosen(spec, names=NAMES, wavelengths=NM, good=None, left_out=MASK, sample=unread) -> list[int]:
+def chosen(spec, names=NAMES, wavelengths=NM, good=None, left_out=MASK, sample=fails_if_called) -> list[int]:
     return choose_bands(spec, names, wavelengths, good, left_out, sample)
 
 
-def of_cube(spec, good=None, sample=unread) -> list[int]:
+def chosen_of_cube(spec, good=None, sample=fails_if_called) -> list[int]:
     return choose_bands(spec, CUBE, CUBE_NM.tolist(), good, set(), sample)
 
 
@@ -40,8 +40,8 @@ def correlated(p: int, c: int, seed: int = 0) -> np.ndarray:
     return rng.uniform(0, 1, (p, 4)) @ rng.uniform(0, 1, (4, c)) / 4 + rng.normal(0, 0.01, (p, c))
 
 
-def evenest(wavelengths, n: int) -> list[int]:
-    """The least sum of squared distances to n equal steps, of all the ways to choose n bands."""
+def most_even(wavelengths, n: int) -> list[int]:
+    """The n bands with the least sum of squared distances to n equal steps, by a search through all choices."""
     order = np.argsort(wavelengths)
     steps = np.linspace(min(wavelengths), max(wavelengths), n)
     cost = {c: sum((wavelengths[i] - s) ** 2 for i, s in zip(c, steps, strict=True)) for c in combinations(order, n)}
@@ -74,11 +74,11 @@ def test_modalities_follow_from_names_and_wavelengths(names, wavelengths, groups
     assert modalities(names, wavelengths) == groups
 
 
-def test_bands_that_nothing_tells_apart_are_one_group_named_by_the_caller():
+def test_bands_without_names_or_wavelengths_to_group_them_are_one_group_named_by_the_caller():
     assert modalities(["band1", "band2"], None, whole="hyperspectral") == {"hyperspectral": [0, 1]}
 
 
-def test_declared_modalities_stand_as_they_are_declared():
+def test_declared_modalities_are_used_unchanged():
     declared = {"near": ["blue", "green"], "far": ["uv2", "uv1", "uv3"], "one": ["red"]}
     assert modalities(NAMES[:6], NM[:6], declared) == {"near": [1, 2], "far": [3, 4, 5], "one": [0]}
 
@@ -88,36 +88,36 @@ def test_declared_modalities_stand_as_they_are_declared():
     [
         ({"rgb": ["red", "grean"]}, "modalities.rgb = 'grean': no such band; did you mean green?"),
         ({"rgb": ["red", "red"]}, "modalities.rgb = 'red': is the same band as 'red'; give it once"),
-        ({"a": ["red"], "b": ["blue", "red"]}, "modalities.b = 'red': is in modalities.a too; keep it in one"),
-        ({"a": ["red", "blue"]}, "modalities: no group holds green; put every band in one"),
+        ({"a": ["red"], "b": ["blue", "red"]}, "modalities.b = 'red': is also in modalities.a; keep it in one group"),
+        ({"a": ["red", "blue"]}, "modalities: no group contains green; put every band in a group"),
         ({"a": ["red", "blue", "green"], "b": []}, "modalities.b = []: give at least one of red, green, blue"),
     ],
 )
-def test_declared_modalities_at_fault_are_named(declared, line):
-    with pytest.raises(InputError) as fault:
+def test_errors_in_declared_modalities_are_named(declared, line):
+    with pytest.raises(InputError) as error:
         modalities(["red", "green", "blue"], None, declared)
-    assert str(fault.value) == f"dataset.yaml: {line}"
+    assert str(error.value) == f"dataset.yaml: {line}"
 
 
 # Choices
 
 
-def test_all_means_every_good_band_but_the_mask():
+def test_all_means_every_good_band_except_the_mask():
     assert chosen("all") == [0, 1, 2, 3, 4, 5]
     assert chosen("all", good=[True, False, True, True, True, False, True]) == [0, 2, 3, 4]
 
 
-def test_listed_bands_come_in_file_order_by_name_or_number_from_one_even_where_they_are_bad():
+def test_bands_listed_by_name_or_number_are_chosen_in_file_order_even_if_they_are_bad():
     assert chosen(["uv1", 2, "red"], good=[False] * 7) == [0, 1, 3]
 
 
-@pytest.mark.parametrize("wanted", [[450, 550, 650], [1000.0], [2000, 700, 1200]])
-def test_nearest_bands_are_those_of_a_search(wanted):
-    slow = sorted(min(range(40), key=lambda i: abs(CUBE_NM[i] - nm)) for nm in wanted)
-    assert of_cube(rule(nearest=wanted)) == slow
+@pytest.mark.parametrize("wavelengths", [[450, 550, 650], [1000.0], [2000, 700, 1200]])
+def test_nearest_bands_are_the_result_of_a_full_search(wavelengths):
+    expected = sorted(min(range(40), key=lambda i: abs(CUBE_NM[i] - nm)) for nm in wavelengths)
+    assert chosen_of_cube(rule(nearest=wavelengths)) == expected
 
 
-def test_nearest_passes_over_bad_bands_and_those_without_wavelength():
+def test_nearest_ignores_bad_bands_and_bands_without_wavelength():
     good = [True, False, True, True, True, True, True]
     assert chosen(rule(nearest=[500]), good=good) == [2]
     assert chosen(rule(nearest=[50]), names=["a", "b"], wavelengths=[None, 60], left_out=set()) == [1]
@@ -126,50 +126,50 @@ def test_nearest_passes_over_bad_bands_and_those_without_wavelength():
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 9])
 def test_uniform_bands_are_the_nearest_to_equal_steps_of_wavelength(n):
     nm = RNG.permutation([400, 404, 409, 420, 480, 490, 700, 760, 1500.0])
-    found = choose_bands(rule(uniform=n), CUBE[:9], nm.tolist(), None, set(), unread)
-    assert found == (evenest(nm, n) if n > 1 else [int(np.abs(nm - 950).argmin())])
-    assert len(set(found)) == n
+    result = choose_bands(rule(uniform=n), CUBE[:9], nm.tolist(), None, set(), fails_if_called)
+    assert result == (most_even(nm, n) if n > 1 else [int(np.abs(nm - 950).argmin())])
+    assert len(set(result)) == n
 
 
 def test_uniform_bands_without_wavelengths_are_equal_steps_of_position():
     names = [f"band{i}" for i in range(408)]
-    found = choose_bands(rule(uniform=12), names, None, None, set(), unread)
-    assert found == [37 * i for i in range(12)]
+    result = choose_bands(rule(uniform=12), names, None, None, set(), fails_if_called)
+    assert result == [37 * i for i in range(12)]
 
 
-def test_uniform_bands_are_good_ones_with_a_wavelength():
+def test_uniform_chooses_only_good_bands_with_a_wavelength():
     assert chosen(rule(uniform=5), good=[True, True, False, True, True, True, True]) == [0, 1, 3, 4, 5]
 
 
 @pytest.mark.parametrize("n", [1, 3, 4])
-def test_every_region_gives_as_many_bands_or_all_it_has(n):
-    found, slow = of_cube(rule(per_region=n)), []
+def test_every_region_gives_the_given_number_of_bands_or_all_its_bands(n):
+    result, expected = chosen_of_cube(rule(per_region=n)), []
     for low, high in pairwise([0, 400, 700, 1000, 3000]):
         inside = [i for i in range(40) if low <= CUBE_NM[i] < high]
         nm, m = [CUBE_NM[i] for i in inside], min(n, len(inside))
         middle = int(np.abs(np.array(nm) - (min(nm) + max(nm)) / 2).argmin())
-        slow += [inside[i] for i in (evenest(nm, m) if m > 1 else [middle])]
-    assert found == sorted(slow)
+        expected += [inside[i] for i in (most_even(nm, m) if m > 1 else [middle])]
+    assert result == sorted(expected)
 
 
-def test_variance_takes_the_bands_that_vary_most_of_the_good_ones():
+def test_variance_chooses_the_good_bands_with_the_largest_variance():
     pixels = correlated(500, 40)
     good = RNG.uniform(size=40) < 0.7
-    slow = sorted(np.flatnonzero(good), key=lambda i: -np.std([float(v) for v in pixels[:, i]]))[:6]
-    assert of_cube(rule(variance=6), good=good.tolist(), sample=lambda: pixels) == sorted(slow)
+    expected = sorted(np.flatnonzero(good), key=lambda i: -np.std([float(v) for v in pixels[:, i]]))[:6]
+    assert chosen_of_cube(rule(variance=6), good=good.tolist(), sample=lambda: pixels) == sorted(expected)
 
 
 @pytest.mark.parametrize("n", [1, 3, 8])
-def test_loading_takes_the_bands_with_the_largest_loadings_weighted_by_variance(n):
+def test_loading_chooses_the_bands_with_the_largest_loadings_weighted_by_variance(n):
     pixels = correlated(500, 40, seed=n)
     pca = PCA(n, svd_solver="full").fit(pixels)
     score = np.zeros(40)
     for ratio, component in zip(pca.explained_variance_ratio_, pca.components_, strict=True):
         score += ratio * abs(component)
-    assert of_cube(rule(loading=n), sample=lambda: pixels) == sorted(np.argsort(-score)[:n])
+    assert chosen_of_cube(rule(loading=n), sample=lambda: pixels) == sorted(np.argsort(-score)[:n])
 
 
-def test_a_sample_counts_by_the_bands_of_the_file_whatever_is_left_out():
+def test_a_sample_has_all_bands_of_the_file_even_if_some_are_left_out():
     pixels = np.zeros((9, 7))
     pixels[:, 6] = 100 * np.arange(9)
     pixels[:, 4] = np.arange(9)
@@ -177,7 +177,7 @@ def test_a_sample_counts_by_the_bands_of_the_file_whatever_is_left_out():
     assert chosen(rule(loading=1), sample=lambda: pixels) == [4]
 
 
-def test_principal_components_need_all_good_bands_and_cones_those_they_name():
+def test_principal_components_use_all_good_bands_and_cones_the_bands_they_name():
     good = [False, True, True, True, True, True, True]
     assert chosen(rule(pca=3), good=good) == [1, 2, 3, 4, 5]
     assert chosen(rule(usml=USML), good=good) == [0, 1, 2, 3, 4]
@@ -194,7 +194,7 @@ ALL_NAMES = "red, green, blue, uv1, uv2, uv3, mask"
         ([8], "prepare.bands = 8: must be from 1 to 7, the number of bands, or a band's name"),
         ([0], "prepare.bands = 0: must be from 1 to 7, the number of bands, or a band's name"),
         ([1, "red"], "prepare.bands = 'red': is the same band as 1; give it once"),
-        (["red", "mask"], "prepare.bands = 'mask': the mask never reaches the network; remove it here"),
+        (["red", "mask"], "prepare.bands = 'mask': the mask never reaches the network; remove it from the list"),
         ([], f"prepare.bands = []: give at least one of {ALL_NAMES}"),
         (rule(usml=USML | {"u": ["uv9"]}), "prepare.bands.usml.u = 'uv9': no such band; did you mean uv3?"),
         (
@@ -203,16 +203,16 @@ ALL_NAMES = "red, green, blue, uv1, uv2, uv3, mask"
         ),
         (
             rule(usml=USML | {"l": ["mask"]}),
-            "prepare.bands.usml.l = 'mask': the mask never reaches the network; remove it here",
+            "prepare.bands.usml.l = 'mask': the mask never reaches the network; remove it from the list",
         ),
         (
             rule(nearest=[560, 680]),
-            "prepare.bands.nearest = 680: the nearest band, 'red', lies at 620 nm; "
-            "ask for a wavelength within 50 nm of a band",
+            "prepare.bands.nearest = 680: the nearest band, 'red', is at 620 nm; "
+            "give a wavelength within 50 nm of a band",
         ),
         (
             rule(nearest=[550, 530]),
-            "prepare.bands.nearest = 530: 'green' at 540 nm is the nearest band to 550 nm too; remove one",
+            "prepare.bands.nearest = 530: 'green' at 540 nm is also the nearest band to 550 nm; remove one of the two",
         ),
         (rule(uniform=7), "prepare.bands.uniform = 7: must be at most 6, the number of bands with a wavelength"),
         (
@@ -224,10 +224,10 @@ ALL_NAMES = "red, green, blue, uv1, uv2, uv3, mask"
         (rule(pca=7), "prepare.bands.pca = 7: must be at most 6, the number of bands to choose from"),
     ],
 )
-def test_a_choice_that_cannot_be_had_is_refused_before_any_pixel_is_read(spec, line):
-    with pytest.raises(InputError) as fault:
+def test_an_impossible_choice_is_refused_before_any_pixel_is_read(spec, line):
+    with pytest.raises(InputError) as error:
         chosen(spec)
-    assert str(fault.value) == line
+    assert str(error.value) == line
 
 
 @pytest.mark.parametrize(
@@ -242,40 +242,40 @@ def test_a_choice_that_cannot_be_had_is_refused_before_any_pixel_is_read(spec, l
         ({"pca": 6}, "pca = 6: must be at most 5, the number of good bands to choose from"),
     ],
 )
-def test_where_bad_bands_are_left_out_the_good_ones_are_counted(keys, line):
+def test_the_message_counts_good_bands_if_bad_bands_are_left_out(keys, line):
     with pytest.raises(InputError, match=f"^prepare.bands.{line}$"):
         chosen(rule(**keys), wavelengths=[620, 540, 450, 395, 370, 710, None], good=[False, *[True] * 6])
 
 
 @pytest.mark.parametrize("wavelengths", [None, [None] * 7])
 @pytest.mark.parametrize("keys", [{"nearest": [450]}, {"per_region": 2}])
-def test_rules_of_wavelength_need_wavelengths(keys, wavelengths):
+def test_rules_based_on_wavelengths_need_wavelengths(keys, wavelengths):
     with pytest.raises(
         InputError, match=r"^prepare\.bands\.\w+: needs wavelengths in dataset\.yaml or the ENVI header$"
     ):
         chosen(rule(**keys), wavelengths=wavelengths)
 
 
-def test_uniform_without_wavelengths_names_the_bands_there_are():
+def test_uniform_without_wavelengths_counts_all_bands():
     with pytest.raises(InputError, match="must be at most 6, the number of bands to choose from"):
         chosen(rule(uniform=7), wavelengths=None)
 
 
 @pytest.mark.parametrize("spec", ["all", rule(uniform=1)])
 def test_a_file_without_a_good_band_is_refused(spec):
-    with pytest.raises(InputError, match=r"^prepare\.bands: no band of the file is marked good; list those wanted"):
+    with pytest.raises(InputError, match=r"^prepare\.bands: no band of the file is marked good; list the bands to use"):
         chosen(spec, good=[False] * 6 + [True])
 
 
 def test_a_name_that_two_bands_share_is_refused():
-    with pytest.raises(InputError, match="'a': bands 1 and 3 have that name; give them different ones"):
+    with pytest.raises(InputError, match="'a': bands 1 and 3 have this name; give them different names"):
         chosen(["a"], names=["a", "b", "a"], wavelengths=None, left_out=set())
 
 
-def test_an_unknown_band_of_hundreds_is_told_in_one_short_line():
-    with pytest.raises(InputError, match=r"\(408\)$") as fault:
-        choose_bands(["x"], [f"band{i + 1}" for i in range(408)], None, None, set(), unread)
-    assert len(str(fault.value)) < 160
+def test_the_message_about_an_unknown_band_is_short_even_for_hundreds_of_bands():
+    with pytest.raises(InputError, match=r"\(408\)$") as error:
+        choose_bands(["x"], [f"band{i + 1}" for i in range(408)], None, None, set(), fails_if_called)
+    assert len(str(error.value)) < 160
 
 
 @pytest.mark.parametrize(
@@ -290,9 +290,9 @@ def test_an_unknown_band_of_hundreds_is_told_in_one_short_line():
     ],
 )
 def test_a_section_of_bands_holds_exactly_one_valid_rule(tree, line):
-    with pytest.raises(InputError) as fault:
+    with pytest.raises(InputError) as error:
         rule(**tree)
-    assert str(fault.value).startswith(f"params.yaml: {line}")
+    assert str(error.value).startswith(f"params.yaml: {line}")
 
 
 # Mixtures
@@ -303,12 +303,12 @@ def unit_image(c: int, size: int = 9, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spec", ["all", ["red"], rule(uniform=3), rule(variance=2)])
-def test_bands_that_are_only_chosen_are_not_mixed(spec):
-    assert make_mix(spec, NAMES[:6], unread) is None
+def test_rules_that_only_choose_bands_give_no_mix(spec):
+    assert make_mix(spec, NAMES[:6], fails_if_called) is None
 
 
 @pytest.mark.parametrize(("c", "n"), [(7, 3), (60, 5), (1, 1)])
-def test_components_are_those_of_scikit_learn_between_their_percentiles(c, n):
+def test_components_are_those_of_scikit_learn_scaled_by_their_percentiles(c, n):
     pixels = np.clip(correlated(2000, c), 0, 1)
     mix = make_mix(rule(pca=n), [f"b{i}" for i in range(c)], lambda: pixels)
     image = pixels[:100].T.reshape(c, 10, 10).astype(np.float32)
@@ -323,7 +323,7 @@ def test_components_are_those_of_scikit_learn_between_their_percentiles(c, n):
     assert mix.names == [f"pc{i + 1}" for i in range(n)]
 
 
-def test_the_scale_of_a_component_spares_one_pixel_in_a_thousand_at_either_end():
+def test_the_scale_of_a_component_clips_one_pixel_in_a_thousand_at_each_end():
     pixels = correlated(5000, 7)
     planes = make_mix(rule(pca=2), NAMES, lambda: pixels).apply(pixels.T[:, :, None].astype(np.float32))
     for plane in planes:
@@ -331,7 +331,7 @@ def test_the_scale_of_a_component_spares_one_pixel_in_a_thousand_at_either_end()
         assert 4 <= (plane == 1).sum() <= 6
 
 
-def test_more_components_than_the_images_hold_are_refused():
+def test_more_components_than_the_images_have_are_refused():
     pixels = RNG.uniform(0, 1, (300, 2)) @ RNG.uniform(0, 1, (2, 7))
     line = "prepare.bands.pca = 4: must be at most 2, the number of components along which the pixels of the training"
     with pytest.raises(InputError, match=line):
@@ -341,9 +341,9 @@ def test_more_components_than_the_images_hold_are_refused():
 @pytest.mark.parametrize("spec", [rule(pca=3), rule(usml=USML)])
 def test_planes_are_float32_in_the_unit_interval_and_survive_json(spec):
     mix = make_mix(spec, NAMES[:5], lambda: correlated(400, 5))
-    again = Mix.model_validate_json(mix.model_dump_json())
-    assert again == mix
-    planes = again.apply(unit_image(5))
+    restored = Mix.model_validate_json(mix.model_dump_json())
+    assert restored == mix
+    planes = restored.apply(unit_image(5))
     assert planes.dtype == np.float32
     assert planes.shape == (len(mix.names), 9, 9)
     assert planes.min() >= 0
@@ -369,9 +369,9 @@ def test_colours_are_the_means_of_the_corners_weighted_by_relative_catch_whateve
     assert np.linalg.norm(tetrahedral(catches), axis=0).max() <= 0.75
 
 
-def test_planes_of_an_eye_are_colour_by_the_bounds_of_the_tetrahedron_and_luminance():
+def test_planes_of_usml_are_colour_scaled_by_the_bounds_of_the_tetrahedron_and_luminance():
     names = NAMES[:5]
-    mix = make_mix(rule(usml=USML), names, unread)
+    mix = make_mix(rule(usml=USML), names, fails_if_called)
     image = unit_image(5)
     planes = mix.apply(image)
     for y, x in np.ndindex(9, 9):
@@ -384,8 +384,8 @@ def test_planes_of_an_eye_are_colour_by_the_bounds_of_the_tetrahedron_and_lumina
     assert mix.names == ["x", "y", "z", "luminance"]
 
 
-def test_black_lies_at_the_achromatic_centre_without_luminance():
-    mix = make_mix(rule(usml=USML), NAMES[:5], unread)
+def test_black_is_at_the_achromatic_centre_without_luminance():
+    mix = make_mix(rule(usml=USML), NAMES[:5], fails_if_called)
     black, grey = mix.apply(np.zeros((5, 2, 2), np.float32)), mix.apply(np.full((5, 2, 2), 0.5, np.float32))
     np.testing.assert_allclose(black[:3], grey[:3], atol=1e-6)
     assert (black[3] == 0).all()

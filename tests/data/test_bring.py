@@ -40,11 +40,11 @@ def test_class_folders_are_copied_under_images_and_versioned(project):
     assert recorded["nfiles"] == 6
 
 
-@pytest.mark.parametrize("shaped", [True, False])
-def test_metadata_paths_point_into_images_and_columns_are_declared(project, shaped):
+@pytest.mark.parametrize("has_images_folder", [True, False])
+def test_metadata_paths_start_with_images_and_columns_are_declared(project, has_images_folder):
     source = project / "mine"
     prefix = ""
-    if shaped:
+    if has_images_folder:
         (source / "images").mkdir()
         for folder in ("class0", "class1"):
             (source / folder).rename(source / "images" / folder)
@@ -84,24 +84,24 @@ def test_a_wrong_column_is_refused_and_nothing_is_left_behind(project, label, sh
     assert not (project / "project/data.dvc").exists()
 
 
-def test_missing_empty_and_taken_are_refused(project):
+def test_a_missing_folder_an_empty_folder_and_a_used_name_are_refused(project):
     with pytest.raises(InputError, match="no such folder"):
         bring.add(project / "none", "moths", None, None, link=False)
     (project / "empty").mkdir()
     with pytest.raises(InputError, match="no image in it"):
         bring.add(project / "empty", "moths", None, None, link=False)
     bring.add(project / "mine", "moths", None, None, link=False)
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         bring.add(project / "mine", "moths", None, None, link=False)
 
 
-def test_data_that_is_recorded_but_missing_is_not_dropped_from_the_record(project):
+def test_recorded_data_that_is_missing_stays_recorded(project):
     (project / "project/data.dvc").write_text("outs: []")
     with pytest.raises(InputError, match="simtrail data fetch"):
         bring.add(project / "mine", "moths", None, None, link=False)
 
 
-def test_missing_data_names_the_command_that_brings_it(project):
+def test_the_message_about_missing_data_names_the_command_that_brings_it(project):
     with pytest.raises(InputError, match=r"simtrail data add PATH --name moths"):
         bring.fetch("moths")
 

@@ -28,23 +28,23 @@ def noise(height: int = 20, width: int = 24) -> np.ndarray:
     return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def make_hostile(folder: Path) -> dict[str, str]:
-    """Writes 60 hostile files into an image folder; returns path → what its reason must say."""
+def write_unusable(folder: Path) -> dict[str, str]:
+    """Writes 60 unusable files into an image folder; returns path → a part of the expected reason."""
     folder.mkdir(parents=True, exist_ok=True)
     good = next(folder.glob("*.png")).read_bytes()
     expected = {}
 
-    def put(name: str, data: bytes, reason: str) -> None:
+    def write(name: str, data: bytes, reason: str) -> None:
         (folder / name).write_bytes(data)
         expected[f"images/{folder.name}/{name}"] = reason
 
     for i in range(6):
-        whole = folder / "whole.jpg"
-        Image.fromarray(noise(40, 40)).save(whole)
-        put(f"truncated {i}.jpg", whole.read_bytes()[: 300 + 100 * i], "truncated")
-        whole.unlink()
-        put(f"null{i}.png", b"", "empty file")
-        put(f"notiz-ü{i}.png", f"this is text {i}".encode(), "not an image")
+        complete = folder / "whole.jpg"
+        Image.fromarray(noise(40, 40)).save(complete)
+        write(f"truncated {i}.jpg", complete.read_bytes()[: 300 + 100 * i], "truncated")
+        complete.unlink()
+        write(f"null{i}.png", b"", "empty file")
+        write(f"notiz-ü{i}.png", f"this is text {i}".encode(), "not an image")
         for name, size in ((f"dot{i}.png", (1, 1)), (f"стрічка {i}.png", (1, 20000))):
             Image.fromarray(noise(*size)).save(folder / name)
             expected[f"images/{folder.name}/{name}"] = "height 1 px, must be 16 to 16384 px"
@@ -61,15 +61,15 @@ def make_hostile(folder: Path) -> dict[str, str]:
         expected[f"images/{folder.name}/flat{i}.png"] = "every pixel is"
     other = folder.parent / "class1"
     for i, path in enumerate(sorted(other.glob("*.png"))[:6]):
-        put(f"copy{i}.png", path.read_bytes(), f"same bytes as images/class1/{path.name}, under another label")
+        write(f"copy{i}.png", path.read_bytes(), f"same bytes as images/class1/{path.name}, under another label")
         expected[f"images/class1/{path.name}"] = f"same bytes as images/{folder.name}/copy{i}.png, under another label"
     assert good
     return expected
 
 
-def test_sixty_hostile_files_are_each_named_with_their_reason(tmp_path):
+def test_each_of_sixty_unusable_files_is_named_with_its_reason(tmp_path):
     photographs(tmp_path / "images", each=20)
-    expected = make_hostile(tmp_path / "images" / "class0")
+    expected = write_unusable(tmp_path / "images" / "class0")
     assert len(expected) == 60 + 6
     findings, rejected = checked(tmp_path)
     assert set(rejected) == set(expected)
@@ -83,7 +83,7 @@ def test_sixty_hostile_files_are_each_named_with_their_reason(tmp_path):
     }
 
 
-def test_a_good_set_passes_everything(tmp_path):
+def test_a_good_dataset_passes_every_check(tmp_path):
     photographs(tmp_path / "images")
     findings, rejected = checked(tmp_path)
     assert not rejected
@@ -107,7 +107,7 @@ def test_duplicates_in_one_class_small_classes_and_missing_labels_are_warnings(t
     }
 
 
-def test_other_bands_and_types_are_rejected_against_the_declared_or_the_usual(tmp_path):
+def test_other_bands_and_types_than_the_declared_or_most_common_ones_are_rejected(tmp_path):
     photographs(tmp_path / "images")
     Image.fromarray(noise()[..., 0]).save(tmp_path / "images/class0/grey.png")
     tifffile.imwrite(tmp_path / "images/class0/deep.tif", noise().astype(np.uint16), photometric="rgb")
@@ -120,13 +120,13 @@ def test_other_bands_and_types_are_rejected_against_the_declared_or_the_usual(tm
     assert len(rejected) == 38
 
 
-def with_metadata(folder: Path, text: str, card: str = "") -> Dataset:
-    (folder / "metadata.csv").write_text(text, encoding="utf-8")
-    (folder / "dataset.yaml").write_text(card)
+def with_metadata(folder: Path, rows: str, declaration: str = "") -> Dataset:
+    (folder / "metadata.csv").write_text(rows, encoding="utf-8")
+    (folder / "dataset.yaml").write_text(declaration)
     return Dataset(folder)
 
 
-def test_metadata_gives_labels_and_groups_and_its_missing_files_are_named(tmp_path):
+def test_metadata_gives_labels_and_groups_and_missing_files_are_named(tmp_path):
     photographs(tmp_path / "images", classes=1, each=2)
     text = "path,genus,id\nimages/class0/0.png,A,1\nimages/class0/1.png,B,\nimages/class0/9.png,B,2\n"
     with_metadata(tmp_path, text, "label: genus\ngroup: id")
@@ -140,11 +140,11 @@ def test_metadata_gives_labels_and_groups_and_its_missing_files_are_named(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "card", "message"),
+    ("text", "declaration", "message"),
     [
         ("file,genus\nx,A\n", "", "no column 'path'; it has file, genus"),
         ("path,genus\nx,A\n", "label: species", "no column 'species'; it has path, genus"),
-        ("path\na\na\n", "", "row 3: path 'a' stands there twice"),
+        ("path\na\na\n", "", "row 3: path 'a' is listed twice"),
         ("path,split\na,holdout\n", "", "row 2: split = 'holdout': must be train, val, test"),
         ("", "", "metadata.csv: not a comma-separated"),
         ("path\na\n", "labels: x", "dataset.yaml: labels: unknown key; did you mean label?"),
@@ -152,10 +152,10 @@ def test_metadata_gives_labels_and_groups_and_its_missing_files_are_named(tmp_pa
         ("path\na\n", "bands: [r, g]\nwavelengths: [1.0]", "1 values for 2 bands"),
     ],
 )
-def test_bad_metadata_is_one_clear_error(tmp_path, text, card, message):
+def test_bad_metadata_is_one_clear_error(tmp_path, text, declaration, message):
     (tmp_path / "images").mkdir()
     with pytest.raises(InputError) as error:
-        with_metadata(tmp_path, text, card).table()
+        with_metadata(tmp_path, text, declaration).table()
     assert message in str(error.value)
 
 
@@ -167,7 +167,7 @@ def test_folders_give_labels_and_a_fixed_split(tmp_path):
     assert set(table["label"]) == {"class0", "class1", "class2"}
 
 
-def test_the_md5_is_the_one_dvc_gives(tmp_path, monkeypatch):
+def test_the_md5_is_that_of_dvc(tmp_path, monkeypatch):
     from dvc.repo import Repo
 
     monkeypatch.chdir(tmp_path)
@@ -182,7 +182,7 @@ def test_the_md5_is_the_one_dvc_gives(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATASETS / "plankton.tar.xz").exists(), reason="needs the plankton images")
-def test_plankton_names_its_cross_class_duplicate(tmp_path):
+def test_the_duplicate_in_two_classes_of_plankton_is_named(tmp_path):
     import tarfile
 
     with tarfile.open(DATASETS / "plankton.tar.xz") as archive:

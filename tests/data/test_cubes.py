@@ -10,7 +10,7 @@ import tifffile
 from conftest import with_changes
 
 from simtrail import read_image
-from simtrail.data.bring import _gather
+from simtrail.data.bring import _copy_dataset
 from simtrail.data.checks import validate
 from simtrail.data.dataset import Dataset
 from simtrail.data.manifest import scan
@@ -32,9 +32,9 @@ def cube(seed: int, dtype: str = "uint16") -> np.ndarray:
 def write_envi(folder: Path, name: str, image: np.ndarray, interleave: str = "bil", **more: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     bands, lines, samples = image.shape
-    said = {"samples": samples, "lines": lines, "bands": bands, "header offset": 0, "data type": 12, "byte order": 0}
-    said |= {"interleave": interleave, "wavelength units": "nm", "wavelength": WAVELENGTHS, **more}
-    lists = {k: f"{{{', '.join(map(str, v))}}}" if isinstance(v, list) else v for k, v in said.items()}
+    fields = {"samples": samples, "lines": lines, "bands": bands, "header offset": 0, "data type": 12, "byte order": 0}
+    fields |= {"interleave": interleave, "wavelength units": "nm", "wavelength": WAVELENGTHS, **more}
+    lists = {k: f"{{{', '.join(map(str, v))}}}" if isinstance(v, list) else v for k, v in fields.items()}
     (folder / f"{name}.hdr").write_text("ENVI\n" + "".join(f"{k} = {v}\n" for k, v in lists.items()))
     image.astype("<u2").transpose(AXES[interleave]).tofile(folder / f"{name}.dat")
 
@@ -53,17 +53,17 @@ def checked(folder: Path, **changes):
     return manifest, {f.title: f for f in findings}, rejected
 
 
-def test_a_header_is_the_image_and_its_data_belong_to_it(cubes):
-    images, others = Dataset(cubes).files()
+def test_an_envi_image_is_listed_by_its_header(cubes):
+    images, other_files = Dataset(cubes).files()
     assert images == [f"images/c{i}.hdr" for i in range(6)]
-    assert others == []
+    assert other_files == []
     (cubes / "metadata.csv").write_text("path,kind\n" + "".join(f"images/c{i}.dat,a\n" for i in range(6)))
     table = Dataset(cubes).table()
     assert table["path"].tolist() == images
     assert (table["meta.kind"] == "a").all()
 
 
-def test_statistics_of_every_band_are_those_of_the_whole_array_in_any_interleave(cubes, monkeypatch):
+def test_statistics_of_every_band_equal_those_of_the_whole_array_in_any_interleave(cubes, monkeypatch):
     monkeypatch.setattr("simtrail.data.manifest.BLOCK", 1000)
     manifest, _ = scan(Dataset(cubes))
     for i, row in manifest.iterrows():
@@ -86,10 +86,10 @@ def test_the_md5_covers_headers_and_data(cubes):
     assert scan(Dataset(cubes))[1] != before
 
 
-def test_packed_cubes_are_the_good_bands_and_a_change_of_one_is_refused(cubes):
-    manifest, found, rejected = checked(cubes)
+def test_packed_cubes_have_the_good_bands_and_a_later_change_of_these_is_refused(cubes):
+    manifest, findings, rejected = checked(cubes)
     assert not rejected
-    assert found["wavelengths rise, or fall, from band to band"].success
+    assert findings["wavelengths rise, or fall, from band to band"].success
     recipe = make_recipe(manifest, Dataset(cubes).declaration, with_changes({"prepare.size": SIDE}).prepare)
     assert recipe.wavelengths == [nm for i, nm in enumerate(WAVELENGTHS) if i != 2]
     out = cubes / "out"
@@ -100,7 +100,7 @@ def test_packed_cubes_are_the_good_bands_and_a_change_of_one_is_refused(cubes):
         back = low + images.rows(np.array([i]))[0] / recipe.full_scale * (high - low)
         np.testing.assert_array_equal(np.rint(back), np.delete(cube(i), 2, 0))
     data = np.memmap(cubes / "images/c0.dat", "<u2", "r+")  # bsq
-    data[2 * SIDE * SIDE + 5] += 1  # of the bad band, which is not read
+    data[2 * SIDE * SIDE + 5] += 1  # in the bad band, which is not read
     data.flush()
     pack(cubes, manifest, recipe, out)
     data[3 * SIDE * SIDE + 5] += 1
@@ -109,7 +109,7 @@ def test_packed_cubes_are_the_good_bands_and_a_change_of_one_is_refused(cubes):
         pack(cubes, manifest, recipe, out)
 
 
-def test_a_truncated_cube_and_another_order_of_bands_are_named(cubes):
+def test_a_truncated_cube_and_a_different_order_of_bands_are_named(cubes):
     data = cubes / "images/c1.dat"
     data.write_bytes(data.read_bytes()[:-2])
     write_envi(cubes / "images", "c2", cube(2), wavelength=WAVELENGTHS[::-1], bbl=[1, 1, 0] + [1] * (BANDS - 3))
@@ -127,15 +127,15 @@ def test_numpy_arrays_are_height_width_bands(tmp_path):
         read_image(tmp_path / "b.npy")
 
 
-def test_the_sample_holds_pixels_of_the_images_in_their_own_units(cubes):
+def test_the_sample_has_pixels_of_the_images_in_the_units_of_the_files(cubes):
     pixels = sample_pixels(cubes, ["images/c1.hdr"], 0, None, None, [])
     assert pixels.shape[1] == BANDS
-    whole = {tuple(p) for p in cube(1).reshape(BANDS, -1).T}
-    assert all(tuple(p) in whole for p in pixels.astype(int))
+    all_pixels = {tuple(p) for p in cube(1).reshape(BANDS, -1).T}
+    assert all(tuple(p) in all_pixels for p in pixels.astype(int))
 
 
-def test_the_sample_has_pixels_of_the_organisms_alone(tmp_path):
-    image = np.zeros((40, 40, 3), np.uint8)  # one in six is organism, a third of it without data
+def test_the_sample_has_only_pixels_of_the_organisms(tmp_path):
+    image = np.zeros((40, 40, 3), np.uint8)  # a quarter is inside the mask; a third of this has no data
     image[10:20, :, :2], image[10:20, :, 2] = 50, 1
     image[10:20, :13, :2] = 9
     tifffile.imwrite(tmp_path / "a.tif", image)
@@ -151,7 +151,7 @@ def test_the_sample_has_pixels_of_the_organisms_alone(tmp_path):
 
 
 def test_adding_data_brings_headers_and_their_data_as_one_image(cubes, tmp_path):
-    count, left_out = _gather(cubes, tmp_path / "building", link=False)
+    count, left_out = _copy_dataset(cubes, tmp_path / "building", link=False)
     assert (count, left_out) == (6, [])
     assert (tmp_path / "building/images/c5.dat").exists()
 
@@ -163,7 +163,7 @@ def masked(folder: Path, mask: np.ndarray, name: str = "a") -> None:
     (folder / "dataset.yaml").write_text("bands: [green, nir, mask]\nmask: mask\n")
 
 
-def test_masks_must_be_binary_and_cover_as_much_as_declared(tmp_path):
+def test_masks_must_be_binary_and_cover_a_fraction_within_the_limits(tmp_path):
     half = np.zeros((SIDE, SIDE))
     half[: SIDE // 2] = 1
     for name, mask in {"a": half, "b": half, "grey": half * np.arange(SIDE), "full": half + 1}.items():
@@ -175,23 +175,23 @@ def test_masks_must_be_binary_and_cover_as_much_as_declared(tmp_path):
     assert "covers 1 of the image, must be 0.01 to 0.9" in rejected["images/full.tif"]
 
 
-def test_saturated_constant_and_shallow_bands_are_warned_of(tmp_path):
+def test_saturated_and_constant_bands_and_values_of_8_bits_give_warnings(tmp_path):
     image = cube(0) % 256
     image[3] = 7
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images/shallow.tif", image, planarconfig="separate", photometric="minisblack")
-    _, found, rejected = checked(tmp_path)
+    _, findings, rejected = checked(tmp_path)
     assert not rejected
-    assert found["no band is constant"].offenders == ["images/shallow.tif"]
-    assert not found["values use more than 8 bits of uint16"].success
+    assert findings["no band is constant"].offenders == ["images/shallow.tif"]
+    assert not findings["values use more than 8 bits of uint16"].success
     image[5, :4] = 65535
     tifffile.imwrite(tmp_path / "images/shallow.tif", image, planarconfig="separate", photometric="minisblack")
-    _, found, _ = checked(tmp_path)
-    assert found["at most 1% of a band's pixels are saturated"].offenders == ["images/shallow.tif"]
-    assert found["values use more than 8 bits of uint16"].success
+    _, findings, _ = checked(tmp_path)
+    assert findings["at most 1% of a band's pixels are saturated"].offenders == ["images/shallow.tif"]
+    assert findings["values use more than 8 bits of uint16"].success
 
 
-def test_values_without_data_do_not_count(tmp_path):
+def test_pixels_without_data_are_left_out_of_the_statistics(tmp_path):
     image = cube(0, "float32")
     image[:, :5] = -9999
     (tmp_path / "images").mkdir()
@@ -202,7 +202,7 @@ def test_values_without_data_do_not_count(tmp_path):
     assert min(manifest["min"][0]) > 0
 
 
-def test_gdal_tags_say_names_wavelengths_and_the_value_without_data(tmp_path):
+def test_gdal_tags_give_names_wavelengths_and_the_value_without_data(tmp_path):
     items = "".join(
         f'<Item name="DESCRIPTION" sample="{i}" role="description">b{i}</Item>'
         f'<Item name="wavelength" sample="{i}">0.{i + 4}</Item>'
@@ -216,22 +216,22 @@ def test_gdal_tags_say_names_wavelengths_and_the_value_without_data(tmp_path):
     assert facts.wavelengths == pytest.approx([400, 500, 600])
 
 
-def test_an_encoder_takes_raw_cubes_and_arrays_of_all_or_of_one_modality(cubes):
+def test_an_encoder_takes_raw_cubes_and_arrays_of_all_bands_or_of_one_modality(cubes):
     manifest, _ = scan(Dataset(cubes))
     p = with_changes({"prepare.size": 32, "pretrain.encoder.modalities": ["nir"]})
     recipe = make_recipe(manifest, Dataset(cubes).declaration, p.prepare)
     count, architecture = len(recipe.bands), p.pretrain.encoder.model_copy(update={"model": "test_resnet"})
     scale = {"mean": [0.3] * count, "std": [0.2] * count}
     encoder = Encoder(EncoderConfig(architecture=architecture, head=p.pretrain.head, recipe=recipe, **scale)).eval()
-    whole = encoder.embed(cubes / "images")
-    assert list(whole.index) == [str(cubes / f"images/c{i}.hdr") for i in range(6)]
+    embedding = encoder.embed(cubes / "images")
+    assert list(embedding.index) == [str(cubes / f"images/c{i}.hdr") for i in range(6)]
     arrays = np.stack([cube(i) for i in range(6)])
-    np.testing.assert_array_equal(encoder.embed(arrays), whole)
+    np.testing.assert_array_equal(encoder.embed(arrays), embedding)
     nir = [recipe.read_bands[i] for i in recipe.modalities["nir"]]
-    np.testing.assert_array_equal(encoder.embed(arrays[:, nir], modality="nir"), whole)
+    np.testing.assert_array_equal(encoder.embed(arrays[:, nir], modality="nir"), embedding)
 
 
-def test_nan_as_the_value_without_data_outlives_manifest_and_encoder(tmp_path):
+def test_nan_as_the_value_without_data_survives_in_manifest_and_encoder(tmp_path):
     image = cube(0).astype(np.float32)
     image[:, :5] = np.nan
     items = [(42113, "s", 0, "nan", True)]

@@ -1,4 +1,4 @@
-"""The demo set: the same bytes anywhere, in the promised layout, with twins that only ultraviolet tells apart."""
+"""The demo dataset: equal bytes on all machines, the documented layout, and twins that differ only in ultraviolet."""
 
 import csv
 import hashlib
@@ -11,7 +11,7 @@ import yaml
 
 from simtrail.data import demo
 
-# Changes when a pixel or a byte of a file does. If it differs on your machine alone, something there rounds otherwise.
+# It changes with every pixel and byte of a file. If it differs only on your machine, rounding differs there.
 PINNED = "c4e5fd5859dbbe13f102b1bde37b9d09a0492178bd342ee8fdc961520a1a935a"
 
 
@@ -44,7 +44,7 @@ def test_every_species_is_pinned() -> None:
     )
 
 
-def test_a_smaller_set_is_part_of_a_larger(small: Path, tmp_path: Path) -> None:
+def test_a_smaller_dataset_is_part_of_a_larger_one(small: Path, tmp_path: Path) -> None:
     demo.generate(tmp_path / "tiny", species=2, specimens=1)
     for path in (tmp_path / "tiny").rglob("*.tif"):
         assert path.read_bytes() == (small / path.relative_to(tmp_path / "tiny")).read_bytes()
@@ -91,15 +91,15 @@ def test_twins_differ_in_ultraviolet_only(pair: tuple[str, str], view: str) -> N
 
 
 def test_other_species_differ_in_colour() -> None:
-    seen = {demo.render(name, 3, "dorsal")[:3].tobytes() for name in demo.SPECIES}
-    assert len(seen) == len(demo.SPECIES) - len(demo.TWINS)
+    colours = {demo.render(name, 3, "dorsal")[:3].tobytes() for name in demo.SPECIES}
+    assert len(colours) == len(demo.SPECIES) - len(demo.TWINS)
 
 
 def test_random_bits_are_splitmix64() -> None:
     assert [int(value) for value in demo.Draws(1234567).bits(2)] == [6457827717110365317, 3203168211198807973]
 
 
-def test_existing_folder_is_refused_and_kept(tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="mine"):
         demo.generate(tmp_path / "mine", species=2, specimens=1)
@@ -117,11 +117,11 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"),
+    ("arguments", "name"),
     [({"seed": -1}, "seed"), ({"seed": 0.5}, "seed"), ({"species": 1}, "species"), ({"species": 13}, "species"),
      ({"specimens": 0}, "specimens")],
 )  # fmt: skip
-def test_values_out_of_range_are_refused(tmp_path: Path, asked: dict[str, int], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        demo.generate(tmp_path / "set", **asked)
+def test_values_out_of_range_are_refused(tmp_path: Path, arguments: dict[str, int], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        demo.generate(tmp_path / "set", **arguments)
     assert list(tmp_path.iterdir()) == []

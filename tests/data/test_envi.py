@@ -28,13 +28,13 @@ GOOD = {
 
 
 def text(**changes: str | None) -> str:
-    """A good header with keys changed or, where None, left out."""
+    """A valid header with changed keys; keys with the value None are left out."""
     fields = {**GOOD, **{key.replace("_", " "): value for key, value in changes.items()}}
     return "ENVI\n" + "".join(f"{key} = {value}\n" for key, value in fields.items() if value is not None)
 
 
-def written(folder, content: str | bytes, size: int = 48):
-    """The path of a header with this content, beside a data file of so many bytes."""
+def write_cube(folder, content: str | bytes, size: int = 48):
+    """Writes a header with this content and a data file of `size` bytes; returns the path of the header."""
     (folder / "cube.img").write_bytes(bytes(size))
     path = folder / "cube.hdr"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -52,7 +52,7 @@ def samples(tmp_path_factory):
     return folder / "envi_samples"
 
 
-def test_every_sample_has_the_pixels_that_others_read(samples):
+def test_every_sample_has_the_pixels_that_other_libraries_read(samples):
     table = pd.read_csv(samples / "expected.csv")
     cubes = table[table["sha256_HWC_le"].notna()]
     assert len(cubes) == 36
@@ -68,7 +68,7 @@ def test_every_sample_has_the_pixels_that_others_read(samples):
         np.testing.assert_allclose(measured, [row.min, row.max, row.mean], rtol=1e-6)
 
 
-def test_a_header_beside_a_png_alone_has_no_data_file(samples):
+def test_a_header_with_only_a_png_beside_it_has_no_data_file(samples):
     assert header_of(samples / "fenix_hippo/block1.png") is None
     with pytest.raises(ValueError, match=r"no data file beside the header; it must be one of block1, block1\.img"):
         data_of(samples / "fenix_hippo/block1.hdr")
@@ -81,7 +81,7 @@ def test_real_headers_give_bands_in_nanometres(samples):
     assert False in aviris.good
     fenix = read_header(samples / "fenix_hippo/image.hdr")
     assert (fenix.scale, fenix.nodata, len(fenix.wavelengths)) == (65535, 0, 450)
-    older = read_header(next(samples.glob("aviris_pycoal/f080702*_rgb.hdr")))  # it names no unit
+    older = read_header(next(samples.glob("aviris_pycoal/f080702*_rgb.hdr")))  # it has no unit
     assert older.wavelengths == (684.6979, 540.5568, 482.1898)
     assert (older.good, older.names, older.scale, older.nodata) == (None, None, None, None)
 
@@ -89,7 +89,7 @@ def test_real_headers_give_bands_in_nanometres(samples):
 @settings(max_examples=80, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6)),
-    kind=st.sampled_from(sorted(CODES)),
+    code=st.sampled_from(sorted(CODES)),
     interleave=st.sampled_from(sorted(ORDERS)),
     order=st.sampled_from("<>"),
     offset=st.integers(0, 40),
@@ -97,17 +97,21 @@ def test_real_headers_give_bands_in_nanometres(samples):
     seed=st.integers(0, 99),
 )
 def test_every_type_interleave_byte_order_and_offset_round_trips(
-    tmp_path_factory, shape, kind, interleave, order, offset, trailing, seed
+    tmp_path_factory, shape, code, interleave, order, offset, trailing, seed
 ):
     folder = tmp_path_factory.mktemp("cube")
-    dtype = np.dtype(order + kind)
+    dtype = np.dtype(order + code)
     image = np.random.default_rng(seed).integers(0, 256, (*shape, dtype.itemsize), np.uint8).view(dtype)[..., 0]
     stored = image.transpose(ORDERS[interleave]).tobytes()
     (folder / "cube.raw").write_bytes(b"x" * offset + stored + b"y" * trailing)
     bands, lines, samples = (str(n) for n in shape)
     header = folder / "cube.hdr"
     sizes = {"bands": bands, "lines": lines, "samples": samples, "header_offset": str(offset)}
-    layout = {"data_type": str(CODES[kind]), "interleave": interleave.upper(), "byte_order": str("<>".index(order))}
+    layout = {
+        "data_type": str(CODES[code]),
+        "interleave": interleave.upper(),
+        "byte_order": str("<>".index(order)),
+    }
     header.write_text(text(**sizes, **layout))
     cube = open_envi(header)
     assert cube.dtype == dtype
@@ -115,13 +119,13 @@ def test_every_type_interleave_byte_order_and_offset_round_trips(
     assert not cube.flags.writeable
 
 
-def test_a_few_bands_of_a_big_cube_cost_only_themselves(tmp_path):
+def test_a_few_bands_of_a_big_cube_need_memory_only_for_themselves(tmp_path):
     bands, side = 512, 256
-    header = written(tmp_path, text(samples="256", lines="256", bands="512"))
+    header = write_cube(tmp_path, text(samples="256", lines="256", bands="512"))
     with (tmp_path / "cube.img").open("r+b") as file:
-        file.truncate(bands * side * side * 2)  # 64 MiB, all of it a hole …
+        file.truncate(bands * side * side * 2)  # 64 MiB without data on disk …
         file.seek(400 * side * side * 2)
-        file.write(np.full(side * side, 7, "<u2").tobytes())  # … but for band 400
+        file.write(np.full(side * side, 7, "<u2").tobytes())  # … except band 400
     tracemalloc.start()
     cube = open_envi(header)
     chosen = np.asarray(cube[[3, 400]])
@@ -135,7 +139,7 @@ def test_a_few_bands_of_a_big_cube_cost_only_themselves(tmp_path):
 
 @pytest.mark.parametrize("interleave", ["bsq", "bil", "bip"])
 def test_the_array_is_a_view_of_the_file(tmp_path, interleave):
-    header = written(tmp_path, text(interleave=interleave))
+    header = write_cube(tmp_path, text(interleave=interleave))
     cube = open_envi(header)
     with (tmp_path / "cube.img").open("r+b") as file:
         file.write(b"\xff\xff")  # the first pixel of every interleave
@@ -163,7 +167,7 @@ def test_header_and_data_file_find_each_other(tmp_path, header, data):
     assert header_of(tmp_path / "a.png") is None
 
 
-def test_a_file_with_a_header_of_its_own_keeps_it(tmp_path):
+def test_a_file_with_a_separate_header_is_not_the_data_of_another_header(tmp_path):
     for name in ("a.bil", "a.bil.hdr", "a.bip", "a.hdr"):
         (tmp_path / name).touch()
     (tmp_path / "a").mkdir()  # a folder is no data file
@@ -179,11 +183,11 @@ def test_no_header_is_none_and_two_data_files_are_named(tmp_path):
     assert header_of(tmp_path / "nowhere" / "a.img") is None
     (tmp_path / "a.dat").touch()
     (tmp_path / "a.hdr").touch()
-    with pytest.raises(ValueError, match=r"more than one data file fits: a\.dat, a\.img; leave one"):
+    with pytest.raises(ValueError, match=r"more than one data file fits: a\.dat, a\.img; keep only one"):
         data_of(tmp_path / "a.hdr")
 
 
-def test_headers_are_read_in_every_hand(tmp_path):
+def test_headers_in_all_styles_of_writing_are_read(tmp_path):
     lines = [
         b"ENVI",
         b"; a comment = {",
@@ -208,7 +212,7 @@ def test_headers_are_read_in_every_hand(tmp_path):
         b"reflectance scale factor = 1e4",
     ]
     for end in (b"\n", b"\r\n", b"\r"):
-        header = read_header(written(tmp_path, end.join(lines)))
+        header = read_header(write_cube(tmp_path, end.join(lines)))
         assert (header.samples, header.lines, header.bands, header.interleave, header.offset) == (4, 3, 2, "bip", 0)
         assert header.dtype == np.uint8  # one byte has no order
         assert (header.wavelengths, header.fwhm) == ((560.0, 1640.0), (10.0, 20.0))
@@ -232,8 +236,8 @@ def test_headers_are_read_in_every_hand(tmp_path):
         ("Nanometers", None, None),
     ],
 )
-def test_wavelengths_come_in_nanometres(tmp_path, unit, values, nm):
-    header = read_header(written(tmp_path, text(wavelength_units=unit, wavelength=values, fwhm="{1, 2}")))
+def test_wavelengths_are_converted_to_nanometres(tmp_path, unit, values, nm):
+    header = read_header(write_cube(tmp_path, text(wavelength_units=unit, wavelength=values, fwhm="{1, 2}")))
     assert header.wavelengths == nm
     assert (header.fwhm is None) == (nm is None)
 
@@ -248,7 +252,7 @@ def test_wavelengths_come_in_nanometres(tmp_path, unit, values, nm):
         ("BYTEORDER I\nNROWS 3\nNCOLS 4\n", "^an Esri header .* gdal_translate"),
         ("ENVI\n", "^no samples, lines, bands, data type, interleave: an ENVI header must give"),
         (text(interleave=None), "^no interleave: an ENVI header must give samples"),
-        (text(interleave="bpi"), "^interleave = bpi: must be bsq, bil, bip$"),
+        (text(interleave="bpi"), "^interleave = bpi: must be one of bsq, bil, bip$"),
         (text(samples="ten"), "^samples = ten: must be a whole number of at least 1$"),
         (text(lines="0"), "^lines = 0: must be"),
         (text(bands="2.5"), "^bands = 2.5: must be a whole number"),
@@ -262,7 +266,7 @@ def test_wavelengths_come_in_nanometres(tmp_path, unit, values, nm):
         (text(file_type="ENVI Spectral Library"), "^file type = ENVI Spectral Library: must be ENVI Standard"),
         (text(file_type="TIFF"), "^file type = TIFF"),
         (text(major_frame_offsets="{0, 8}"), r"^major frame offsets = \{0, 8\}: must be 0"),
-        (text() + "Lines = 5\n", "^line 10: lines stands there twice; keep one$"),
+        (text() + "Lines = 5\n", "^line 10: lines is listed twice; keep one$"),
         (text() + "wavelength {1, 2}\n", r"^line 10: 'wavelength \{1, 2\}': must be `key = value`"),
         (text(wavelength="{400, 500, 600}"), "^wavelength: 3 values for 2 bands; give one per band$"),
         (text(wavelength="{400 500}"), "^wavelength: 1 values for 2 bands"),
@@ -274,7 +278,10 @@ def test_wavelengths_come_in_nanometres(tmp_path, unit, values, nm):
         (text(wavelength="{400, inf}"), "^wavelength, value 2 = inf: must be"),
         (text(wavelength="{0, 400}"), "^wavelength, value 1 = 0: must be"),
         (text(wavelength="{400, five\nhundred}"), "^wavelength, value 2 = five hundred: must be"),
-        (text(wavelength="{1e4, 2e4}", wavelength_units="Wavenumber"), "^wavelength units = Wavenumber: must be"),
+        (
+            text(wavelength="{1e4, 2e4}", wavelength_units="Wavenumber"),
+            "^wavelength units = Wavenumber: must be",
+        ),
         (text(wavelength="{400, 500"), "^line 10: wavelength: the brace is never closed"),
         (text(wavelength="{400, 500", fwhm="{1, 2}"), "^line 10: wavelength: the brace is never closed"),
         (text(reflectance_scale_factor="0"), "^reflectance scale factor = 0: must be a finite number above 0$"),
@@ -283,14 +290,14 @@ def test_wavelengths_come_in_nanometres(tmp_path, unit, values, nm):
     ],
 )
 def test_a_malformed_header_is_refused_in_one_line_with_its_reason(tmp_path, content, reason):
-    with pytest.raises(ValueError, match=reason) as refusal:
-        open_envi(written(tmp_path, content))
-    assert "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match=reason) as error:
+        open_envi(write_cube(tmp_path, content))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("size", "offset"), [(0, 0), (47, 0), (48, 1)])
 def test_a_truncated_data_file_is_refused_with_both_sizes(tmp_path, size, offset):
-    header = written(tmp_path, text(header_offset=str(offset)), size)
+    header = write_cube(tmp_path, text(header_offset=str(offset)), size)
     with pytest.raises(ValueError, match=rf"^cube\.img: truncated: {size} bytes of the {48 + offset} that the header"):
         open_envi(header)
 
@@ -298,6 +305,6 @@ def test_a_truncated_data_file_is_refused_with_both_sizes(tmp_path, size, offset
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60) | st.text("ENVI=\n{};, 0123bandslt", max_size=60).map(str.encode))
 def test_no_bytes_raise_anything_but_value_error(tmp_path_factory, garbage):
-    path = written(tmp_path_factory.mktemp("garbage"), b"ENVI\n" + garbage)
+    path = write_cube(tmp_path_factory.mktemp("garbage"), b"ENVI\n" + garbage)
     with pytest.raises(ValueError, match=r".+"):
         open_envi(path)

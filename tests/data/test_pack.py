@@ -20,7 +20,7 @@ PREPARE = with_changes({"prepare.size": 16}).prepare
 
 @pytest.fixture
 def packed(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "SHARD_BYTES", 10 * 3 * 16 * 16)  # 10 images a shard
+    monkeypatch.setattr(packing, "SHARD_BYTES", 10 * 3 * 16 * 16)  # 10 images per shard
     photographs(tmp_path / "data/images")
     dataset = Dataset(tmp_path / "data")
     manifest, _ = scan(dataset)
@@ -49,7 +49,7 @@ def test_packing_again_in_the_same_process_fills_the_new_files(packed, monkeypat
         np.testing.assert_array_equal(again.rows(np.arange(36)), images.rows(np.arange(36)))
 
 
-def test_statistics_are_those_of_the_pixels_of_the_given_rows_alone(packed):
+def test_statistics_are_those_of_the_pixels_of_only_the_given_rows(packed):
     manifest, recipe, images, folder = packed
     rows = np.array([1, 5, 12, 33])
     values = images.rows(rows).astype(np.float64) / 255
@@ -59,15 +59,15 @@ def test_statistics_are_those_of_the_pixels_of_the_given_rows_alone(packed):
     np.testing.assert_allclose(result["std"], values.std((0, 2, 3)), rtol=1e-9)
 
 
-def test_an_image_that_does_not_fit_is_not_said_to_have_changed(packed):
+def test_an_image_that_does_not_fit_is_not_reported_as_changed(packed):
     manifest, recipe, _, folder = packed
     other = recipe.model_copy(update={"file_bands": 5})
-    with pytest.raises(InputError, match=r"class0/.*with 5 bands") as refused:
+    with pytest.raises(InputError, match=r"class0/.*with 5 bands") as error:
         packing.pack(folder / "data", manifest, other, folder / "out")
-    assert "changed since" not in str(refused.value)
+    assert "changed since" not in str(error.value)
 
 
-def test_a_file_changed_since_the_check_is_refused_by_name(packed):
+def test_a_file_changed_since_the_check_is_refused_and_named(packed):
     manifest, recipe, _, folder = packed
     (folder / "data" / manifest["path"][4]).write_bytes(b"changed")
     with pytest.raises(InputError, match=r"class0/.*changed since it was checked"):

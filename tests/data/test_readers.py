@@ -52,7 +52,7 @@ def test_one_bit_becomes_black_and_white(tmp_path):
     np.testing.assert_array_equal(image[0], np.where(RGB[..., 0] > 127, 255, 0))
 
 
-def test_alpha_is_known(tmp_path):
+def test_alpha_is_recognised(tmp_path):
     rgba = np.dstack([RGB, RGB[..., 0]])
     image, alpha, _ = decode(saved(tmp_path, Image.fromarray(rgba), ".png").read_bytes())
     assert alpha
@@ -70,7 +70,7 @@ def test_sixteen_bit_png_keeps_every_bit(tmp_path, bands):
     np.testing.assert_array_equal(image, deep.transpose(2, 0, 1))
 
 
-def test_sixteen_bit_colour_ppm_is_refused_rather_than_cut(tmp_path):
+def test_sixteen_bit_colour_ppm_is_refused_instead_of_reduced(tmp_path):
     (tmp_path / "deep.ppm").write_bytes(b"P6\n2 1\n65535\n" + bytes(12))
     with pytest.raises(ValueError, match="only 8-bit colour PPM"):
         read_image(tmp_path / "deep.ppm")
@@ -129,16 +129,16 @@ def test_broken_bytes_are_value_errors_with_a_reason(data, reason):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
-def test_every_truncation_is_noticed(tmp_path, suffix):
-    whole = saved(tmp_path, Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), np.uint8))), suffix).read_bytes()
-    for share in (0.05, 0.3, 0.6, 0.9):
+def test_every_truncated_file_is_refused(tmp_path, suffix):
+    complete = saved(tmp_path, Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), np.uint8))), suffix).read_bytes()
+    for fraction in (0.05, 0.3, 0.6, 0.9):
         with pytest.raises(ValueError, match=r".+"):
-            decode(whole[: int(len(whole) * share)])
+            decode(complete[: int(len(complete) * fraction)])
 
 
 @pytest.mark.parametrize("order", ["CHW", "HCW", "HWC"])
 @pytest.mark.parametrize("offset", [0, 7, 5000])
-def test_bands_taken_from_a_memory_map_are_those_of_the_file_wherever_they_lie(tmp_path, order, offset):
+def test_bands_taken_from_a_memory_map_are_those_of_the_file_in_any_layout(tmp_path, order, offset):
     image = np.random.default_rng(0).integers(0, 9999, (9, 50, 70)).astype(">i2")
     axes = ["CHW".index(axis) for axis in order]
     (tmp_path / "a.img").write_bytes(bytes(offset) + image.transpose(axes).tobytes())

@@ -14,8 +14,8 @@ RNG = np.random.default_rng(0)
 
 
 def manifest(dtype: str, low: list[float], high: list[float], **facts) -> pd.DataFrame:
-    said = BandFacts(**facts).model_dump_json()
-    return pd.DataFrame({"bands": [len(low)], "dtype": [dtype], "min": [low], "max": [high], "facts": [said]})
+    facts_json = BandFacts(**facts).model_dump_json()
+    return pd.DataFrame({"bands": [len(low)], "dtype": [dtype], "min": [low], "max": [high], "facts": [facts_json]})
 
 
 def recipe(bands: int = 3, dtype: str = "uint8", low=0.0, high=255.0, mask_band=None, **prepare) -> Recipe:
@@ -41,7 +41,7 @@ def test_integers_of_sixteen_bits_keep_their_precision(dtype, low, high):
     np.testing.assert_array_equal(np.rint(back).astype(dtype), image)
 
 
-def test_every_band_of_floats_uses_its_own_range():
+def test_every_band_of_floats_has_a_separate_range():
     image = np.stack([np.linspace(0, 100, 256).reshape(16, 16), np.linspace(-1, 1, 256).reshape(16, 16)]).astype(
         np.float32
     )
@@ -58,8 +58,8 @@ def test_every_band_of_floats_uses_its_own_range():
 def test_padding_keeps_the_aspect_and_fills_with_background(shape, inside):
     image = np.full((3, *shape), 255, np.uint8)
     packed = conform(image, recipe(background=0.2))
-    whole = (packed[0] == 255).sum()
-    assert whole == inside[0] * inside[1]
+    image_pixels = (packed[0] == 255).sum()
+    assert image_pixels == inside[0] * inside[1]
     assert set(np.unique(packed)) == {51, 255}
 
 
@@ -95,12 +95,12 @@ def test_other_band_counts_are_refused():
         conform(np.zeros((5, 16, 16), np.uint8), recipe())
 
 
-def test_another_type_is_refused_rather_than_clipped():
+def test_another_type_is_refused_instead_of_clipped():
     with pytest.raises(ValueError, match="pixels are uint16: must be uint8"):
         conform(np.zeros((3, 16, 16), np.uint16), recipe())
 
 
-def test_downscaling_averages_instead_of_picking_pixels():
+def test_downscaling_averages_pixels():
     board = np.indices((64, 64)).sum(0) % 2 * 255
     packed = conform(np.stack([board] * 3).astype(np.uint8), recipe())
     assert abs(packed.astype(int) - 127).max() < 12
@@ -114,17 +114,22 @@ def test_integers_share_one_range_so_that_spectra_keep_their_shape():
     assert r.high == [0.9, 0.9]
 
 
-def test_what_files_say_of_their_bands_stands_in_for_dataset_yaml():
-    said = {"names": ["a", "b", "c"], "wavelengths": [380.0, 550.0, 800.0], "good": [True, False, True], "nodata": -9.0}
-    r = make_recipe(manifest("int16", [0] * 3, [9] * 3, **said), Declaration(), with_changes({}).prepare)
+def test_facts_in_files_are_used_for_keys_that_dataset_yaml_does_not_set():
+    facts = {
+        "names": ["a", "b", "c"],
+        "wavelengths": [380.0, 550.0, 800.0],
+        "good": [True, False, True],
+        "nodata": -9.0,
+    }
+    r = make_recipe(manifest("int16", [0] * 3, [9] * 3, **facts), Declaration(), with_changes({}).prepare)
     assert (r.bands, r.wavelengths, r.chosen, r.nodata) == (["a", "c"], [380.0, 800.0], [0, 2], -9.0)
     assert r.modalities == {"uv": [0], "nir": [1]}
     declared = Declaration(bands=["x", "y", "z"], modalities={"one": ["x", "y"], "two": ["z"]})
-    r = make_recipe(manifest("int16", [0] * 3, [9] * 3, **said), declared, with_changes({}).prepare)
+    r = make_recipe(manifest("int16", [0] * 3, [9] * 3, **facts), declared, with_changes({}).prepare)
     assert (r.bands, r.modalities) == (["x", "z"], {"one": [0], "two": [1]})
     wrong = Declaration(bands=["x", "y", "z"], modalities={"one": ["x", "yy"], "two": ["z"]})
     with pytest.raises(InputError, match="yy"):
-        make_recipe(manifest("int16", [0] * 3, [9] * 3, **said), wrong, with_changes({}).prepare)
+        make_recipe(manifest("int16", [0] * 3, [9] * 3, **facts), wrong, with_changes({}).prepare)
 
 
 def test_pixels_without_data_are_background():
@@ -143,16 +148,16 @@ def test_pixels_without_data_are_background():
 @pytest.mark.parametrize("bands", ["all", {"pca": 2}])
 def test_the_background_can_be_the_mean_of_the_organisms(bands):
     pixels = RNG.integers(0, 256, (500, 3)).astype(float)
-    told = []
+    calls = []
 
-    def sample(*apart: object) -> np.ndarray:
-        told.append(apart)
+    def sample(*arguments: object) -> np.ndarray:
+        calls.append(arguments)
         return pixels
 
     table, names = manifest("uint8", [0] * 3, [255] * 3, nodata=7.0), ["a", "b", "mask"]
     settings = {"prepare.size": 16, "prepare.background": "mean", "prepare.bands": bands}
     r = make_recipe(table, Declaration(bands=names, mask="mask"), with_changes(settings).prepare, sample)
-    assert told == [(2, 7.0, [0, 1])]
+    assert calls == [(2, 7.0, [0, 1])]
     planes = (pixels[:, :2] / 255).astype(np.float32).T[..., None]
     expected = (r.mix.apply(planes) if r.mix else planes).mean((1, 2))
     np.testing.assert_allclose(r.background, expected, atol=1e-5)
@@ -160,30 +165,30 @@ def test_the_background_can_be_the_mean_of_the_organisms(bands):
     image = RNG.integers(8, 256, (3, 8, 16), dtype=np.uint8)
     image[2], image[2, :, 8:] = 1, 0
     packed = conform(image, r)
-    ground = np.broadcast_to(r.packed_background, (2, 16, 16))
-    assert (packed[:, :4] == ground[:, :4]).all()  # padding
-    assert (packed[:, :, 8:] == ground[:, :, 8:]).all()  # outside the mask
-    assert (packed[:, 4:12, :8] != ground[:, 4:12, :8]).any()
+    background = np.broadcast_to(r.packed_background, (2, 16, 16))
+    assert (packed[:, :4] == background[:, :4]).all()  # padding
+    assert (packed[:, :, 8:] == background[:, :, 8:]).all()  # outside the mask
+    assert (packed[:, 4:12, :8] != background[:, 4:12, :8]).any()
     make_recipe(table, Declaration(bands=names), with_changes(settings | {"prepare.mask": "ignore"}).prepare, sample)
-    assert told[1][:2] == (None, None)
+    assert calls[1][:2] == (None, None)
     noisy = manifest("uint8", [0] * 3, [255] * 3, nodata=7.0, good=[True, False, True])
     make_recipe(noisy, Declaration(), with_changes(settings | {"prepare.bands": "all"}).prepare, sample)
-    assert told[2] == (None, 7.0, [0, 2])  # a bad band says nothing of where there are data
+    assert calls[2] == (None, 7.0, [0, 2])  # a bad band is not used to find pixels without data
 
 
-def test_a_background_of_one_value_may_stand_as_a_number():
-    old = recipe().model_dump() | {"background": 0.5}
-    assert Recipe.model_validate(old).background == [0.5]
+def test_a_background_stored_as_one_number_is_still_read():
+    stored = recipe().model_dump() | {"background": 0.5}
+    assert Recipe.model_validate(stored).background == [0.5]
 
 
-def test_a_mask_can_cut_the_image_to_the_organism():
+def test_a_mask_can_crop_the_image_to_the_organism():
     image = np.full((2, 64, 64), 40, np.uint8)
     image[0, 8:24, 8:24], image[1] = 200, 0
     image[1, 8:24, 8:24] = 1
     assert (conform(image, recipe(2, mask_band=1, mask="crop")) == 200).all()
 
 
-def test_principal_components_and_the_colours_of_uv_vision_take_the_place_of_bands():
+def test_principal_components_and_the_colours_of_uv_vision_replace_the_bands():
     image = RNG.integers(0, 256, (4, 16, 16), dtype=np.uint8)
     table, names = manifest("uint8", [0] * 4, [255] * 4), ["u", "s", "m", "l"]
     pixels = RNG.integers(0, 256, (500, 4)).astype(float)
@@ -198,15 +203,15 @@ def test_principal_components_and_the_colours_of_uv_vision_take_the_place_of_ban
     assert conform(pure, r)[:, 0, 0].tolist() == [128, 85, 255, 64]  # x ½, y ⅓, z 1, luminance ¼
 
 
-def test_a_modality_alone_stands_where_its_bands_stand_in_the_whole():
+def test_the_bands_of_one_modality_are_placed_where_they_are_in_a_full_image():
     image = RNG.integers(1, 256, (4, 16, 16), dtype=np.uint8)
     names = ["red", "uv1", "uv2", "mask"]
     declared = Declaration(bands=names, mask="mask", modalities={"vis": ["red"], "uv": ["uv1", "uv2"]})
     r = make_recipe(manifest("uint8", [0] * 4, [255] * 4), declared, with_changes({"prepare.size": 16}).prepare)
-    alone = conform(image[1:4], r, "uv")
-    np.testing.assert_array_equal(alone[1:], conform(image, r, "uv")[1:])
-    assert (alone[0] == 0).all()
-    with pytest.raises(ValueError, match="or uv alone: uv1, uv2, the mask"):
+    only_uv = conform(image[1:4], r, "uv")
+    np.testing.assert_array_equal(only_uv[1:], conform(image, r, "uv")[1:])
+    assert (only_uv[0] == 0).all()
+    with pytest.raises(ValueError, match="or only uv: uv1, uv2, the mask"):
         conform(image[1:3], r, "uv")
     with pytest.raises(ValueError, match="must be"):
         conform(image[1:3], r)

@@ -28,21 +28,21 @@ def manifest(n: int = 200, groups: int | None = None, classes: int = 4, split: l
 
 @settings(max_examples=30, deadline=None)
 @given(groups=st.integers(12, 60), seed=st.integers(0, 10**6))
-def test_no_group_is_on_two_sides(groups, seed):
+def test_every_group_is_in_one_part(groups, seed):
     table = manifest(groups=groups)
     split = assign_split(table, PREPARE.model_copy(update={"seed": seed}))
     assert split.groupby(table["group"]).nunique().max() == 1
     assert set(split) == {"train", "val", "test"}
 
 
-def test_the_parts_have_their_shares_in_every_class():
+def test_the_fractions_of_the_parts_hold_in_every_class():
     table = manifest(n=800)
-    share = pd.crosstab(table["label"], assign_split(table, PREPARE), normalize="index")
-    assert ((share["test"] - 0.2).abs() < 0.01).all()
-    assert ((share["val"] - 0.2).abs() < 0.01).all()
+    fractions = pd.crosstab(table["label"], assign_split(table, PREPARE), normalize="index")
+    assert ((fractions["test"] - 0.2).abs() < 0.01).all()
+    assert ((fractions["val"] - 0.2).abs() < 0.01).all()
 
 
-def test_the_seed_decides_and_the_order_of_rows_does_not():
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_rows():
     table = manifest()
     split = assign_split(table, PREPARE)
     shuffled = table.sample(frac=1, random_state=1)
@@ -55,26 +55,26 @@ def test_adding_images_moves_few_of_the_old_ones():
     assert (assign_split(small, PREPARE) == assign_split(large, PREPARE)[:400]).mean() > 0.9
 
 
-def test_equal_bytes_stay_together_even_across_groups():
+def test_images_with_equal_bytes_are_in_one_part_even_in_different_groups():
     table = manifest(n=60, groups=30)
     table.loc[[0, 1, 2], "sha256"] = "same"
     assert len(set(split_groups(table)[[0, 1, 2, 30, 31, 32]])) == 1
     assert assign_split(table, PREPARE)[[0, 1, 2, 30, 31, 32]].nunique() == 1
 
 
-def test_a_fixed_split_stands_and_validation_comes_from_train():
+def test_a_fixed_split_is_kept_and_validation_is_drawn_from_train():
     fixed = ["test" if i % 5 == 0 else "train" for i in range(200)]
     split = assign_split(manifest(split=fixed), PREPARE)
     np.testing.assert_array_equal(split == "test", np.array(fixed) == "test")
     assert 20 <= (split == "val").sum() <= 40
 
 
-def test_a_complete_fixed_split_is_taken_as_it_is():
+def test_a_complete_fixed_split_is_used_unchanged():
     fixed = [("train", "val", "test")[i % 3] for i in range(60)]
     assert assign_split(manifest(n=60, split=fixed), PREPARE).tolist() == fixed
 
 
-def test_a_fixed_split_through_a_group_is_refused_by_name():
+def test_a_fixed_split_that_divides_a_group_is_refused_and_its_images_named():
     fixed = ["test" if i < 20 else "train" for i in range(60)]
     with pytest.raises(InputError, match=r"images/.*one group.*test and train"):
         assign_split(manifest(n=60, groups=30, split=fixed), PREPARE)

@@ -30,7 +30,7 @@ TUNING = Tuning(2, PARAMS.augment.geometry, "fp32", learning_rate=3e-3)
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Three classes told apart by their brightest band."""
+    """Images of three classes, which differ in their brightest band."""
     recipe = Recipe(
         size=32, fit="pad", background=0.5, composite=True, file_dtype="uint8", file_bands=3, mask_band=None,
         bands=["red", "green", "blue"], dtype="uint8", low=[0] * 3, high=[255] * 3,
@@ -72,22 +72,22 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_it_learns_what_tells_the_classes_apart(images):
+def test_it_learns_to_distinguish_the_classes(images):
     tuned = tune(images, TUNING._replace(epochs=12))
-    found = probabilities(tuned.model, images, TEST)
-    assert found.shape == (18, 3)
-    assert found.sum(1) == pytest.approx(np.ones(18), abs=1e-5)
-    assert (found.argmax(1) == LABELS[TEST]).mean() > 0.8
+    predicted = probabilities(tuned.model, images, TEST)
+    assert predicted.shape == (18, 3)
+    assert predicted.sum(1) == pytest.approx(np.ones(18), abs=1e-5)
+    assert (predicted.argmax(1) == LABELS[TEST]).mean() > 0.8
     assert not tuned.model.training
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_begins_near_float32(images, precision):
+def test_the_first_loss_of_low_precision_is_close_to_float32(images, precision):
     low, exact = (tune(images, TUNING._replace(precision=p), rows=TRAIN[:6]) for p in (precision, "fp32"))
     assert low.history[0]["loss"] == pytest.approx(exact.history[0]["loss"], rel=0.05)
 
 
-def test_the_given_encoder_stays_as_it_is(images):
+def test_the_given_encoder_stays_unchanged(images):
     start = encoder(images)
     before = weights(start)
     tuned = tune(images, start=start)
@@ -98,16 +98,16 @@ def test_the_given_encoder_stays_as_it_is(images):
 
 def test_the_same_seed_gives_the_same_result_and_another_does_not(images):
     first = tune(images)
-    torch.rand(7)  # what is drawn elsewhere has no influence
+    torch.rand(7)  # other random draws have no influence
     again, other = tune(images), tune(images, seed=1)
     assert same(weights(first.model), weights(again.model))
     assert first.history == again.history
     assert not same(weights(first.model), weights(other.model))
 
 
-def test_few_images_are_gone_over_more_often(images):
-    found = tune(images, rows=TRAIN[:6], tuning=TUNING._replace(epochs=3))
-    assert [row["step"] for row in found.history] == [2, 4, 6]  # one step a pass; LEAST_STEPS is 4
+def test_with_few_images_an_epoch_has_several_passes(images):
+    few = tune(images, rows=TRAIN[:6], tuning=TUNING._replace(epochs=3))
+    assert [row["step"] for row in few.history] == [2, 4, 6]  # one step per pass; LEAST_STEPS is 4
     many = tune(images, tuning=TUNING._replace(epochs=1))
     assert many.history[0]["step"] == 4
 
@@ -117,7 +117,7 @@ def test_one_image_of_each_class_is_enough(images):
     assert all(np.isfinite(row["loss"]) for row in tuned.history)
 
 
-def test_one_image_or_no_validation_image_is_refused(images):
+def test_one_training_image_or_no_validation_image_raises_an_error(images):
     with pytest.raises(InputError, match="1 labelled training and 9 validation images"):
         tune(images, rows=TRAIN[:1])
     with pytest.raises(InputError, match="18 labelled training and 0 validation images"):
@@ -138,7 +138,7 @@ def test_lower_layers_learn_more_slowly(images):
 
 
 @pytest.mark.parametrize("fusion", ["separate", "attention"])
-def test_every_modalitys_branch_learns_and_what_fuses_them_learns_like_the_top(images, fusion):
+def test_the_branch_of_every_modality_learns_and_the_fusion_has_the_rate_of_the_new_layer(images, fusion):
     torch.manual_seed(0)
     architecture = PARAMS.encoder.model_copy(update={"fusion": fusion})
     recipe = images.recipe.model_copy(update={"modalities": {"warm": [0], "cold": [1, 2]}})
@@ -159,7 +159,7 @@ def test_every_modalitys_branch_learns_and_what_fuses_them_learns_like_the_top(i
         assert not torch.equal(before[name], after[name])
 
 
-def test_the_rates_scale_what_the_layers_move(images):
+def test_layers_with_a_lower_rate_change_less(images):
     start = encoder(images)
     tuned = tune(images, TUNING._replace(epochs=1, layer_decay=1e-6), start=start)
     before, after = weights(start), weights(tuned.model[0])
@@ -167,38 +167,38 @@ def test_the_rates_scale_what_the_layers_move(images):
     assert (before[lowest] - after[lowest]).abs().max() < 1e-6 < (before[highest] - after[highest]).abs().max()
 
 
-def test_the_best_validation_result_is_kept_and_training_stops_after_it(images, monkeypatch):
-    said, seen = [], []
-    right = iter([3, 6, 6, 5, 6, 4])
+def test_the_weights_with_the_best_validation_result_are_kept_and_training_stops_early(images, monkeypatch):
+    lines, of_epochs = [], []
+    correct = iter([3, 6, 6, 5, 6, 4])
 
-    def measured(model, images, rows):
-        seen.append(weights(model))
-        found = np.full((9, 3), 0.2, np.float32)
-        n = next(right)
-        found[np.arange(9), (LABELS[VAL] + (np.arange(9) >= n)) % 3] = 0.6
-        return found
+    def probabilities_in_turn(model, images, rows):
+        of_epochs.append(weights(model))
+        probabilities = np.full((9, 3), 0.2, np.float32)
+        n = next(correct)
+        probabilities[np.arange(9), (LABELS[VAL] + (np.arange(9) >= n)) % 3] = 0.6
+        return probabilities
 
-    monkeypatch.setattr(module, "probabilities", measured)
-    tuned = tune(images, TUNING._replace(epochs=20, patience=3), log=said.append)
+    monkeypatch.setattr(module, "probabilities", probabilities_in_turn)
+    tuned = tune(images, TUNING._replace(epochs=20, patience=3), log=lines.append)
     assert (tuned.epoch, len(tuned.history)) == (2, 5)  # the first of equals
-    assert same(weights(tuned.model), seen[1])
-    assert said == ["fine-tuning stopped after epoch 5: no better validation result in 3 epochs"]
+    assert same(weights(tuned.model), of_epochs[1])
+    assert lines == ["fine-tuning stopped after epoch 5: no better validation result in 3 epochs"]
 
 
-def test_of_equal_accuracies_the_surer_is_kept(images, monkeypatch):
-    sure = iter([0.5, 0.9, 0.7])
+def test_of_equal_accuracies_the_lower_cross_entropy_is_kept(images, monkeypatch):
+    confidence = iter([0.5, 0.9, 0.7])
 
-    def measured(model, images, rows):
-        p = next(sure)
-        found = np.full((9, 3), (1 - p) / 2, np.float32)
-        found[np.arange(9), LABELS[VAL]] = p
-        return found
+    def probabilities_in_turn(model, images, rows):
+        p = next(confidence)
+        probabilities = np.full((9, 3), (1 - p) / 2, np.float32)
+        probabilities[np.arange(9), LABELS[VAL]] = p
+        return probabilities
 
-    monkeypatch.setattr(module, "probabilities", measured)
+    monkeypatch.setattr(module, "probabilities", probabilities_in_turn)
     assert tune(images, TUNING._replace(epochs=3)).epoch == 2
 
 
-def test_a_loss_that_is_not_finite_stops_with_epoch_and_rate(images):
+def test_the_error_for_a_loss_that_is_not_finite_has_epoch_and_rate(images):
     start = encoder(images)
     with torch.no_grad():
         start.backbone.net.conv1[0].weight.fill_(torch.nan)
@@ -206,17 +206,17 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_rate(images):
         tune(images, start=start)
 
 
-def test_images_are_warped_and_never_recoloured(images, monkeypatch):
-    nothing = {"strength": 0.0, "horizontal_flip.p": 0.0, "vertical_flip.p": 0.0}
-    still = with_changes({f"pretrain.augment.geometry.{k}": v for k, v in nothing.items()}).pretrain.augment.geometry
-    seen, inner = [], Encoder.forward
-    monkeypatch.setattr(Encoder, "forward", lambda self, x: seen.append(x) or inner(self, x))
-    tune(images, TUNING._replace(epochs=1, geometry=still), rows=TRAIN[:4])
-    known = torch.from_numpy(images.rows(TRAIN[:4])).float() / 255
-    assert all(min((view - one).abs().max() for one in known) < 1e-4 for view in seen[0])
-    seen.clear()
+def test_images_are_warped_but_their_colours_never_change(images, monkeypatch):
+    off = {"strength": 0.0, "horizontal_flip.p": 0.0, "vertical_flip.p": 0.0}
+    identity = with_changes({f"pretrain.augment.geometry.{k}": v for k, v in off.items()}).pretrain.augment.geometry
+    inputs, forward = [], Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, x: inputs.append(x) or forward(self, x))
+    tune(images, TUNING._replace(epochs=1, geometry=identity), rows=TRAIN[:4])
+    originals = torch.from_numpy(images.rows(TRAIN[:4])).float() / 255
+    assert all(min((view - image).abs().max() for image in originals) < 1e-4 for view in inputs[0])
+    inputs.clear()
     tune(images, TUNING._replace(epochs=1), rows=TRAIN[:4])
-    assert not any(torch.equal(view, one) for view in seen[0] for one in known)
+    assert not any(torch.equal(view, image) for view in inputs[0] for image in originals)
 
 
 def task_of(labels: list[str | None]) -> Task:
@@ -239,19 +239,19 @@ def test_the_comparison_has_a_row_and_probabilities_for_each_fraction_and_start(
         [1.0, 18, 9, "scratch"],
     ]
     for row in table.itertuples():
-        found = probabilities[row.fraction, row.start]
-        assert (found.argmax(1) == LABELS[TEST]).mean() == row.accuracy
+        of_row = probabilities[row.fraction, row.start]
+        assert (of_row.argmax(1) == LABELS[TEST]).mean() == row.accuracy
         assert 1 <= row.kept_epoch <= 2
 
 
-def test_scratch_starts_from_random_weights_of_the_seed_with_one_rate_for_all_layers(images, monkeypatch):
+def test_scratch_starts_from_seeded_random_weights_with_one_rate_for_all_layers(images, monkeypatch):
     starts = []
-    inner = module.fine_tune
-    monkeypatch.setattr(module, "fine_tune", lambda e, *rest: starts.append((e, rest[4])) or inner(e, *rest))
+    original = module.fine_tune
+    monkeypatch.setattr(module, "fine_tune", lambda e, *rest: starts.append((e, rest[4])) or original(e, *rest))
     compare(images, fractions=[0.2])
     assert same(weights(starts[0][0]), weights(encoder(images)))
     assert same(weights(starts[1][0]), weights(encoder(images, seed=3)))
-    assert [how.layer_decay for _, how in starts] == [TUNING.layer_decay, 1.0]
+    assert [tuning.layer_decay for _, tuning in starts] == [TUNING.layer_decay, 1.0]
 
 
 def test_unlabelled_images_and_classes_without_training_image_are_not_used(images, monkeypatch):
@@ -259,13 +259,13 @@ def test_unlabelled_images_and_classes_without_training_image_are_not_used(image
     labels[0] = labels[1] = labels[20] = labels[30] = None
     labels[40] = "only in test"
     used = []
-    inner = module.fine_tune
-    monkeypatch.setattr(module, "fine_tune", lambda e, i, *rest: used.append(rest) or inner(e, i, *rest))
-    _, of_test = compare_few_labels(encoder(images), images, task_of(labels), [1.0], TUNING)
+    original = module.fine_tune
+    monkeypatch.setattr(module, "fine_tune", lambda e, i, *rest: used.append(rest) or original(e, i, *rest))
+    _, test_probabilities = compare_few_labels(encoder(images), images, task_of(labels), [1.0], TUNING)
     train, val, *_ = used[0]
     assert set(train.rows) == set(range(2, 18))
     assert set(val.rows) == set(range(18, 27)) - {20}
-    assert of_test[1.0, "scratch"].shape == (16, 3)
+    assert test_probabilities[1.0, "scratch"].shape == (16, 3)
 
 
 def test_the_table_has_an_interval_around_each_accuracy(images):

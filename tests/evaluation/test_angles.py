@@ -10,8 +10,8 @@ from simtrail.evaluation.angles import class_angles, examples, outliers
 RNG = np.random.default_rng(0)
 
 
-def oracle(features: np.ndarray) -> np.ndarray:
-    """The (N, N) true angles in degrees, pair by pair by distance, which is exact for small angles too."""
+def true_angles(features: np.ndarray) -> np.ndarray:
+    """The (N, N) true angles in degrees, computed pair by pair from distances, which are exact for small angles too."""
     z = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
     return np.array([[np.degrees(2 * np.arcsin(min(1, np.linalg.norm(a - b) / 2))) for b in z] for a in z])
 
@@ -29,49 +29,49 @@ def around(degrees: list[float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", [16, 256])
-def test_mean_angles_equal_those_of_every_pair(rows, monkeypatch):
+def test_mean_angles_equal_the_means_over_a_loop_of_pairs(rows, monkeypatch):
     monkeypatch.setattr(module, "ROWS", rows)
     features, labels = overlapping()
-    pairs, found = oracle(features), class_angles(features, labels, 4)
+    pairs, measured = true_angles(features), class_angles(features, labels, 4)
     for i in range(len(labels)):
         for c in range(4):
-            others = (labels == c) & (np.arange(len(labels)) != i)
-            assert found.to_class[i, c] == pytest.approx(pairs[i, others].mean(), abs=1e-6)
+            rest = (labels == c) & (np.arange(len(labels)) != i)
+            assert measured.to_class[i, c] == pytest.approx(pairs[i, rest].mean(), abs=1e-6)
     distinct, same = ~np.eye(len(labels), dtype=bool), labels[:, None] == labels
     for a in range(4):
         for b in range(4):
-            among = (labels[:, None] == a) & (labels == b) & distinct
-            assert found.matrix[a, b] == pytest.approx(pairs[among].mean(), abs=1e-6)
-    assert found.within == pytest.approx(pairs[same & distinct].mean(), abs=1e-6)
-    assert found.between == pytest.approx(pairs[~same].mean(), abs=1e-6)
-    np.testing.assert_allclose(found.matrix, found.matrix.T, atol=1e-10)
-    np.testing.assert_array_equal(found.to_own_class, found.to_class[np.arange(len(labels)), labels])
+            selected = (labels[:, None] == a) & (labels == b) & distinct
+            assert measured.matrix[a, b] == pytest.approx(pairs[selected].mean(), abs=1e-6)
+    assert measured.within == pytest.approx(pairs[same & distinct].mean(), abs=1e-6)
+    assert measured.between == pytest.approx(pairs[~same].mean(), abs=1e-6)
+    np.testing.assert_allclose(measured.matrix, measured.matrix.T, atol=1e-10)
+    np.testing.assert_array_equal(measured.to_same_class, measured.to_class[np.arange(len(labels)), labels])
 
 
-def test_the_silhouette_equals_scikit_learn_with_images_alone_in_their_class():
+def test_the_silhouette_equals_scikit_learn_with_classes_of_one_image():
     features, labels = overlapping()
-    labels[0], labels[1] = 4, 6  # alone; class 5 has no image
-    expected = silhouette_score(oracle(features), labels, metric="precomputed")
+    labels[0], labels[1] = 4, 6  # classes of one image; class 5 has no image
+    expected = silhouette_score(true_angles(features), labels, metric="precomputed")
     assert class_angles(features, labels, 8).silhouette == pytest.approx(expected, abs=1e-8)
 
 
 def test_angles_are_true_angles_of_vectors_of_any_length():
-    found = class_angles(around([0, 30, 90, 180]), np.array([0, 0, 1, 1]), 2)
-    np.testing.assert_allclose(found.to_own_class, [30, 30, 90, 90])
-    np.testing.assert_allclose(found.matrix, [[30, (90 + 180 + 60 + 150) / 4], [120, 90]])
+    measured = class_angles(around([0, 30, 90, 180]), np.array([0, 0, 1, 1]), 2)
+    np.testing.assert_allclose(measured.to_same_class, [30, 30, 90, 90])
+    np.testing.assert_allclose(measured.matrix, [[30, (90 + 180 + 60 + 150) / 4], [120, 90]])
 
 
-def test_small_angles_are_right_in_single_precision_features():
-    nearly = np.array([[1, 0], [1, 1e-4]], np.float32)
-    assert class_angles(nearly, np.array([0, 0]), 1).within == pytest.approx(np.degrees(1e-4), abs=1e-6)
+def test_small_angles_are_exact_for_single_precision_features():
+    features = np.array([[1, 0], [1, 1e-4]], np.float32)
+    assert class_angles(features, np.array([0, 0]), 1).within == pytest.approx(np.degrees(1e-4), abs=1e-6)
 
 
-def test_classes_of_one_image_or_none_have_no_angle_of_their_own():
-    found = class_angles(around([0, 10, 50]), np.array([0, 0, 2]), 3)
-    assert np.isnan(found.to_own_class).tolist() == [False, False, True]
-    assert np.isnan(found.matrix).tolist() == [[False, True, False], [True, True, True], [False, True, True]]
-    assert found.within == pytest.approx(10)
-    assert found.silhouette == pytest.approx((40 / 50 + 30 / 40 + 0) / 3)
+def test_classes_of_one_image_or_none_have_no_angle_within():
+    measured = class_angles(around([0, 10, 50]), np.array([0, 0, 2]), 3)
+    assert np.isnan(measured.to_same_class).tolist() == [False, False, True]
+    assert np.isnan(measured.matrix).tolist() == [[False, True, False], [True, True, True], [False, True, True]]
+    assert measured.within == pytest.approx(10)
+    assert measured.silhouette == pytest.approx((40 / 50 + 30 / 40 + 0) / 3)
 
 
 def test_two_images_are_enough():
@@ -88,66 +88,66 @@ def test_two_images_are_enough():
 def test_constant_features_have_no_structure(value):
     features = np.full((40, 7), value, np.float32)
     labels = np.arange(40) % 2
-    found = class_angles(features, labels, 2)
-    # Equal images are at exactly 0°; vectors of zeros are at 90° to everything.
-    assert [found.within, found.between] == ([0, 0] if value else pytest.approx([90, 90]))
-    assert found.silhouette == 0
-    assert outliers(found, labels).empty
+    measured = class_angles(features, labels, 2)
+    # equal images are at exactly 0°; zero vectors are at 90° to all vectors
+    assert [measured.within, measured.between] == ([0, 0] if value else pytest.approx([90, 90]))
+    assert measured.silhouette == 0
+    assert outliers(measured, labels).empty
 
 
-def test_of_many_images_a_seeded_sample_keeps_two_of_every_class():
+def test_a_seeded_sample_of_many_images_keeps_two_of_every_class():
     features, labels = overlapping(3000, 3)
     labels[[5, 6, 7]] = [3, 3, 4]
-    found = class_angles(features, labels, 5, largest=100, seed=1)
-    assert len(np.unique(found.rows)) == len(found.to_own_class) == len(found.to_class) == 100
-    assert set(found.rows) >= {5, 6, 7}
-    assert found.within == pytest.approx(class_angles(features, labels, 5).within, abs=4)
-    np.testing.assert_array_equal(found.rows, class_angles(features, labels, 5, largest=100, seed=1).rows)
-    assert set(found.rows) != set(class_angles(features, labels, 5, largest=100, seed=2).rows)
+    measured = class_angles(features, labels, 5, largest=100, seed=1)
+    assert len(np.unique(measured.rows)) == len(measured.to_same_class) == len(measured.to_class) == 100
+    assert set(measured.rows) >= {5, 6, 7}
+    assert measured.within == pytest.approx(class_angles(features, labels, 5).within, abs=4)
+    np.testing.assert_array_equal(measured.rows, class_angles(features, labels, 5, largest=100, seed=1).rows)
+    assert set(measured.rows) != set(class_angles(features, labels, 5, largest=100, seed=2).rows)
     np.testing.assert_allclose(
-        found.to_class, class_angles(features[found.rows], labels[found.rows], 5).to_class, atol=1e-9
+        measured.to_class, class_angles(features[measured.rows], labels[measured.rows], 5).to_class, atol=1e-9
     )
 
 
-def test_outliers_are_far_from_their_own_class_by_its_own_spread():
-    spread = RNG.normal(0, 3, 30)
-    features = around([*spread, 25, 60, *(90 + spread), 0, 0, 0, 170])
-    labels = np.array([0] * 32 + [1] * 30 + [2] * 4)  # class 2: too few to tell
-    found = class_angles(features, labels, 3)
-    table = outliers(found, labels)
+def test_outliers_are_far_from_their_class_compared_with_its_deviation():
+    degrees = RNG.normal(0, 3, 30)
+    features = around([*degrees, 25, 60, *(90 + degrees), 0, 0, 0, 170])
+    labels = np.array([0] * 32 + [1] * 30 + [2] * 4)  # class 2 has too few images for outliers
+    measured = class_angles(features, labels, 3)
+    table = outliers(measured, labels)
     assert table["row"].tolist() == [31, 30]
     assert table["label"].tolist() == [0, 0]
-    own = found.to_own_class[:32]
-    limit = np.median(own) + 3.5 * 1.4826 * np.median(np.abs(own - np.median(own)))
+    angle = measured.to_same_class[:32]
+    limit = np.median(angle) + 3.5 * 1.4826 * np.median(np.abs(angle - np.median(angle)))
     assert table["limit"].tolist() == pytest.approx([limit, limit])
-    assert table["angle"].tolist() == pytest.approx(found.to_own_class[[31, 30]].tolist())
+    assert table["angle"].tolist() == pytest.approx(measured.to_same_class[[31, 30]].tolist())
 
 
-def test_copies_of_one_image_are_no_outliers_but_the_image_unlike_them_is():
+def test_among_copies_of_one_image_only_the_different_image_is_an_outlier():
     features = np.concatenate([np.repeat(RNG.normal(size=(1, 50)), 9, axis=0), RNG.normal(size=(1, 50))])
     labels = np.zeros(10, int)
     assert outliers(class_angles(features, labels, 1), labels)["row"].tolist() == [9]
 
 
-def test_outliers_of_a_sample_are_named_by_their_rows_among_all_images():
+def test_outliers_of_a_sample_have_their_row_among_all_images():
     features, labels = around([*RNG.normal(0, 2, 200), 90]), np.zeros(201, int)
-    found = [outliers(class_angles(features, labels, 1, largest=150, seed=s), labels)["row"] for s in range(4)]
-    assert {200} <= set(np.concatenate(found)) <= set(range(201))
-    assert all(rows.iloc[0] == 200 for rows in found if 200 in set(rows))
+    samples = [outliers(class_angles(features, labels, 1, largest=150, seed=s), labels)["row"] for s in range(4)]
+    assert {200} <= set(np.concatenate(samples)) <= set(range(201))
+    assert all(rows.iloc[0] == 200 for rows in samples if 200 in set(rows))
 
 
 def test_examples_are_ranked_by_mean_angle_to_the_class():
     features, labels = around([0, 1, 2, 10, 30, 14, 90]), np.array([0, 0, 0, 0, 0, 1, 1])
-    found = examples(class_angles(features, labels, 3), labels, 0, count=2)
-    assert {kind: rows.tolist() for kind, rows in found.items()} == {
+    by_kind = examples(class_angles(features, labels, 3), labels, 0, count=2)
+    assert {kind: rows.tolist() for kind, rows in by_kind.items()} == {
         "nearest": [2, 1],
         "farthest": [4, 3],
         "others": [5, 6],
     }
 
 
-def test_examples_of_a_class_of_one_image_and_of_none():
+def test_a_class_of_one_image_or_none_has_fewer_examples():
     features, labels = around([0, 5, 50]), np.array([0, 1, 1])
-    found = class_angles(features, labels, 3)
-    assert [rows.tolist() for rows in examples(found, labels, 0).values()] == [[0], [0], [1, 2]]
-    assert [rows.tolist() for rows in examples(found, labels, 2).values()] == [[], [], []]
+    measured = class_angles(features, labels, 3)
+    assert [rows.tolist() for rows in examples(measured, labels, 0).values()] == [[0], [0], [1, 2]]
+    assert [rows.tolist() for rows in examples(measured, labels, 2).values()] == [[], [], []]

@@ -28,7 +28,7 @@ PARAMS = with_changes({"pretrain.encoder.model": "resnet10t", "evaluate.bootstra
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Three classes told apart by their brightest band."""
+    """Images of three classes, which differ in their brightest band."""
     recipe = Recipe(
         size=32, fit="pad", background=0.5, composite=True, file_dtype="uint8", file_bands=3, mask_band=None,
         bands=["red", "green", "blue"], dtype="uint8", low=[0] * 3, high=[255] * 3,
@@ -49,11 +49,11 @@ def encoder(images, seed: int = 1) -> Encoder:
 
 def assessed(images, features=None, **changes):
     net, p = encoder(images), with_changes({"evaluate.bootstrap": 100, **changes})
-    given = features_of(net, images) if features is None else features
-    return assess(Embedded(net, images, TABLE, given), p.pretrain.augment, p.evaluate)
+    features = features_of(net, images) if features is None else features
+    return assess(Embedded(net, images, TABLE, features), p.pretrain.augment, p.evaluate)
 
 
-def test_scores_and_label_free_measures_are_made_and_repeat(images):
+def test_scores_and_label_free_measures_are_computed_and_reproducible(images):
     first, again = assessed(images), assessed(images)
     assert first.metrics == again.metrics
     task = first.metrics["tasks"]["label"]
@@ -62,48 +62,48 @@ def test_scores_and_label_free_measures_are_made_and_repeat(images):
     assert first.metrics["features"]["alignment"] > 0
 
 
-def test_views_are_made_only_when_asked_for(images):
+def test_the_probe_learns_from_views_only_if_set(images):
     assert "probe_augmented" not in assessed(images, **{"evaluate.probe_views": 0}).results[0].scores
-    three = assessed(images, **{"evaluate.probe_views": 3}).results[0]
-    assert three.scores["probe_augmented"] != three.scores["linear_probe"]
+    result = assessed(images, **{"evaluate.probe_views": 3}).results[0]
+    assert result.scores["probe_augmented"] != result.scores["linear_probe"]
 
 
-def test_a_feature_that_is_not_finite_is_named_by_its_image(images):
+def test_the_error_for_a_feature_that_is_not_finite_names_the_image(images):
     features = features_of(encoder(images), images)
     features[17, 3] = np.nan
-    with pytest.raises(InputError, match=r"row 17 \(images/17\.png\): not finite, like 1 of 60"):
+    with pytest.raises(InputError, match=r"row 17 \(images/17\.png\): not finite \(1 of 60 rows\)"):
         assessed(images, features)
 
 
 def test_a_pretrained_floor_starts_from_the_named_model(images, monkeypatch):
-    asked = []
+    loaded = []
 
     def load(net: Encoder, weights: str) -> list[str]:
-        asked.append((net.config.architecture.model, weights))
+        loaded.append((net.config.architecture.model, weights))
         return []
 
     monkeypatch.setattr(module, "load_weights", load)
     result = assessed(images, **{"evaluate.pretrained": "resnet18", "evaluate.probe_views": 0}).results[0]
-    assert asked == [("resnet18", "pretrained")]
+    assert loaded == [("resnet18", "pretrained")]
     assert "pretrained" in result.scores
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"evaluate\.pretrained = 'resnet99'"):
         assessed(images, **{"evaluate.pretrained": "resnet99"})
 
 
-def test_seeds_are_told_as_mean_and_standard_deviation(images):
-    found = assessed(images)
-    others = [encoder(images, seed) for seed in (2, 3)]
-    told = over_seeds(found, others, images, PARAMS.evaluate)
-    own = [found] + [
-        assess(Embedded(o, images, TABLE, features_of(o, images)), PARAMS.pretrain.augment, PARAMS.evaluate)
-        for o in others
+def test_scores_over_seeds_have_mean_and_standard_deviation(images):
+    first = assessed(images)
+    encoders = [encoder(images, seed) for seed in (2, 3)]
+    summary = over_seeds(first, encoders, images, PARAMS.evaluate)
+    assessments = [first] + [
+        assess(Embedded(net, images, TABLE, features_of(net, images)), PARAMS.pretrain.augment, PARAMS.evaluate)
+        for net in encoders
     ]
-    values = [f.results[0].scores["knn"]["accuracy"] for f in own]
-    assert told["knn"] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1), "seeds": 3})
+    values = [assessment.results[0].scores["knn"]["accuracy"] for assessment in assessments]
+    assert summary["knn"] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1), "seeds": 3})
 
 
-def test_each_modality_is_scored_alone_and_sought_in_the_other(images):
+def test_each_modality_is_scored_separately_and_searched_in_the_other(images):
     recipe = images.recipe.model_copy(update={"modalities": {"vis": [0, 1], "uv": [2]}})
     terms = {"fused": 1.0, "intra": 0.0, "cross": 1.0}
     settings = {"pretrain.encoder.model": "resnet10t", "pretrain.encoder.fusion": "separate", "pretrain.terms": terms}
@@ -111,8 +111,8 @@ def test_each_modality_is_scored_alone_and_sought_in_the_other(images):
     torch.manual_seed(0)
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, terms=p.terms, **scale)
     assessment, features = assessed(images), np.zeros((60, 1), np.float32)
-    own = by_modality(assessment, Embedded(Encoder(config).eval(), images, TABLE, features), PARAMS.evaluate)
-    assert set(own["alone"]) == {"vis", "uv"}
-    assert own["alone"]["vis"]["accuracy"] > own["alone"]["uv"]["accuracy"]  # uv tells one class from two
-    assert own["retrieval"]["vis to uv"]["chance_at_1"] == pytest.approx(1 / 12)
+    scores = by_modality(assessment, Embedded(Encoder(config).eval(), images, TABLE, features), PARAMS.evaluate)
+    assert set(scores["alone"]) == {"vis", "uv"}
+    assert scores["alone"]["vis"]["accuracy"] > scores["alone"]["uv"]["accuracy"]  # uv shows only one of three classes
+    assert scores["retrieval"]["vis to uv"]["chance_at_1"] == pytest.approx(1 / 12)
     assert by_modality(assessment, Embedded(encoder(images), images, TABLE, features), PARAMS.evaluate) == {}

@@ -35,28 +35,28 @@ def flat(means: np.ndarray) -> np.ndarray:
 
 
 class Means:
-    """An encoder of the means of the first two bands: it does not look at the third."""
+    """An encoder whose features are the means of the first two bands; it ignores the third."""
 
     def __init__(self):
-        self.seen = 0
+        self.encoded = 0
 
     def features(self, batches) -> np.ndarray:
         parts = [batch[:, :2].mean((2, 3), dtype=np.float32) for batch in batches]
-        self.seen += sum(map(len, parts))
+        self.encoded += sum(map(len, parts))
         return np.concatenate(parts)
 
 
-# what is hidden at a time
+# groups of bands
 
 
-def test_few_bands_are_hidden_each_by_itself_in_the_order_of_wavelengths_and_beside_modalities():
+def test_few_bands_are_hidden_separately_in_order_of_wavelength_and_so_are_modalities():
     names, nm = ["mask edge", "red", "blue", "uv"], [None, 620.0, 460.0, 365.0]
     each, modalities = band_groups(names, nm, {"rgb": [1, 2], "uv": [3]})
     assert list(each.items()) == [("uv", [3]), ("blue", [2]), ("red", [1]), ("mask edge", [0])]
     assert modalities == {"rgb": [1, 2], "uv": [3]}
 
 
-def test_a_band_whose_name_is_a_mere_number_is_told_by_its_wavelength():
+def test_a_band_with_only_a_number_as_name_gets_its_wavelength_added():
     each, _ = band_groups(["band19", "band2", "band3", "uv"], [667.54, None, 1000.0, 365.0], {})
     assert list(each) == ["uv", "band19 (667.5 nm)", "band3 (1000 nm)", "band2"]
 
@@ -65,7 +65,7 @@ def test_a_modality_of_all_bands_is_not_hidden():
     assert band_groups(NAMES, None, {"all": [0, 1, 2], "uv": [2]}) == (EACH, {"uv": [2]})
 
 
-def test_many_bands_are_hidden_in_runs_named_by_wavelength_or_place():
+def test_many_bands_are_hidden_in_runs_named_by_wavelength_or_number():
     names = [f"band{i + 1}" for i in range(408)]
     runs, _ = band_groups(names, np.linspace(400, 1000, 408).tolist(), {})
     assert next(iter(runs)) == "400–423.6 nm"
@@ -85,11 +85,11 @@ def test_every_band_is_in_one_run_of_neighbours_as_wide_as_the_others(nm, larges
     assert len(runs) <= largest
     flat_order = [i for run in runs.values() for i in run]
     assert sorted(flat_order) == list(range(len(nm)))
-    known = [nm[i] for i in flat_order if nm[i] is not None]
-    assert known == sorted(known)
+    wavelengths = [nm[i] for i in flat_order if nm[i] is not None]
+    assert wavelengths == sorted(wavelengths)
     assert [nm[i] is None for i in flat_order] == sorted(nm[i] is None for i in flat_order)
-    for kind in (True, False):
-        widths = [len(run) for run in runs.values() if (nm[run[0]] is None) == kind]
+    for unknown in (True, False):
+        widths = [len(run) for run in runs.values() if (nm[run[0]] is None) == unknown]
         assert not widths or max(widths) - min(widths) <= 1
     if len(nm) <= largest:
         assert len(runs) == len(nm)
@@ -98,7 +98,7 @@ def test_every_band_is_in_one_run_of_neighbours_as_wide_as_the_others(nm, larges
 # occlusion
 
 
-def test_features_turn_by_the_true_angle_and_by_nothing_where_the_encoder_does_not_look(tmp_path):
+def test_features_turn_by_the_true_angle_and_not_at_all_for_a_band_that_the_encoder_ignores(tmp_path):
     means = RNG.integers(1, 256, (150, 3))
     rows, fill = RNG.permutation(150)[:100], np.array([100.2, 30.0, 7.0])
     table = occlusion(Means(), packed(tmp_path, flat(means), 70), rows, {**EACH, "rg": [0, 1]}, fill, np.arange(100))
@@ -140,7 +140,7 @@ def labelled(labels: np.ndarray, block: np.ndarray, classes: int) -> Task:
 
 
 def two_classes(folder, n: int = 120) -> tuple[PackedImages, Task, np.ndarray]:
-    """Red tells the class, green and uv are noise; three images to a block."""
+    """Red depends on the class, green and uv are noise; each block has three images."""
     labels = np.repeat(RNG.integers(0, 2, n), 3)
     means = RNG.integers(0, 256, (len(labels), 3))
     means[:, 0] = 60 + 120 * labels + RNG.integers(0, 30, len(labels))
@@ -152,26 +152,26 @@ def measured(images: PackedImages, task: Task, features: np.ndarray, groups, c: 
     return permutation(Embedded(Means(), images, pd.DataFrame(), features), task, groups, c, **options)
 
 
-def test_accuracy_drops_to_chance_without_the_band_that_tells_and_not_at_all_without_the_others(tmp_path):
+def test_accuracy_drops_to_chance_without_the_informative_band_and_not_at_all_without_the_others(tmp_path):
     images, task, features = two_classes(tmp_path)
     table = measured(images, task, features, EACH, 1.0).set_index("group")
-    share = task.labels[task.test].mean()
-    assert table.loc["red", "drop"] == pytest.approx(1 - share**2 - (1 - share) ** 2, abs=0.1)
+    fraction = task.labels[task.test].mean()
+    assert table.loc["red", "drop"] == pytest.approx(1 - fraction**2 - (1 - fraction) ** 2, abs=0.1)
     assert table.loc["red", "drop_low"] > 0.2
     assert table.loc["green", "drop_low"] <= 0 <= table.loc["green", "drop_high"]
     assert table.loc["uv"].tolist() == [0, 0, 0]
 
 
-def test_a_noisy_band_that_the_probe_does_look_at_is_not_taken_for_an_informative_one(tmp_path):
+def test_a_noisy_band_that_the_probe_uses_is_not_important(tmp_path):
     images, task, features = two_classes(tmp_path, 60)
-    blind = labelled(np.repeat(RNG.integers(0, 2, 60), 3), task.group, 2)  # no band tells these classes
-    table = measured(images, blind, features, EACH, 10.0)
+    noise = labelled(np.repeat(RNG.integers(0, 2, 60), 3), task.group, 2)  # no band depends on these classes
+    table = measured(images, noise, features, EACH, 10.0)
     assert (table["drop_low"] <= 0).all()
     assert (table["drop_high"] >= 0).all()
 
 
-def test_no_image_gets_the_bands_of_its_own_specimen(tmp_path):
-    species = np.repeat(np.arange(4), 5)  # of one specimen each in a split: another specimen is another species
+def test_no_image_gets_bands_from_an_image_of_the_same_specimen(tmp_path):
+    species = np.repeat(np.arange(4), 5)  # one specimen per species in a split: another specimen is of another species
     labels, block = np.tile(species, 3), np.repeat(np.arange(12), 5)
     means = np.stack([40 + 60 * labels, 90 + 80 * (labels % 2), labels * 0], 1)
     images, features = packed(tmp_path, flat(means)), means[:, :2].astype(np.float32)
@@ -181,12 +181,12 @@ def test_no_image_gets_the_bands_of_its_own_specimen(tmp_path):
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(0, 99))
-def test_every_image_gives_its_bands_once_and_to_another_block_where_that_can_be(block, seed):
+def test_every_image_gives_its_bands_once_and_to_another_block_where_possible(block, seed):
     block = np.array(block)
-    givers = bands._givers(block, np.random.default_rng(seed))
-    assert sorted(givers) == list(range(len(block)))
+    donors = bands._donors(block, np.random.default_rng(seed))
+    assert sorted(donors) == list(range(len(block)))
     if 2 * np.bincount(block).max() <= len(block):
-        assert (block[givers] != block).all()
+        assert (block[donors] != block).all()
 
 
 def test_the_same_seed_gives_the_same_table_and_another_seed_another(tmp_path):
@@ -196,15 +196,15 @@ def test_the_same_seed_gives_the_same_table_and_another_seed_another(tmp_path):
     assert not first.equals(other)
 
 
-def test_of_many_test_images_a_sample_is_encoded(tmp_path, monkeypatch):
+def test_only_a_sample_of_many_test_images_is_encoded(tmp_path, monkeypatch):
     images, task, features = two_classes(tmp_path, 30)
     monkeypatch.setattr(bands, "LARGEST", 10)
     encoder = Means()
     permutation(Embedded(encoder, images, pd.DataFrame(), features), task, EACH, 1.0)
-    assert encoder.seen == 10 * len(EACH) * bands.PERMUTATIONS
+    assert encoder.encoded == 10 * len(EACH) * bands.PERMUTATIONS
 
 
-def test_the_probe_learns_from_no_test_image_and_weighs_classes_where_it_is_told(tmp_path, monkeypatch):
+def test_the_probe_learns_from_no_test_image_and_weighs_classes_if_balanced(tmp_path, monkeypatch):
     images, task, features = two_classes(tmp_path, 30)
     fits, fit = [], bands.fit_logistic
     monkeypatch.setattr(bands, "fit_logistic", lambda *a, **k: fits.append(k) or fit(*a, **k))
@@ -216,10 +216,10 @@ def test_the_probe_learns_from_no_test_image_and_weighs_classes_where_it_is_told
     np.testing.assert_allclose(weights * counts[task.labels[:60]], 30)
 
 
-def test_a_task_of_some_of_the_images_reads_those(tmp_path):
+def test_a_task_of_a_part_of_the_images_reads_only_these(tmp_path):
     images, task, features = two_classes(tmp_path, 60)
-    keep = np.flatnonzero(np.arange(180) % 3 != 1)
-    part = Task("label", keep, task.labels[keep], task.names, task.split[keep], task.group[keep], 0)
+    rows = np.flatnonzero(np.arange(180) % 3 != 1)
+    part = Task("label", rows, task.labels[rows], task.names, task.split[rows], task.group[rows], 0)
     table = measured(images, part, features, EACH, 1.0).set_index("group")
     assert table.loc["red", "drop"] > 0.3
     assert table.loc["uv", "drop"] == 0
@@ -229,14 +229,14 @@ def test_a_task_of_some_of_the_images_reads_those(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_spectra_are_those_of_an_obvious_loop_over_images_and_pixels(tmp_path, dtype, monkeypatch):
+def test_spectra_equal_a_plain_loop_over_images_and_pixels(tmp_path, dtype, monkeypatch):
     full = np.iinfo(dtype).max
     values = RNG.integers(0, full, (14, 3, 4, 4)).astype(dtype)
     background = [0.5, 0.2, 0.8]
-    ground = np.rint(np.array(background) * full).astype(dtype)
-    values = np.where(RNG.random((14, 1, 4, 4)) < 0.4, ground[:, None, None], values)
-    values[3] = ground[:, None, None]  # an image of nothing
-    values[4, 0] = ground[0]  # not background: its other bands differ
+    packed_background = np.rint(np.array(background) * full).astype(dtype)
+    values = np.where(RNG.random((14, 1, 4, 4)) < 0.4, packed_background[:, None, None], values)
+    values[3] = packed_background[:, None, None]  # background only
+    values[4, 0] = packed_background[0]  # no background: its other bands differ
     rows, labels = np.array([0, 2, 3, 4, 7, 9, 13]), np.array([2, 0, 0, 2, 0, 2, 3])
     low, high = np.array([0.0, 0.1, -1.0]), np.array([1.0, 0.9, 5.0])
     monkeypatch.setattr(bands, "HELD_BYTES", 2 * values[0].nbytes)
@@ -245,7 +245,7 @@ def test_spectra_are_those_of_an_obvious_loop_over_images_and_pixels(tmp_path, d
     for c in (0, 2, 3):
         each = []
         for row in rows[labels == c]:
-            pixels = [p for p in values[row].reshape(3, -1).T.astype(float) if not (p == ground).all()]
+            pixels = [p for p in values[row].reshape(3, -1).T.astype(float) if not (p == packed_background).all()]
             if pixels:
                 each.append(low + np.mean(pixels, axis=0) / full * (high - low))
         for b in range(3):
@@ -257,7 +257,7 @@ def test_spectra_are_those_of_an_obvious_loop_over_images_and_pixels(tmp_path, d
     np.testing.assert_allclose(table[["mean", "sd"]].to_numpy(float), [r[2:4] for r in slow], rtol=1e-12)
 
 
-def test_of_many_images_spectra_are_of_a_seeded_sample_with_every_class(tmp_path):
+def test_spectra_of_many_images_come_from_a_seeded_sample_with_every_class(tmp_path):
     images = packed(tmp_path, RNG.integers(1, 256, (60, 3, 4, 4)).astype(np.uint8))
     labels = np.array([0] * 57 + [1, 1, 2])
     args = images, np.arange(60), labels, list("abc"), (np.zeros(3), np.ones(3))
@@ -265,6 +265,3 @@ def test_of_many_images_spectra_are_of_a_seeded_sample_with_every_class(tmp_path
     assert first["images"].tolist() == [9] * 3 + [2] * 3 + [1] * 3
     assert first.equals(same)
     assert not first.equals(other)
-
-
-# retrieval between modalities

@@ -38,13 +38,13 @@ def test_knn_weighs_the_votes_of_k_neighbours_by_similarity(k, temperature, monk
     np.testing.assert_array_equal(knn(bank, labels, queries, k, temperature), expected)
 
 
-def test_the_shares_of_a_query_add_up_to_one_and_the_largest_is_its_class():
+def test_the_probabilities_of_a_query_sum_to_one_and_the_largest_is_its_class():
     (bank, labels), (queries, _) = overlapping(100), overlapping(60)
-    shares = knn_probabilities(bank, labels, queries, 10, 0.07, 6)
-    assert shares.shape == (60, 6)
-    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
-    np.testing.assert_array_equal(shares.argmax(1), knn(bank, labels, queries, 10))
-    assert (shares[:, 4:] == 0).all()
+    probabilities = knn_probabilities(bank, labels, queries, 10, 0.07, 6)
+    assert probabilities.shape == (60, 6)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    np.testing.assert_array_equal(probabilities.argmax(1), knn(bank, labels, queries, 10))
+    assert (probabilities[:, 4:] == 0).all()
 
 
 def test_far_neighbours_do_not_outvote_a_near_one():
@@ -63,7 +63,7 @@ def test_the_ridge_probe_equals_scikit_learn(classes, images):
 
 
 @pytest.mark.parametrize("classify", [lambda *a: knn(*a, k=5), ridge_probe])
-def test_tensors_give_what_arrays_give_and_absent_classes_are_never_predicted(classify):
+def test_tensors_give_the_same_result_as_arrays_and_absent_classes_are_never_predicted(classify):
     (bank, labels), (queries, _) = overlapping(80), overlapping(40)
     labels = labels * 3  # classes 1, 2, 4, … have no image
     predicted = classify(bank, labels, queries)

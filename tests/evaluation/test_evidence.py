@@ -5,7 +5,7 @@ import pandas as pd
 from simtrail.evaluation.evidence import metadata
 
 
-def test_metadata_begins_with_the_label_and_leaves_out_split_and_group():
+def test_metadata_starts_with_the_label_and_leaves_out_split_and_group():
     table = pd.DataFrame(
         {
             "label": ["a", "b", None],
@@ -17,8 +17,8 @@ def test_metadata_begins_with_the_label_and_leaves_out_split_and_group():
             "meta.species": ["a", "b", None],
         }
     ).astype("object")
-    found = metadata(table)
-    assert list(found) == ["species", "length", "note"]
-    assert found["length"].sum() == 4.5
-    assert found["note"].tolist() == ["7", "eight", "9"]
+    columns = metadata(table)
+    assert list(columns) == ["species", "length", "note"]
+    assert columns["length"].sum() == 4.5
+    assert columns["note"].tolist() == ["7", "eight", "9"]
     assert list(metadata(table.drop(columns="meta.species"))) == ["label", "length", "note"]

@@ -29,14 +29,14 @@ def test_uniformity_is_the_mean_over_every_pair_of_distinct_images():
     assert uniformity(vectors) == pytest.approx(np.log(np.exp(-2 * pairs).mean()), abs=1e-12)
 
 
-def test_uniformity_of_more_images_is_that_of_a_seeded_sample():
+def test_uniformity_of_many_images_is_measured_on_a_seeded_sample():
     vectors = RNG.normal(size=(3000, 4))
     sampled = uniformity(vectors, seed=1, largest=1000)
     assert sampled == pytest.approx(uniformity(vectors), abs=0.05)
     assert sampled == uniformity(vectors, seed=1, largest=1000) != uniformity(vectors, seed=2, largest=1000)
 
 
-def test_alignment_runs_from_equal_over_orthogonal_to_opposite_views():
+def test_alignment_is_0_for_equal_2_for_orthogonal_and_4_for_opposite_views():
     x, y = np.array([[1.0, 0], [0, 3.0]]), np.array([[0, 1.0], [2.0, 0]])
     assert alignment(x, 5 * x) == pytest.approx(0)
     assert alignment(x, y) == pytest.approx(2)
@@ -44,18 +44,18 @@ def test_alignment_runs_from_equal_over_orthogonal_to_opposite_views():
     assert alignment(x, np.stack([x[0], -x[1]])) == pytest.approx(2)  # the mean of 0 and 4
 
 
-def test_feature_std_runs_from_collapse_to_isotropy():
+def test_feature_std_is_0_for_collapsed_and_largest_for_isotropic_features():
     assert feature_std(np.ones((5, 3))) == pytest.approx(0)
     assert feature_std(RNG.normal(size=(20000, 16))) == pytest.approx(1 / 4, rel=0.02)
 
 
 @pytest.mark.parametrize("measure", [effective_rank, uniformity, feature_std, lambda x: alignment(x, x**2)])
-def test_tensors_and_half_precision_give_what_arrays_give(measure):
+def test_tensors_and_arrays_of_half_precision_give_the_same_result(measure):
     vectors = RNG.normal(size=(50, 8)).astype(np.float16)
     assert measure(torch.from_numpy(vectors)) == measure(vectors)
 
 
-def test_vectors_of_zeros_are_measured_too():
+def test_zero_vectors_can_be_measured():
     zeros = np.zeros((4, 3))
     assert effective_rank(zeros) == pytest.approx(1)
     assert feature_std(zeros) == alignment(zeros, zeros) == 0

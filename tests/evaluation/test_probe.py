@@ -33,11 +33,11 @@ def test_logistic_regression_has_the_coefficients_of_scikit_learn(weighted):
         oracle = LogisticRegression(C=c, tol=1e-10, max_iter=100_000)
         oracle.fit(scaler.transform(features.astype(np.float64)), labels, sample_weight=weight)
         np.testing.assert_allclose(fit.weights * scaler.scale_[:, None], oracle.coef_.T, atol=1e-3)
-        ours, theirs = fit.probabilities(features), oracle.predict_proba(scaler.transform(features))
-        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        expected = oracle.predict_proba(scaler.transform(features))
+        np.testing.assert_allclose(fit.probabilities(features), expected, atol=1e-3)
 
 
-def test_chunks_made_anew_give_what_kept_ones_give(monkeypatch):
+def test_chunks_computed_again_give_the_same_result_as_kept_ones(monkeypatch):
     features, labels = overlapping(100)
     kept = next(fit_logistic(features, labels, 4, (0.1,)))
     monkeypatch.setattr(probe, "KEPT", 0)
@@ -51,39 +51,39 @@ def test_a_constant_feature_and_a_class_without_image_change_nothing():
     wider = np.concatenate([features, np.full((100, 1), 1e3, np.float32)], 1)
     np.testing.assert_allclose(next(fit_logistic(wider, labels, 4, (1.0,))).probabilities(wider), plain, atol=1e-3)
     more = next(fit_logistic(features, labels, 6, (1.0,))).probabilities(features)
-    assert more[:, 4:].max() < 0.01  # the free bias says how rare they are
+    assert more[:, 4:].max() < 0.01  # the bias, which has no penalty, holds how rare the classes are
 
 
-def test_a_probe_that_does_not_converge_is_no_result(monkeypatch):
+def test_a_probe_that_does_not_converge_raises_an_error(monkeypatch):
     monkeypatch.setattr(probe, "LIMITS", {"maxiter": 1})
     with pytest.raises(TrainingError, match="not converged after 1 iterations"):
         next(fit_logistic(*overlapping(100), 4, (10.0,)))
 
 
-def test_the_penalty_is_chosen_on_validation_alone_and_the_test_split_is_never_seen():
+def test_the_penalty_is_chosen_only_on_validation_and_the_test_split_has_no_influence():
     features, labels = overlapping(500)
     split = parts(500)
     chosen = linear_probe(features, labels, split, 4)
-    spoiled_labels, spoiled = np.where(split == "test", 0, labels), features.copy()
-    spoiled[split == "test"] += 100
-    assert linear_probe(features, spoiled_labels, split, 4).c == chosen.c
-    np.testing.assert_array_equal(linear_probe(features, spoiled_labels, split, 4).probabilities, chosen.probabilities)
-    assert linear_probe(spoiled, labels, split, 4).c == chosen.c
+    other_labels, other_features = np.where(split == "test", 0, labels), features.copy()
+    other_features[split == "test"] += 100
+    assert linear_probe(features, other_labels, split, 4).c == chosen.c
+    np.testing.assert_array_equal(linear_probe(features, other_labels, split, 4).probabilities, chosen.probabilities)
+    assert linear_probe(other_features, labels, split, 4).c == chosen.c
     train, val = split == "train", split == "val"
     accuracy = [
         (fit.probabilities(features[val]).argmax(1) == labels[val]).mean()
         for fit in fit_logistic(features[train], labels[train], 4, C_VALUES, tolerance=probe.COARSE)
     ]
     assert chosen.c == C_VALUES[int(np.argmax(accuracy))]
-    known = train | val
-    again = next(fit_logistic(features[known], labels[known], 4, (chosen.c,))).probabilities(features[~known])
-    np.testing.assert_allclose(chosen.probabilities, again, atol=1e-6)
+    fit_rows = train | val
+    fit = next(fit_logistic(features[fit_rows], labels[fit_rows], 4, (chosen.c,)))
+    np.testing.assert_allclose(chosen.probabilities, fit.probabilities(features[~fit_rows]), atol=1e-6)
 
 
-def test_balanced_weights_listen_to_a_rare_class():
+def test_balanced_weights_raise_the_recall_of_a_rare_class():
     features, labels = overlapping(1000, 2)
-    rare = (labels == 0) | (RNG.random(1000) < 0.05)
-    features, labels, split = features[rare], labels[rare], parts(rare.sum())
+    keep = (labels == 0) | (RNG.random(1000) < 0.05)  # class 1 is rare
+    features, labels, split = features[keep], labels[keep], parts(keep.sum())
     truth = labels[split == "test"]
     recall = {
         balanced: (linear_probe(features, labels, split, 2, balanced=balanced).probabilities.argmax(1) == truth)[
@@ -97,40 +97,41 @@ def test_balanced_weights_listen_to_a_rare_class():
     assert weight.mean() == pytest.approx(1)
 
 
-def test_views_are_learnt_from_and_views_of_test_images_are_not():
+def test_the_probe_learns_from_views_but_not_from_views_of_test_images():
     features, labels = overlapping(200)
     split = parts(200)
     views = Views(features + RNG.normal(size=features.shape).astype(np.float32), np.arange(200))
-    shares = linear_probe(features, labels, split, 4, views=views).probabilities
-    assert not np.array_equal(shares, linear_probe(features, labels, split, 4).probabilities)
+    probabilities = linear_probe(features, labels, split, 4, views=views).probabilities
+    assert not np.array_equal(probabilities, linear_probe(features, labels, split, 4).probabilities)
     views.features[split == "test"] = 1e6
-    np.testing.assert_array_equal(linear_probe(features, labels, split, 4, views=views).probabilities, shares)
+    again = linear_probe(features, labels, split, 4, views=views).probabilities
+    np.testing.assert_array_equal(again, probabilities)
 
 
-def test_the_svc_equals_scikit_learn_and_takes_no_more_images_than_it_can(monkeypatch):
+def test_the_svc_equals_scikit_learn_and_learns_from_a_limited_number_of_images(monkeypatch):
     (bank, labels), (queries, _) = overlapping(150), overlapping(60, seed=1)
     scaler = StandardScaler().fit(bank)
-    for c, guess in zip((1.0, 10.0), svc(bank, labels, queries, (1.0, 10.0)), strict=True):
+    for c, predicted in zip((1.0, 10.0), svc(bank, labels, queries, (1.0, 10.0)), strict=True):
         oracle = SVC(C=c, gamma=1 / 12).fit(scaler.transform(bank), labels)
-        assert (guess == oracle.predict(scaler.transform(queries))).mean() > 0.97
+        assert (predicted == oracle.predict(scaler.transform(queries))).mean() > 0.97
     features, labels = np.concatenate([bank, queries]), np.concatenate([labels, overlapping(60, seed=1)[1]])
     split = np.array(["train"] * 100 + ["val"] * 50 + ["test"] * 60)
-    whole, penalty = svc_probe(features, labels, split)
+    of_all, penalty = svc_probe(features, labels, split)
     assert penalty in probe.SVC_C_VALUES
     monkeypatch.setattr(probe, "SVC_IMAGES", 40)
-    fewer, _ = svc_probe(features, labels, split)
-    assert len(fewer) == 60
-    assert not np.array_equal(fewer, whole)
+    of_fewer, _ = svc_probe(features, labels, split)
+    assert len(of_fewer) == 60
+    assert not np.array_equal(of_fewer, of_all)
 
 
 @pytest.mark.parametrize(
-    ("features", "labels", "says"),
+    ("features", "labels", "message"),
     [
         (np.ones((5, 2)), np.array(list("ababa")), "np.unique"),
-        (np.ones((5, 0)), np.zeros(5, int), r"\(5, 0\) holds no number"),
+        (np.ones((5, 0)), np.zeros(5, int), r"shape \(5, 0\): the array is empty"),
         (np.where(np.eye(5, 2, -2), np.nan, 1.0), np.zeros(5, int), "row 2 is not finite"),
     ],
 )
-def test_what_is_no_number_is_refused(features, labels, says):
-    with pytest.raises(InputError, match=says):
+def test_labels_that_are_no_numbers_and_features_that_are_not_finite_raise_an_error(features, labels, message):
+    with pytest.raises(InputError, match=message):
         linear_probe(features, labels, np.array(["train", "train", "val", "val", "test"]), 2)

@@ -25,7 +25,7 @@ def config(dtype: str, size: int = 32) -> EncoderConfig:
 
 
 class Corner:
-    """An encoder of the mean of the upper left 8 × 8 pixels, beside a constant: what turns it is known."""
+    """An encoder with two features: the mean of the upper left 8 × 8 pixels, and a constant."""
 
     def features(self, batches) -> np.ndarray:
         return np.concatenate([np.stack([b[:, 0, :8, :8].mean((1, 2)), np.full(len(b), 100.0)], 1) for b in batches])
@@ -37,13 +37,13 @@ def image(side: int = 32) -> np.ndarray:
     return picture
 
 
-def test_what_the_encoder_does_not_look_at_does_not_turn_it():
-    turned = occlusion(Corner(), image(), patch=4, stride=2)[0]
-    assert turned[12:, :].max() == turned[:, 12:].max() == 0
-    assert turned[4, 4] > 1
+def test_pixels_that_the_encoder_ignores_do_not_turn_the_features():
+    angles = occlusion(Corner(), image(), patch=4, stride=2)[0]
+    assert angles[12:, :].max() == angles[:, 12:].max() == 0
+    assert angles[4, 4] > 1
 
 
-def test_the_turn_is_the_true_angle_in_degrees_averaged_over_the_squares():
+def test_the_value_of_a_pixel_is_the_true_angle_in_degrees_averaged_over_the_squares():
     picture = image(16)
     slow = np.zeros((2, 16, 16))
     mean = picture[0, 0, :8, :8].mean()
@@ -57,16 +57,16 @@ def test_the_turn_is_the_true_angle_in_degrees_averaged_over_the_squares():
 
 
 @pytest.mark.parametrize(("dtype", "batch_size"), [("uint8", 7), ("uint16", 64)])
-def test_every_pixel_of_every_image_is_covered_and_images_stay_as_they_are(dtype, batch_size):
+def test_every_pixel_of_every_image_is_covered_and_images_stay_unchanged(dtype, batch_size):
     torch.manual_seed(0)
     encoder = Encoder(config(dtype))
     images = RNG.integers(0, 256, (2, 2, 32, 32)).astype(dtype)
     before = images.copy()
-    turned = occlusion(encoder, images, patch=10, stride=9, batch_size=batch_size)  # which do not divide the side
-    assert turned.shape == (2, 32, 32)
-    assert np.isfinite(turned).all()
-    assert turned.min() >= 0
-    assert turned.max() > 0
+    angles = occlusion(encoder, images, patch=10, stride=9, batch_size=batch_size)  # neither divides the side
+    assert angles.shape == (2, 32, 32)
+    assert np.isfinite(angles).all()
+    assert angles.min() >= 0
+    assert angles.max() > 0
     assert np.array_equal(images, before)
 
 

@@ -10,8 +10,8 @@ from simtrail.evaluation.probe import Views
 from simtrail.evaluation.tasks import classify, main_task, small_pixels, tasks
 
 RNG = np.random.default_rng(0)
-FIVE = ["train", "train", "train", "val", "test"]
-FEW = {"evaluate.bootstrap": 100}
+SPLITS = ["train", "train", "train", "val", "test"]
+FEW_RESAMPLES = {"evaluate.bootstrap": 100}
 
 
 def table(labels: list[str | None], split: list[str], **more: object) -> pd.DataFrame:
@@ -27,34 +27,34 @@ def test_unlabelled_images_are_left_out_and_unlabelled_sets_have_no_task():
     assert task.name == "label"
     assert main_task(table([None] * 3, ["train", "val", "test"])) is None
     assert main_task(table(["a"] * 3, ["train", "val", "test"])) is None
-    with pytest.raises(InputError, match="no labelled image of a class to learn in the test split"):
+    with pytest.raises(InputError, match="the test split has no labelled image of a class with training images"):
         main_task(table(["a", "b", "a", None], ["train", "train", "val", "test"]))
 
 
-def test_a_class_without_training_image_is_not_scored_but_counted():
+def test_test_images_of_a_class_without_training_image_are_counted_but_not_scored():
     task = main_task(table(["a", "b", "a", "b", "c", "c"], ["train", "train", "val", "test", "test", "val"]))
     assert task is not None
     assert (task.names, task.unknown, task.rows.tolist()) == (["a", "b"], 1, [0, 1, 2, 3])
 
 
-def test_further_columns_are_tasks_and_a_wrong_one_is_named():
-    frame = table(["a", "b"] * 5, FIVE * 2, **{"meta.sex": ["f", "m", "f", "m", "f"] * 2, "meta.place": "here"})
+def test_other_columns_are_tasks_too_and_the_error_names_a_wrong_column():
+    frame = table(["a", "b"] * 5, SPLITS * 2, **{"meta.sex": ["f", "m", "f", "m", "f"] * 2, "meta.place": "here"})
     frame["meta.genus"] = frame["label"]
-    found = tasks(frame, ["sex", "genus"])
-    assert [task.name for task in found] == ["genus", "sex"]
+    all_tasks = tasks(frame, ["sex", "genus"])
+    assert [task.name for task in all_tasks] == ["genus", "sex"]
     with pytest.raises(InputError, match=r"evaluate.labels: 'sexx': no such column in metadata.csv; it has sex, place"):
         tasks(frame, ["sexx"])
     with pytest.raises(InputError, match=r"evaluate.labels: 'place': needs two classes"):
         tasks(frame, ["place"])
 
 
-def test_classes_held_out_are_a_task_of_their_own():
+def test_held_out_classes_are_a_separate_task():
     labels = ["a", "b", "c", "d"] * 10
-    frame = table(labels, [part for part in FIVE for _ in range(8)], held_out=[name in "cd" for name in labels])
-    seen, unseen = tasks(frame, [])
-    assert (seen.names, unseen.names) == (["a", "b"], ["c", "d"])
-    assert (seen.name, unseen.name) == ("label", "label (unseen)")
-    assert not set(seen.rows) & set(unseen.rows)
+    frame = table(labels, [part for part in SPLITS for _ in range(8)], held_out=[name in "cd" for name in labels])
+    main, unseen = tasks(frame, [])
+    assert (main.names, unseen.names) == (["a", "b"], ["c", "d"])
+    assert (main.name, unseen.name) == ("label", "label (unseen)")
+    assert not set(main.rows) & set(unseen.rows)
     frame["held_out"] = frame["label"] == "c"
     with pytest.raises(InputError, match="held_out_classes: needs two classes"):
         tasks(frame, [])
@@ -62,15 +62,15 @@ def test_classes_held_out_are_a_task_of_their_own():
 
 def test_every_classifier_and_floor_is_scored():
     labels = np.arange(300) % 3
-    split = np.array(FIVE)[(np.arange(300) // 3) % 5]
+    split = np.array(SPLITS)[(np.arange(300) // 3) % 5]
     features = (RNG.normal(size=(300, 10)) + 4 * np.eye(10)[labels]).astype(np.float32)
     task = main_task(table([f"c{x}" for x in labels], split.tolist()))
     assert task is not None
     noise = RNG.normal(size=(300, 5)).astype(np.float32)
-    known = np.flatnonzero(split != "test")
-    views = Views(features[known], known)
+    not_test = np.flatnonzero(split != "test")
+    views = Views(features[not_test], not_test)
     floors = {"raw_pixels": noise, "random_encoder": noise}
-    result = classify(task, features, floors, with_changes(FEW).evaluate, views)
+    result = classify(task, features, floors, with_changes(FEW_RESAMPLES).evaluate, views)
     names = ["linear_probe", "probe_augmented", "knn", "svc", "raw_pixels", "random_encoder", "majority"]
     assert list(result.scores) == names
     assert all(result.scores[name]["accuracy"] > 0.95 for name in names[:4])
@@ -87,11 +87,11 @@ def test_every_classifier_and_floor_is_scored():
 @pytest.mark.parametrize(("classes", "each"), [(40, 2), (200, 5)])
 def test_many_classes_of_few_images_are_scored(classes, each):
     labels = np.arange(classes * each) % classes
-    split = np.array(FIVE)[RNG.permutation(len(labels)) % 5]
+    split = np.array(SPLITS)[RNG.permutation(len(labels)) % 5]
     features = (np.eye(classes)[labels] + RNG.normal(size=(len(labels), classes)) * 0.05).astype(np.float32)
     task = main_task(table([f"{x:04}" for x in labels], split.tolist()))
     assert task is not None
-    result = classify(task, features, {}, with_changes(FEW).evaluate)
+    result = classify(task, features, {}, with_changes(FEW_RESAMPLES).evaluate)
     assert result.scores["knn"]["accuracy"] > 0.9
 
 

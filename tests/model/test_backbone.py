@@ -21,23 +21,23 @@ def backbone(model: str = "test_resnet", *, bands: int = 3, size: int = 32, **se
 
 @pytest.mark.parametrize("bands", [1, 3, 7, 408])
 @pytest.mark.parametrize("model", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"])
-def test_every_family_gives_one_vector_per_image_of_any_band_count(model, bands):
+def test_every_family_of_models_gives_one_vector_per_image_for_any_number_of_bands(model, bands):
     net = backbone(model, bands=bands)
     assert net(torch.rand(2, bands, 32, 32)).shape == (2, net.width)
 
 
-def test_the_width_is_that_of_the_features_not_what_the_model_calls_its_own():
+def test_the_width_is_the_width_of_the_features_not_num_features_of_the_model():
     net = backbone("mobilenetv3_small_050")
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, net.width) == (2, 1024)
     assert net.net.num_features != net.width
 
 
-def test_models_of_a_fixed_image_size_are_built_for_the_size_of_the_images():
+def test_models_with_a_fixed_image_size_are_built_for_the_size_of_the_images():
     assert backbone("swin_tiny_patch4_window7_224", size=64)(torch.rand(1, 3, 64, 64)).shape == (1, 768)
 
 
 @pytest.mark.parametrize(("width", "millions"), [(1, 24), (2, 94), (4, 375)])
-def test_resnet50_has_the_papers_parameter_counts(width, millions):
+def test_resnet50_has_the_parameter_counts_of_the_paper(width, millions):
     with torch.device("meta"):
         net = Backbone(architecture("resnet50", width), 3, 224)
     assert net.width == 2048 * width
@@ -69,8 +69,8 @@ def test_the_small_stem_keeps_the_resolution(model):
 @pytest.mark.parametrize(
     ("settings", "size", "message"),
     [
-        ({"model": "resnt18"}, 32, r"pretrain\.encoder\.model = 'resnt18': no model of timm; did you mean resnet18"),
-        ({"model": "zzzz"}, 32, r"pretrain\.encoder\.model = 'zzzz': no model of timm; timm\.list_models"),
+        ({"model": "resnt18"}, 32, r"pretrain\.encoder\.model = 'resnt18': not a model of timm; did you mean resnet18"),
+        ({"model": "zzzz"}, 32, r"pretrain\.encoder\.model = 'zzzz': not a model of timm; timm\.list_models"),
         ({"model": "test_convnext", "width": 2}, 32, r"pretrain\.encoder\.width = 2: must be 1 with 'test_convnext'"),
         ({"model": "test_convnext", "stem": "small"}, 32, r"pretrain\.encoder\.stem = 'small': must be standard with"),
         ({"model": "test_resnet"}, 16, r"prepare\.size = 16: must be ≥ 32 .* or use pretrain\.encoder\.stem: small"),
@@ -91,14 +91,14 @@ def test_the_small_stem_keeps_the_resolution(model):
         ({"model": "hrnet_w18_small"}, 40, r"'hrnet_w18_small': can't take images of 3 bands and 40×40 pixels \("),
     ],
 )
-def test_what_is_not_possible_is_refused_by_key(settings, size, message):
-    with pytest.raises(InputError, match=message) as fault:
+def test_impossible_settings_are_refused_by_key(settings, size, message):
+    with pytest.raises(InputError, match=message) as error:
         backbone(**settings, size=size)
-    assert "\n" not in str(fault.value)
+    assert "\n" not in str(error.value)
 
 
 def tokens(net: Backbone, x: torch.Tensor) -> list[torch.Tensor]:
-    """The normalised tokens, class first, after every block of a vision transformer: a slow way, block by block."""
+    """The normalised tokens, class first, after every block of a vision transformer, computed block by block."""
     vit, layers = net.net, []
     x = vit.norm_pre(vit._pos_embed(vit.patch_embed(x)))
     for block in vit.blocks:
@@ -107,7 +107,7 @@ def tokens(net: Backbone, x: torch.Tensor) -> list[torch.Tensor]:
     return layers
 
 
-def test_features_of_a_vision_transformer_are_those_of_its_last_layers():
+def test_features_of_a_vision_transformer_come_from_its_last_layers():
     x = torch.rand(2, 3, 32, 32)
     net = backbone("vit_tiny_patch16_224", patch_size=8, features="both", layers=3)
     assert net.net.patch_embed.grid_size == (4, 4)
@@ -143,7 +143,7 @@ def test_every_parameter_gets_a_gradient_with_and_without_gradient_checkpointing
 
 @pytest.mark.parametrize("new", [1, 2, 3, 6, 7, 408])
 @pytest.mark.parametrize("old", [1, 3, 4])
-def test_adapted_filters_answer_a_grey_image_as_before(old, new):
+def test_adapted_filters_give_the_same_response_to_a_grey_image(old, new):
     filters = torch.randn(5, old, 3, 3, dtype=torch.float64)
     grey = torch.rand(1, 1, 8, 8, dtype=torch.float64)
     before = nn.functional.conv2d(grey.expand(-1, old, -1, -1), filters)
@@ -151,7 +151,7 @@ def test_adapted_filters_answer_a_grey_image_as_before(old, new):
     torch.testing.assert_close(after, before)
 
 
-def test_bands_take_the_filters_in_turn():
+def test_filters_are_assigned_to_bands_cyclically():
     filters = torch.randn(5, 3, 2, 2)
     a, b, c = filters.unbind(1)
     torch.testing.assert_close(adapt_bands(filters, 4), torch.stack([a / 2, b, c, a / 2], 1))
@@ -160,7 +160,7 @@ def test_bands_take_the_filters_in_turn():
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"])
-def test_weights_of_other_bands_are_adopted_and_only_the_first_layer_is_adapted(model):
+def test_weights_for_other_bands_are_taken_over_and_only_the_first_layer_is_adapted(model):
     torch.manual_seed(1)
     source, target = Backbone(architecture(model), 3, 32).eval(), backbone(model, bands=6)
     (line,) = target.adopt(source.state_dict())
@@ -170,7 +170,7 @@ def test_weights_of_other_bands_are_adopted_and_only_the_first_layer_is_adapted(
     assert target.adopt(target.state_dict()) == []
 
 
-def test_a_vision_transformer_takes_weights_of_other_image_and_patch_sizes():
+def test_a_vision_transformer_takes_over_weights_for_other_image_and_patch_sizes():
     source = backbone("test_vit", size=32, patch_size=8)
     assert backbone("test_vit", size=32, patch_size=16).adopt(source.state_dict()) == []
     finer = backbone("test_vit", size=64, patch_size=8)
@@ -183,7 +183,7 @@ def test_a_vision_transformer_takes_weights_of_other_image_and_patch_sizes():
 
 @pytest.fixture
 def checkpoint(monkeypatch):
-    """What timm downloads, without a network: the weights, with classifier, of a ResNet-18 or a tiny ViT."""
+    """Replaces the download of timm: gives the weights, with classifier, of a ResNet-18 or a tiny ViT."""
 
     def download(hub_id, *_, **__):
         torch.manual_seed(3)
@@ -192,21 +192,21 @@ def checkpoint(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", download)
 
 
-def test_pretrained_weights_are_those_of_timm_for_any_band_count(checkpoint):
+def test_pretrained_weights_come_from_timm_and_fit_any_number_of_bands(checkpoint):
     net = backbone("resnet18", bands=6)
     assert net.adopt(pretrained_weights(architecture("resnet18"), 32)) == ["net.conv1.weight adapted from 3 to 6 bands"]
     torch.manual_seed(3)
-    theirs = timm.create_model("resnet18").eval()
+    original = timm.create_model("resnet18").eval()
     x = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(net(x.repeat(1, 2, 1, 1)), theirs.forward_head(theirs.forward_features(x), True))
+    torch.testing.assert_close(net(x.repeat(1, 2, 1, 1)), original.forward_head(original.forward_features(x), True))
 
 
-def test_a_small_stem_stays_random_under_pretrained_weights_and_this_is_said(checkpoint):
+def test_a_small_stem_stays_random_with_pretrained_weights_and_is_named(checkpoint):
     small = architecture("resnet18", stem="small")
     net = Backbone(small, 3, 32)
     before = net.net.conv1.weight.clone()
     assert net.adopt(pretrained_weights(small, 32)) == [
-        "net.conv1.weight stays random: it is 64×3×3×3, in the weights 64×3×7×7"
+        "net.conv1.weight stays random: its shape is 64×3×3×3, but 64×3×7×7 in the weights"
     ]
     assert torch.equal(net.net.conv1.weight, before)
 

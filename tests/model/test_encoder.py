@@ -49,7 +49,7 @@ def encoder_of(seed: int = 0, **settings) -> Encoder:
 
 
 @pytest.mark.parametrize("bands", [1, 3, 7, 408])
-def test_any_band_count_gives_features_and_projections(bands):
+def test_any_number_of_bands_gives_features_and_projections(bands):
     encoder = encoder_of(bands=bands)
     batch = torch.rand(2, bands, 32, 32)
     assert encoder(batch).shape == (2, encoder.width)
@@ -73,7 +73,7 @@ def test_images_are_normalised_by_the_stored_statistics():
     ("model", "patch_size"),
     [("test_resnet", None), ("test_convnext", None), ("test_efficientnet", None), ("test_vit", 8)],
 )
-def test_saved_and_loaded_it_gives_the_same_features_and_projections(tmp_path, model, patch_size):
+def test_a_saved_and_loaded_encoder_gives_the_same_features_and_projections(tmp_path, model, patch_size):
     encoder = encoder_of(model=model, patch_size=patch_size)
     encoder.save(tmp_path)
     loaded, batch = load_encoder(tmp_path).cpu(), torch.rand(2, 3, 32, 32)
@@ -81,7 +81,7 @@ def test_saved_and_loaded_it_gives_the_same_features_and_projections(tmp_path, m
     assert torch.equal(loaded.project(batch), encoder.project(batch))
 
 
-def test_features_may_be_taken_from_a_layer_of_the_head(tmp_path):
+def test_features_can_be_taken_from_a_layer_of_the_head(tmp_path):
     encoder = encoder_of(depth=3)
     encoder.save(tmp_path)
     batch = torch.rand(2, 3, 32, 32)
@@ -99,7 +99,7 @@ def test_features_may_be_taken_from_a_layer_of_the_head(tmp_path):
             load_encoder(tmp_path, head_layers=layers)
 
 
-def test_random_weights_stay_as_they_are():
+def test_random_weights_stay_unchanged():
     encoder, same = encoder_of(), encoder_of()
     assert load_weights(encoder, "random") == []
     assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), same.parameters(), strict=True))
@@ -113,17 +113,17 @@ def test_weights_of_a_folder_give_its_features_and_projections(tmp_path):
     assert torch.equal(target.project(batch), source.project(batch))
 
 
-def test_another_head_begins_anew_and_this_is_said(tmp_path):
+def test_a_different_head_keeps_its_random_weights_and_is_named(tmp_path):
     source, target = encoder_of(), encoder_of(seed=1, depth=3)
     source.save(tmp_path)
     before = [p.clone() for p in target.head.parameters()]
-    assert load_weights(target, str(tmp_path)) == ["head begins anew: the weights have another one, or none"]
+    assert load_weights(target, str(tmp_path)) == ["head stays random: the weights have a different one, or none"]
     assert all(torch.equal(a, b) for a, b in zip(before, target.head.parameters(), strict=True))
     batch = torch.rand(2, 3, 32, 32)
     assert torch.equal(target(batch), source(batch))
 
 
-def test_weights_of_a_folder_of_other_bands_see_a_grey_image_alike(tmp_path):
+def test_weights_for_other_bands_give_the_same_features_for_a_grey_image(tmp_path):
     source, target = encoder_of(), encoder_of(seed=1, bands=7)
     source.save(tmp_path)
     assert load_weights(target, str(tmp_path)) == ["net.conv1.0.weight adapted from 3 to 7 bands"]
@@ -137,31 +137,31 @@ def test_weights_of_a_vision_transformer_fit_other_sizes(tmp_path):
 
 
 def test_timms_weights_are_taken_over_and_the_head_stays_random(monkeypatch):
-    donor = encoder_of(seed=5).backbone.net.state_dict()
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(donor))
+    timm_weights = encoder_of(seed=5).backbone.net.state_dict()
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(timm_weights))
     encoder, before = encoder_of(), encoder_of().head.state_dict()
     assert load_weights(encoder, "pretrained") == []
-    assert all(torch.equal(v, donor[k]) for k, v in encoder.backbone.net.state_dict().items())
+    assert all(torch.equal(v, timm_weights[k]) for k, v in encoder.backbone.net.state_dict().items())
     assert all(torch.equal(v, before[k]) for k, v in encoder.head.state_dict().items())
 
 
-@pytest.mark.parametrize(("key", "theirs"), [("model", "resnet10t"), ("stem", "small")])
-def test_weights_of_another_architecture_are_refused_by_key(tmp_path, key, theirs):
-    encoder_of(**{key: theirs}).save(tmp_path)
+@pytest.mark.parametrize(("key", "required"), [("model", "resnet10t"), ("stem", "small")])
+def test_weights_of_another_architecture_are_refused_by_key(tmp_path, key, required):
+    encoder_of(**{key: required}).save(tmp_path)
     with pytest.raises(
-        InputError, match=rf"pretrain\.encoder\.{key} = .*: must be '{theirs}' with pretrain\.weights = "
+        InputError, match=rf"pretrain\.encoder\.{key} = .*: must be '{required}' with pretrain\.weights = "
     ):
         load_weights(encoder_of(), str(tmp_path))
 
 
-def test_weights_that_are_not_there_are_refused(tmp_path):
+def test_weights_that_do_not_exist_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"pretrain\.weights = 'pretraned': must be random, pretrained, "):
         load_weights(encoder_of(), "pretraned")
     with pytest.raises(InputError, match=r"config\.json: no such file"):
         load_weights(encoder_of(), str(tmp_path))
 
 
-def test_files_folders_and_arrays_embed_alike_whatever_the_batch_size(tmp_path):
+def test_files_folders_and_arrays_give_the_same_features_for_any_batch_size(tmp_path):
     photographs(tmp_path / "images", classes=2, each=3)
     encoder = encoder_of()
     table = encoder.embed(tmp_path / "images")
@@ -191,14 +191,14 @@ def test_every_file_that_cannot_be_embedded_is_named(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "no config", "other shape", "not json"])
 def test_a_damaged_encoder_is_refused_by_name(tmp_path, damage):
     Encoder(config()).save(tmp_path)
-    weights, card = tmp_path / "encoder.safetensors", tmp_path / "config.json"
+    weights, config_file = tmp_path / "encoder.safetensors", tmp_path / "config.json"
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:5000])
     elif damage == "no config":
-        card.unlink()
+        config_file.unlink()
     elif damage == "not json":
-        card.write_text("{")
+        config_file.write_text("{")
     else:
-        card.write_text(config(model="resnet18").model_dump_json())
+        config_file.write_text(config(model="resnet18").model_dump_json())
     with pytest.raises(InputError, match=str(tmp_path)):
         load_encoder(tmp_path)

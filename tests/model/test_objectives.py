@@ -19,7 +19,7 @@ def views(images: int, dimensions: int = 5) -> torch.Tensor:
     return torch.randn(2 * images, dimensions, dtype=torch.float64, generator=torch.Generator().manual_seed(images))
 
 
-def oracle(objective, z: torch.Tensor, temperature: float, normalise: bool) -> float:
+def loss_by_equation(objective, z: torch.Tensor, temperature: float, normalise: bool) -> float:
     """The equations of arXiv 2002.05709 (1) and 2110.06848 with nested loops."""
     rows = [[float(x) for x in row] for row in z]
     count, images = len(rows), len(rows) // 2
@@ -30,14 +30,14 @@ def oracle(objective, z: torch.Tensor, temperature: float, normalise: bool) -> f
     total = 0.0
     for i in range(count):
         j = (i + images) % count
-        others = [k for k in range(count) if k != i and not (k == j and objective is dcl)]
-        denominator = sum(math.exp(similarity(rows[i], rows[k]) / temperature) for k in others)
+        keys = [k for k in range(count) if k != i and not (k == j and objective is dcl)]
+        denominator = sum(math.exp(similarity(rows[i], rows[k]) / temperature) for k in keys)
         total -= math.log(math.exp(similarity(rows[i], rows[j]) / temperature) / denominator)
     return total / count
 
 
 def dense(objective, z: torch.Tensor, temperature: float, normalise: bool) -> torch.Tensor:
-    """The same over the whole matrix at once, its gradient left to autograd."""
+    """The same loss from the whole matrix at once, with the gradient computed by autograd."""
     z = F.normalize(z, dim=1) if normalise else z
     logits, partner = z @ z.T / temperature, torch.eye(len(z)).roll(len(z) // 2, 0).bool()
     left_out = torch.eye(len(z)).bool() | (partner if objective is dcl else False)
@@ -49,7 +49,7 @@ def dense(objective, z: torch.Tensor, temperature: float, normalise: bool) -> to
 @pytest.mark.parametrize("images", [2, 3, 8])
 @pytest.mark.parametrize("temperature", [0.07, 0.5, 1.0])
 def test_the_loss_equals_its_equation(objective, normalise, images, temperature):
-    expected = oracle(objective, views(images), temperature, normalise)
+    expected = loss_by_equation(objective, views(images), temperature, normalise)
     assert objective(views(images), temperature, normalise=normalise).item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -57,23 +57,23 @@ def test_the_loss_equals_its_equation(objective, normalise, images, temperature)
 @NORMALISE
 @pytest.mark.parametrize("rows", [1, 3, 7, 10, 13, 20, 64])
 def test_loss_and_gradient_do_not_depend_on_how_many_rows_are_held(objective, normalise, rows):
-    here, there = views(10).requires_grad_(), views(10).requires_grad_()
-    loss, expected = objective(here, 0.3, normalise=normalise, rows=rows), dense(objective, there, 0.3, normalise)
+    z, same_z = views(10).requires_grad_(), views(10).requires_grad_()
+    loss, expected = objective(z, 0.3, normalise=normalise, rows=rows), dense(objective, same_z, 0.3, normalise)
     torch.testing.assert_close(loss, expected)
     loss.backward()
     expected.backward()
-    torch.testing.assert_close(here.grad, there.grad)
+    torch.testing.assert_close(z.grad, same_z.grad)
 
 
 @BOTH
 @NORMALISE
-def test_the_gradient_is_that_of_finite_differences(objective, normalise):
+def test_the_gradient_equals_finite_differences(objective, normalise):
     z = views(3, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: objective(z, 0.3, normalise=normalise, rows=4), z)
 
 
 @BOTH
-def test_the_gradient_is_scaled_with_the_loss_and_flows_through_what_comes_before(objective):
+def test_the_gradient_is_scaled_with_the_loss_and_flows_back_to_earlier_operations(objective):
     z, w = views(4), torch.ones(5, dtype=torch.float64, requires_grad=True)
     (once,) = torch.autograd.grad(objective(z * w, 0.3), w)
     (scaled,) = torch.autograd.grad(1024 * objective(z * w, 0.3), w)
@@ -83,14 +83,14 @@ def test_the_gradient_is_scaled_with_the_loss_and_flows_through_what_comes_befor
 
 
 @BOTH
-def test_a_second_derivative_is_refused_rather_than_wrong(objective):
+def test_a_second_derivative_raises_an_error(objective):
     z = views(3).requires_grad_()
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(objective(z, 0.3), z, create_graph=True)
 
 
 @pytest.mark.parametrize("images", [2, 7, 64])
-def test_equal_vectors_give_the_log_of_the_other_views(images):
+def test_equal_vectors_give_the_log_of_the_number_of_other_views(images):
     equal = torch.ones(2 * images, 3, dtype=torch.float64)
     assert nt_xent(equal, 0.1).item() == pytest.approx(math.log(2 * images - 1), rel=1e-12)
     assert dcl(equal, 0.1).item() == pytest.approx(math.log(2 * images - 2), rel=1e-12)
@@ -140,14 +140,14 @@ def test_shapes_without_two_views_of_two_images_are_refused(function, shape):
 
 
 @pytest.mark.parametrize("rows", [1, 4, 1024])
-def test_top1_counts_the_partners_found(rows):
+def test_top1_is_the_fraction_of_views_whose_partner_is_the_most_similar(rows):
     a, b, c = torch.eye(3)
     assert contrastive_top1(torch.stack([a, b, c, a, b, c]), rows=rows) == 1
     assert contrastive_top1(torch.stack([a, a + 0.1 * b, b, b + 0.1 * a]), rows=rows) == 0
     assert contrastive_top1(torch.stack([a, b, c, a, b + 2 * c, c]), rows=rows) == pytest.approx(5 / 6)
 
 
-def test_top1_goes_by_the_angle_not_by_the_length():
+def test_top1_depends_on_the_angle_and_not_on_the_length():
     a, b, _ = torch.eye(3)
     assert contrastive_top1(torch.stack([a, 100 * b + 20 * a, a, b])) == 1
 
@@ -156,58 +156,62 @@ def test_top1_goes_by_the_angle_not_by_the_length():
 @pytest.mark.parametrize(
     "weights", [(1.0, 0.5, 0.25), (1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 1.0, 1.0), (3.0, 0.0, 1.0)]
 )
-def test_the_terms_are_their_definition(objective, weights):
-    """Nested loops over images, views and three modalities, from the pairs that each term calls partners."""
+def test_the_terms_equal_their_definition(objective, weights):
+    """Nested loops over images, views and three modalities, with the pairs that are partners in each term."""
     images, chosen = 4, Terms(**dict(zip(("fused", "intra", "cross"), weights, strict=True)))
     fused, *modalities = z = [views(images, 5).roll(i, 0) * (i + 1) - i for i in range(4)]
     tau = 0.4
 
-    def of(first: torch.Tensor, second: torch.Tensor) -> float:
+    def loss_of(first: torch.Tensor, second: torch.Tensor) -> float:
         """The loss when image i's partners are its view 1 in `first` and its view 2 in `second`."""
         rows = [first[i] for i in range(images)] + [second[images + i] for i in range(images)]
-        return oracle(objective, torch.stack(rows), tau, True)
+        return loss_by_equation(objective, torch.stack(rows), tau, True)
 
-    cross = [(of(m, n) + of(n, m)) / 2 for i, m in enumerate(modalities) for n in modalities[i + 1 :]]
-    expected = {"fused": of(fused, fused), "intra": sum(of(m, m) for m in modalities) / 3, "cross": sum(cross) / 3}
+    cross = [(loss_of(m, n) + loss_of(n, m)) / 2 for i, m in enumerate(modalities) for n in modalities[i + 1 :]]
+    expected = {
+        "fused": loss_of(fused, fused),
+        "intra": sum(loss_of(m, m) for m in modalities) / 3,
+        "cross": sum(cross) / 3,
+    }
     expected = {name: value for name, value in expected.items() if getattr(chosen, name)}
     heads = z[not chosen.fused : 4 if chosen.intra or chosen.cross else 1]
-    loss, found = terms(torch.cat(heads, 1), [5] * len(heads), chosen, partial(objective, temperature=tau), NO_PATCHES)
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-12)
+    loss, values = terms(torch.cat(heads, 1), [5] * len(heads), chosen, partial(objective, temperature=tau), NO_PATCHES)
+    assert {name: value.item() for name, value in values.items()} == pytest.approx(expected, rel=1e-12)
     assert loss.item() == pytest.approx(sum(getattr(chosen, k) * v for k, v in expected.items()), rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("weights", "reached"),
+    ("weights", "trained"),
     [((1.0, 0.0, 0.0), "f"), ((0.0, 1.0, 0.0), "mn"), ((0.0, 0.0, 1.0), "mn"), ((0.1, 0.2, 0.0), "fmn")],
 )
-def test_a_term_reaches_its_own_projections_and_no_others(weights, reached):
+def test_a_term_gives_a_gradient_only_to_its_projections(weights, trained):
     chosen = Terms(**dict(zip(("fused", "intra", "cross"), weights, strict=True)))
     z = {name: views(3 + i, 5)[:6].requires_grad_() for i, name in enumerate("fmn")}
-    heads = [z[name] for name in reached]
+    heads = [z[name] for name in trained]
     loss, _ = terms(torch.cat(heads, 1), [5] * len(heads), chosen, partial(nt_xent, temperature=0.3), NO_PATCHES)
     loss.backward()
-    assert [name for name in "fmn" if z[name].grad is not None and z[name].grad.abs().sum() > 0] == list(reached)
+    assert [name for name in "fmn" if z[name].grad is not None and z[name].grad.abs().sum() > 0] == list(trained)
 
 
 @pytest.mark.parametrize(("fused", "intra"), [(1.0, 0.0), (1.0, 2.0), (0.0, 2.0), (0.0, 0.0)])
-def test_the_local_term_is_made_of_the_columns_behind_those_of_images(fused, intra):
+def test_the_local_term_is_computed_from_the_columns_after_the_projections_of_images(fused, intra):
     chosen = Terms(fused=fused, intra=intra, cross=0.0, local=0.5)
     heads = [views(4, 5)] * (chosen.whole + (2 if intra else 0))
     columns = views(4, 7)
-    loss, found = terms(
+    loss, values = terms(
         torch.cat([*heads, columns], 1), [5] * len(heads), chosen, partial(nt_xent, temperature=0.3),
         lambda rest: 100 * (rest - columns).abs().max() + rest.sum(),
     )  # fmt: skip
-    assert found["local"].item() == pytest.approx(columns.sum().item())
-    assert set(found) == {"local"} | {name for name in ("fused", "intra") if getattr(chosen, name)}
-    assert loss.item() == pytest.approx(sum(getattr(chosen, k) * v.item() for k, v in found.items()))
+    assert values["local"].item() == pytest.approx(columns.sum().item())
+    assert set(values) == {"local"} | {name for name in ("fused", "intra") if getattr(chosen, name)}
+    assert loss.item() == pytest.approx(sum(getattr(chosen, k) * v.item() for k, v in values.items()))
 
 
-def test_the_cross_term_is_low_only_where_the_modalities_of_an_image_agree():
+def test_the_cross_term_is_low_only_if_the_modalities_of_an_image_agree():
     one, weights = views(16, 8)[:16].repeat(2, 1), Terms(fused=0.0, intra=0.0, cross=1.0)
-    another = one.roll(1, 0)  # both views agree, with those of the next image
+    shifted = one.roll(1, 0)  # both views agree with the views of the next image
     agree, differ = (
         terms(torch.cat([one, other], 1), [8, 8], weights, partial(nt_xent, temperature=0.2), NO_PATCHES)[0]
-        for other in (one, another)
+        for other in (one, shifted)
     )
     assert agree < 0.5 * differ

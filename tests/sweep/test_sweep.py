@@ -72,8 +72,8 @@ def project(prepared, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def command(*words: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "simtrail", "sweep", "tiny", *words])
+def command(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "simtrail", "sweep", "tiny", *arguments])
 
 
 def the_study() -> optuna.Study:
@@ -95,7 +95,7 @@ def test_a_sweep_ends_with_a_report_a_registered_encoder_and_values_to_apply(pro
     assert [t.state in ENDED for t in trials] == [True] * 4
     assert trials[0].params == {"pretrain.temperature": 0.2, "pretrain.augment.color.strength": 0.8}
     assert all(t.user_attrs["seconds_to_start"] < 1 for t in trials[1:])
-    # MLflow: one parent, a child per trial, true status, intermediate values
+    # MLflow: one parent, a child run per trial, with its status and intermediate values
     parent = next(r for r in runs() if r.info.run_name == "sweep tiny")
     children = [r for r in runs() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 4
@@ -115,38 +115,38 @@ def test_a_sweep_ends_with_a_report_a_registered_encoder_and_values_to_apply(pro
     report = (folder / "report.md").read_text()
     assert "95 % interval" in report
     assert "gain" in report
-    # the winner
+    # the registered encoder
     encoder = load_encoder("models:/tiny@champion")
     assert encoder.embed(next(Path("data/demo").rglob("*.tif"))).shape == (1, encoder.width)
-    # a sweep that has ended has nothing left to do
-    begun = len(runs())
+    # a sweep that has ended does nothing when it is run again
+    runs_before = len(runs())
     assert command().wait() == 0
-    assert (len(the_study().get_trials()), len(runs())) == (4, begun)
-    # applied
+    assert (len(the_study().get_trials()), len(runs())) == (4, runs_before)
+    # the best values in params.yaml
     result = CliRunner().invoke(app, ["apply", "tiny"])
     assert result.exit_code == 0, result.output
     assert Path("params.yaml").read_text().startswith("# a comment\n")
     assert load_params().pretrain.temperature == the_study().best_params["pretrain.temperature"]
 
 
-def test_kills_of_workers_and_of_the_parent_lose_no_trial(project):
-    """Ten kill -9; twelve trials end, none of them twice, and no run stays RUNNING."""
+def test_no_trial_is_lost_when_workers_and_the_parent_are_killed(project):
+    """After ten kill -9, all twelve trials end, none of them twice, and no run stays RUNNING."""
     write_space(budget={"trials": 12, "minutes": None, "epochs": 4}, pruner="none")
-    rng, kills, job = np.random.default_rng(0), 0, None
+    rng, kills, process = np.random.default_rng(0), 0, None
     while kills < 10:
-        if job is None or job.poll() is not None:
-            job = command("--workers", "2")
+        if process is None or process.poll() is not None:
+            process = command("--workers", "2")
         time.sleep(rng.uniform(4, 14))
         workers = [p for p in psutil.process_iter() if p.is_running() and _is_worker(p)]
-        victim = rng.choice([*workers, psutil.Process(job.pid)]) if workers else None
-        if victim is None or job.poll() is not None:
-            if job.poll() == 0:
+        victim = rng.choice([*workers, psutil.Process(process.pid)]) if workers else None
+        if victim is None or process.poll() is not None:
+            if process.poll() == 0:
                 break
             continue
         victim.kill()
         kills += 1
-        if victim.pid == job.pid:
-            job.wait()
+        if victim.pid == process.pid:
+            process.wait()
     for _ in range(3):
         if command("--workers", "2").wait() == 0:
             break
@@ -155,12 +155,12 @@ def test_kills_of_workers_and_of_the_parent_lose_no_trial(project):
     assert kills == 10
     assert len(ended) == 12
     assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
-    first = [t.user_attrs.get("first", t.number) for t in ended]
-    assert len(set(first)) == 12
-    for trial in trials:  # a trial that was killed was tried again with the same values
+    first_numbers = [t.user_attrs.get("first", t.number) for t in ended]
+    assert len(set(first_numbers)) == 12
+    for trial in trials:  # a killed trial was run again with the same values
         if trial.state == TrialState.FAIL and trial.params:
-            (again,) = [t for t in trials if t.user_attrs.get("retried") == trial.number]
-            assert again.params == trial.params
+            (retry,) = [t for t in trials if t.user_attrs.get("retried") == trial.number]
+            assert retry.params == trial.params
     assert {r.info.status for r in runs()} == {"FINISHED", "KILLED"} or {r.info.status for r in runs()} == {"FINISHED"}
     for trial in ended:
         from simtrail.tracking.store import open_store
@@ -201,7 +201,7 @@ def test_workers_of_two_commands_finish_a_postgresql_study_together(project, tmp
         server.cleanup()
 
 
-def test_a_trial_out_of_memory_or_without_a_finite_loss_is_recorded_and_the_study_goes_on(project):
+def test_a_trial_without_a_finite_loss_is_recorded_and_the_study_continues(project):
     write_space(
         set={"pretrain.monitor.every": 1, "pretrain.batch_size": 16, "pretrain.optimiser": "sgd"},
         space={"pretrain.learning_rate": {"choices": [0.004, 1e30]}},
@@ -209,12 +209,12 @@ def test_a_trial_out_of_memory_or_without_a_finite_loss_is_recorded_and_the_stud
         budget={"trials": 2, "minutes": None, "epochs": 2},
     )
     assert command().wait() == 0
-    (bad,) = [t for t in the_study().get_trials() if t.state == TrialState.PRUNED]
-    assert bad.params == {"pretrain.learning_rate": 1e30}
-    assert bad.user_attrs["ended"] == "loss not finite"
+    (diverged,) = [t for t in the_study().get_trials() if t.state == TrialState.PRUNED]
+    assert diverged.params == {"pretrain.learning_rate": 1e30}
+    assert diverged.user_attrs["ended"] == "loss not finite"
 
 
-def test_another_space_for_the_same_study_is_explained(project):
+def test_another_space_for_the_same_study_is_an_input_error_that_says_what_to_do(project):
     assert command("--trials", "1").wait() == 0
     write_space(space={"pretrain.temperature": {"low": 0.01, "high": 1.0}})
     result = CliRunner().invoke(app, ["sweep", "tiny"])

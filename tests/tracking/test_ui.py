@@ -1,4 +1,4 @@
-"""What a user sees in the MLflow UI, in headless Chromium; SCREENSHOTS names a folder to keep the pictures in."""
+"""What a user sees in the MLflow UI, in headless Chromium; SCREENSHOTS names a folder in which to keep screenshots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pytest
 import yaml
-from test_pipeline import run_pipeline
+from pipeline.test_stages import run_pipeline
 
 from simtrail.tracking.store import VIEW, open_store
 
@@ -43,8 +43,11 @@ SPACE = {
         "pretrain.augment.color.strength": {"low": 0.0, "high": 1.0},
     },
 }
-ENDS = {"FINISHED": "M11.53 6.53", "KILLED": "M6.94 8"}  # how a status is drawn, a tick or a cross: it has no name
-FLAGS = [  # beside playwright's own: headless, an empty profile
+STATUS_ICONS = {
+    "FINISHED": "M11.53 6.53",
+    "KILLED": "M6.94 8",
+}  # the icon's SVG path: a tick, a cross
+FLAGS = [  # in addition to playwright's: headless, empty profile
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -52,10 +55,10 @@ FLAGS = [  # beside playwright's own: headless, an empty profile
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing beyond this machine is looked for
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no lookup of other machines
 ]
-# What a click on "Model training" and closing the assistant leave behind: without them MLflow shows its GenAI pages.
-SETTLED = """
+# State after a click on "Model training" and after closing the assistant: otherwise MLflow shows its GenAI pages.
+LOCAL_STORAGE = """
 localStorage.setItem("mlflow.workflowType_v1", '"machine_learning"');
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 """
@@ -68,23 +71,23 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(project, tmp_path_factory):
-    """The address of the UI, started as a user does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The address of the UI, which is started in the way that users start it."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "ui.log"
-    with log.open("w") as out:
+    with log.open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "simtrail", "ui", "--port", str(port)],
             cwd=project,
             env={k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "DVC_ROOT")},
-            stdout=out,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # the server has workers: they are ended as one group
+            start_new_session=True,  # a process group, to end the server with its workers
         )
     try:
         deadline = time.monotonic() + 180
-        while not answers(port):
+        while not is_up(port):
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
@@ -98,7 +101,7 @@ def site(project, tmp_path_factory):
                 os.killpg(server.pid, signal.SIGKILL)
 
 
-def answers(port: int) -> bool:
+def is_up(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/health")
@@ -111,25 +114,25 @@ def answers(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def page(site):
-    playwright.expect.set_options(timeout=60_000)  # two cores may be busy with something else
+    playwright.expect.set_options(timeout=60_000)  # the two cores may be busy
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         context = browser.new_context(viewport={"width": 1600, "height": 1100})
         context.set_default_timeout(60_000)
-        context.add_init_script(SETTLED)
+        context.add_init_script(LOCAL_STORAGE)
         yield context.new_page()
         browser.close()
 
 
 @pytest.fixture(scope="module")
-def keep(page, tmp_path_factory):
-    """Saves what the page shows under a name."""
+def screenshot(page, tmp_path_factory):
+    """A function that saves a screenshot of the page under a name."""
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
 
     def save(name: str) -> None:
-        page.mouse.move(0, 0)  # off the charts, which show tools under the mouse
-        page.wait_for_timeout(3000)  # for what is still being drawn; the network never idles, the page refreshes itself
+        page.mouse.move(0, 0)  # away from the charts, which show tools under the mouse
+        page.wait_for_timeout(3000)  # until all is drawn; the network is never idle, because the page refreshes itself
         page.screenshot(path=folder / f"{name}.png")
 
     yield save
@@ -142,15 +145,15 @@ def version(project, monkeypatch):
     return open_store().get_model_version_by_alias("small", "champion")
 
 
-def shows(page, *texts: str) -> None:
+def expect_texts(page, *texts: str) -> None:
     for text in texts:
         playwright.expect(page.get_by_text(text).first).to_be_visible()
 
 
-def test_the_runs_table_shows_the_run_and_the_metrics_asked_for(page, site, keep):
+def test_the_runs_table_shows_the_run_and_the_selected_metrics(page, site, screenshot):
     page.goto(f"{site}/experiments/1/runs")
-    shows(page, "1 matching run", "resnet10t", "demo (")
-    keep("runs")
+    expect_texts(page, "1 matching run", "resnet10t", "demo (")
+    screenshot("runs")
     page.get_by_role("button", name="Columns").click()
     for name in METRICS:
         page.get_by_placeholder("Search columns").fill(name)
@@ -159,40 +162,40 @@ def test_the_runs_table_shows_the_run_and_the_metrics_asked_for(page, site, keep
     header = page.get_by_role("columnheader")
     for name in METRICS:
         playwright.expect(header.filter(has_text=name).first).to_be_visible()
-    keep("runs-metrics")
+    screenshot("runs-metrics")
 
 
-def test_the_run_page_shows_parameters_metrics_and_lineage(page, site, keep, version):
+def test_the_run_page_shows_parameters_metrics_and_lineage(page, site, screenshot, version):
     page.goto(f"{site}/experiments/1/runs/{version.run_id}")
-    shows(page, "Finished", "pretrain.encoder.model", *METRICS, "data_md5", "small")
-    keep("run")
+    expect_texts(page, "Finished", "pretrain.encoder.model", *METRICS, "data_md5", "small")
+    screenshot("run")
 
 
-def test_the_model_metrics_tab_draws_the_loss_of_every_epoch(page, site, keep, version):
+def test_the_model_metrics_tab_draws_the_loss_of_every_epoch(page, site, screenshot, version):
     page.goto(f"{site}/experiments/1/runs/{version.run_id}/model-metrics")
     playwright.expect(page.locator(".js-plotly-plot").first).to_be_visible()
-    keep("run-metrics")
+    screenshot("run-metrics")
     page.get_by_placeholder("Search metric charts").fill("curves/loss")
     points = page.locator(".js-plotly-plot .scatterlayer .points path")
     playwright.expect(points).to_have_count(EPOCHS)
-    shows(page, "loss")
-    keep("run-metrics-loss")
+    expect_texts(page, "loss")
+    screenshot("run-metrics-loss")
 
 
-def test_the_version_page_shows_numbers_alias_and_lineage(page, site, keep, version):
+def test_the_version_page_shows_numbers_alias_and_lineage(page, site, screenshot, version):
     page.goto(f"{site}/models/small/versions/1")
-    shows(page, "linear probe accuracy", "95 % interval", "champion", "Source Run")
-    keep("version")
+    expect_texts(page, "linear probe accuracy", "95 % interval", "champion", "Source Run")
+    screenshot("version")
     for tag in ("data_md5", "git_commit", "encoder_sha256"):
         row = page.get_by_role("row").filter(has=page.get_by_text(tag, exact=True))
         playwright.expect(row).to_contain_text(version.tags[tag])
     page.get_by_text("git_commit", exact=True).scroll_into_view_if_needed()
-    keep("version-tags")
+    screenshot("version-tags")
 
 
 @pytest.fixture(scope="module")
 def study(project, site):
-    """The run of a sweep in that project, and its trials' runs as they began; the last module fixture to be made."""
+    """The run of a sweep in that project, and the runs of its trials by start time; the last module fixture."""
     (project / "sweeps").mkdir()
     (project / "sweeps/tiny.yaml").write_text(yaml.safe_dump(SPACE))
     subprocess.run([sys.executable, "-m", "simtrail", "sweep", "tiny"], cwd=project, check=True)
@@ -204,30 +207,31 @@ def study(project, site):
     return parent, [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
 
 
-def test_the_runs_table_shows_the_trials_below_their_sweep_with_their_states(page, site, keep, study):
+def test_the_runs_table_shows_the_trials_below_their_sweep_with_their_states(page, site, screenshot, study):
     parent, trials = study
     assert {trial.info.status for trial in trials} == {"FINISHED", "KILLED"}
     page.goto(f"{site}/experiments/1/runs?viewStateShareKey={VIEW}")
     row = page.get_by_role("row")
-    table = {run.info.run_name: row.filter(has=page.get_by_text(run.info.run_name, exact=True)) for run in trials}
-    above = row.filter(has=page.get_by_text(parent.info.run_name, exact=True))
-    playwright.expect(above).to_be_visible()
-    for line in table.values():
-        playwright.expect(line).to_have_count(0)
-    above.get_by_role("button").first.click()
+    trial_rows = {run.info.run_name: row.filter(has=page.get_by_text(run.info.run_name, exact=True)) for run in trials}
+    parent_row = row.filter(has=page.get_by_text(parent.info.run_name, exact=True))
+    playwright.expect(parent_row).to_be_visible()
+    for trial_row in trial_rows.values():
+        playwright.expect(trial_row).to_have_count(0)
+    parent_row.get_by_role("button").first.click()
     for trial in trials:
-        icon = table[trial.info.run_name].locator("[col-id=runDateAndNestInfo] svg path").first
-        playwright.expect(icon).to_have_attribute("d", re.compile(f"^{ENDS[trial.info.status]}"))
-    keep("sweep")
+        icon = trial_rows[trial.info.run_name].locator("[col-id=runDateAndNestInfo] svg path").first
+        playwright.expect(icon).to_have_attribute("d", re.compile(f"^{STATUS_ICONS[trial.info.status]}"))
+    screenshot("sweep")
 
 
-def test_the_compare_view_draws_the_trials_over_what_was_searched_and_the_objective(page, site, keep, study):
+def test_the_compare_view_draws_trials_over_searched_parameters_and_objective(page, site, screenshot, study):
     trials = study[1]
     ids = json.dumps([trial.info.run_id for trial in trials])
     page.goto(f"{site}/compare-runs?runs={quote(ids)}&experiments={quote(json.dumps(['1']))}")
-    shows(page, "Comparing 4 Runs", "Parallel Coordinates Plot", *(trial.info.run_name for trial in trials))
+    expect_texts(page, "Comparing 4 Runs", "Parallel Coordinates Plot", *(trial.info.run_name for trial in trials))
     playwright.expect(page.locator(".parcoords .axis-title")).to_have_text([*sorted(SPACE["space"]), "objective"])
-    keep("sweep-compare")
+    screenshot("sweep-compare")
     values = [trial.data.metrics["objective"] for trial in trials]
-    ends = page.locator(".parcoords .y-axis").last.locator(".axis-extent-text")
-    playwright.expect(ends).to_have_text([f"{max(values):.5f}", f"{min(values):.5f}"])  # a missing one is drawn above
+    bounds = page.locator(".parcoords .y-axis").last.locator(".axis-extent-text")
+    # a missing value would be drawn above
+    playwright.expect(bounds).to_have_text([f"{max(values):.5f}", f"{min(values):.5f}"])

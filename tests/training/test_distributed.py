@@ -29,26 +29,26 @@ batch = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 torch.set_num_threads(1)
 
 
-def measured():
+def train():
     torch.manual_seed(0)
-    facts = {"mean": [0.5] * 3, "std": [0.3] * 3, "terms": p.terms}
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **facts)
+    settings = {"mean": [0.5] * 3, "std": [0.3] * 3, "terms": p.terms}
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **settings)
     encoder = Encoder(config).train()
     learner = Learner(encoder, TwoViews(p.augment, recipe, coordinates=p.terms.local > 0), p)
-    share = len(batch) // world()
-    mine = batch[rank() * share : (rank() + 1) * share]
-    loss, _, projections = learner._gradient(mine, (0, 0, 0))
+    size = len(batch) // world()
+    part = batch[rank() * size : (rank() + 1) * size]
+    loss, _, projections = learner._gradient(part, (0, 0, 0))
     grads = {k: w.grad.clone() for k, w in encoder.named_parameters()}
     buffers = {k: b.clone() for k, b in encoder.named_buffers()}
-    later = [learner.step(mine, 0.001, 0, 0, step)[0].item() for step in (1, 2)]
+    later = [learner.step(part, 0.001, 0, 0, step)[0].item() for step in (1, 2)]
     return {"loss": loss.item(), "projections": projections, "grads": grads, "buffers": buffers, "later": later}
 
 
-alone = measured()
+single = train()
 with processes():
-    together = measured()
+    together = train()
     if rank() == 0:
-        torch.save([world(), alone, together], sys.argv[2])
+        torch.save([world(), single, together], sys.argv[2])
 """
 
 
@@ -70,7 +70,7 @@ with processes():
             id="cached",
             marks=pytest.mark.slow,
         ),
-        pytest.param(  # no fused head: nothing may wait for a gradient that never comes
+        pytest.param(  # without a fused head, nothing may wait for its gradient
             {
                 "pretrain.encoder.fusion": "separate",
                 "pretrain.terms": {"fused": 0.0, "intra": 1.0, "cross": 1.0},
@@ -96,7 +96,7 @@ with processes():
         ),
     ],
 )
-def test_two_processes_of_half_a_batch_equal_one_of_the_whole(tmp_path, changes):
+def test_two_processes_with_half_a_batch_each_equal_one_with_the_whole_batch(tmp_path, changes):
     script, out = tmp_path / "script.py", tmp_path / "out.pt"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script, json.dumps(changes), out]
@@ -106,8 +106,8 @@ def test_two_processes_of_half_a_batch_equal_one_of_the_whole(tmp_path, changes)
     assert world == 2
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
     torch.testing.assert_close(two["projections"], one["projections"], atol=1e-5, rtol=1e-5)
-    for kind in ("grads", "buffers"):
-        for name, expected in one[kind].items():
-            off = (two[kind][name] - expected).abs().max() / expected.abs().max().clamp(min=1)
-            assert off < 1e-5, f"{name} {off:.2g}"
+    for group in ("grads", "buffers"):
+        for name, expected in one[group].items():
+            error = (two[group][name] - expected).abs().max() / expected.abs().max().clamp(min=1)
+            assert error < 1e-5, f"{name} {error:.2g}"
     assert two["later"] == pytest.approx(one["later"], abs=1e-4)

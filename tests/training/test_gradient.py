@@ -18,29 +18,29 @@ def network(norm: nn.Module) -> nn.Module:
 
 
 def two_views(images: torch.Tensor, start: int) -> torch.Tensor:
-    """Views that depend on an image's place in the batch, as drawn ones do."""
-    places = torch.arange(start, start + len(images))[:, None, None, None]
-    return torch.cat([images + 0.1 * places, images * 2 - 0.1 * places])
+    """Views that depend on the position of an image in the batch, as drawn views do."""
+    positions = torch.arange(start, start + len(images))[:, None, None, None]
+    return torch.cat([images + 0.1 * positions, images * 2 - 0.1 * positions])
 
 
 def gradients(norm: nn.Module, micro: int | None, objective) -> tuple[float, list[torch.Tensor], nn.Module]:
     net = network(norm)
     batch = torch.rand(12, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     batch = batch.double()
-    loss, found, projections = backward(
+    loss, term_values, projections = backward(
         net, batch, two_views, lambda z: (objective(z, 0.2), {"one": objective(z, 0.2)}), OFF, nullcontext(), micro
     )
-    assert found["one"] == loss
+    assert term_values["one"] == loss
     assert projections.shape == (24, 8)
     return loss.item(), [p.grad for p in net.parameters()], net
 
 
 @pytest.mark.parametrize("objective", [nt_xent, dcl])
 @pytest.mark.parametrize("micro", [1, 3, 4, 6])
-def test_cached_gradients_are_those_of_the_whole_batch(micro, objective):
+def test_cached_gradients_equal_the_gradients_of_the_whole_batch(micro, objective):
     loss, expected, _ = gradients(nn.LayerNorm(16), None, objective)
     cached_loss, cached, _ = gradients(nn.LayerNorm(16), micro, objective)
-    assert cached_loss == pytest.approx(loss, rel=1e-6)  # the loss is made of float32 projections
+    assert cached_loss == pytest.approx(loss, rel=1e-6)  # the loss is computed from float32 projections
     for a, b in zip(cached, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 

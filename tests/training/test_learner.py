@@ -34,49 +34,51 @@ def learner(changes: dict, bands: int = 3, batch_size: int = 4, size: int = 32) 
         modalities={"rgb": [0, 1, 2], "rest": list(range(3, bands))} if bands > 3 else {},
     )  # fmt: skip
     torch.manual_seed(0)
-    facts = {"mean": [0.5] * bands, "std": [0.3] * bands, "terms": p.terms}
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **facts)
+    settings = {"mean": [0.5] * bands, "std": [0.3] * bands, "terms": p.terms}
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **settings)
     batch = torch.rand(batch_size, bands, size, size, generator=torch.Generator().manual_seed(1))
     return Learner(Encoder(config).train(), TwoViews(p.augment, recipe, coordinates=p.terms.local > 0), p), batch
 
 
 @pytest.mark.parametrize("bands", [7, 408])
 @pytest.mark.parametrize("model", [RESNET, VIT], ids=["resnet", "vit"])
-def test_many_bands_go_through_every_augmentation_and_the_encoder(bands, model):
-    mine, batch = learner({**EVERYTHING, **model}, bands)
-    before = [w.clone() for w in mine.encoder.parameters()]
-    loss, told = mine.step(batch, 0.001, 0, 0, 0)
+def test_many_bands_work_with_every_augmentation_and_the_encoder(bands, model):
+    trained, batch = learner({**EVERYTHING, **model}, bands)
+    before = [w.clone() for w in trained.encoder.parameters()]
+    loss, measures = trained.step(batch, 0.001, 0, 0, 0)
     assert torch.isfinite(loss)
-    assert set(told) == {"contrastive_top1"}
-    assert 0 <= told["contrastive_top1"] <= 1
-    changed = [not torch.equal(a, b) for a, b in zip(before, mine.encoder.parameters(), strict=True)]
+    assert set(measures) == {"contrastive_top1"}
+    assert 0 <= measures["contrastive_top1"] <= 1
+    changed = [not torch.equal(a, b) for a, b in zip(before, trained.encoder.parameters(), strict=True)]
     assert changed[0]  # the first layer has a gradient
     assert changed[-1]
 
 
 def test_the_gradient_is_clipped():
-    mine, batch = learner({"pretrain.clip": 1e-3, "pretrain.optimiser": "sgd", "pretrain.weight_decay": 0.0})
-    before = [w.clone() for w in mine.encoder.parameters()]
-    mine.step(batch, 1.0, 0, 0, 0)
-    moved = sum(((a - b) ** 2).sum() for a, b in zip(before, mine.encoder.parameters(), strict=True)).sqrt()
+    trained, batch = learner({"pretrain.clip": 1e-3, "pretrain.optimiser": "sgd", "pretrain.weight_decay": 0.0})
+    before = [w.clone() for w in trained.encoder.parameters()]
+    trained.step(batch, 1.0, 0, 0, 0)
+    moved = sum(((a - b) ** 2).sum() for a, b in zip(before, trained.encoder.parameters(), strict=True)).sqrt()
     assert moved.item() == pytest.approx(1e-3, rel=0.01)
 
 
-def test_the_moving_average_decays_as_stated():
-    mine, batch = learner({"pretrain.ema": 0.75})
-    seen = []
+def test_the_moving_average_decays_as_documented():
+    trained, batch = learner({"pretrain.ema": 0.75})
+    weights = []
     for step in range(3):
-        mine.step(batch, 0.01, 0, 0, step)
-        seen.append(mine.encoder.head[0][0].weight.detach().clone())
-    expected = 0.75 * (0.75 * seen[0] + 0.25 * seen[1]) + 0.25 * seen[2]
-    torch.testing.assert_close(mine.kept.head[0][0].weight, expected)
+        trained.step(batch, 0.01, 0, 0, step)
+        weights.append(trained.encoder.head[0][0].weight.detach().clone())
+    expected = 0.75 * (0.75 * weights[0] + 0.25 * weights[1]) + 0.25 * weights[2]
+    torch.testing.assert_close(trained.kept.head[0][0].weight, expected)
 
 
-def test_gradient_checkpointing_changes_nothing_and_is_refused_where_there_is_none():
+def test_gradient_checkpointing_changes_nothing_and_is_refused_if_the_model_has_none():
     plain, batch = learner(RESNET)
-    saving, _ = learner({**RESNET, "pretrain.gradient_checkpointing": True})
+    checkpointed, _ = learner({**RESNET, "pretrain.gradient_checkpointing": True})
     for step in range(2):
-        assert plain.step(batch, 0.01, 0, 0, step)[0] == pytest.approx(saving.step(batch, 0.01, 0, 0, step)[0].item())
+        assert plain.step(batch, 0.01, 0, 0, step)[0] == pytest.approx(
+            checkpointed.step(batch, 0.01, 0, 0, step)[0].item()
+        )
     with pytest.raises(InputError, match=r"pretrain\.gradient_checkpointing: not offered by pit_ti_224"):
         learner({"pretrain.encoder.model": "pit_ti_224", "pretrain.gradient_checkpointing": True})
 
@@ -88,11 +90,11 @@ FUSED = {
 }
 
 
-def test_each_term_is_told_and_the_loss_is_their_sum_by_weight():
-    mine, batch = learner(FUSED, bands=6)
-    loss, told = mine.step(batch, 0.001, 0, 0, 0)
-    assert set(told) == {"contrastive_top1", "loss_fused", "loss_intra", "loss_cross"}
-    assert loss == pytest.approx(told["loss_fused"] + 0.5 * told["loss_intra"] + 0.5 * told["loss_cross"])
+def test_each_term_is_reported_and_the_loss_is_their_weighted_sum():
+    trained, batch = learner(FUSED, bands=6)
+    loss, measures = trained.step(batch, 0.001, 0, 0, 0)
+    assert set(measures) == {"contrastive_top1", "loss_fused", "loss_intra", "loss_cross"}
+    assert loss == pytest.approx(measures["loss_fused"] + 0.5 * measures["loss_intra"] + 0.5 * measures["loss_cross"])
 
 
 @pytest.mark.parametrize(
@@ -100,37 +102,39 @@ def test_each_term_is_told_and_the_loss_is_their_sum_by_weight():
     [("separate", (1.0, 0.0, 0.0)), ("separate", (0.0, 1.0, 0.0)), ("separate", (0.0, 0.0, 1.0)),
      ("separate", (1.0, 1.0, 1.0)), ("attention", (1.0, 0.0, 0.0)), ("attention", (1.0, 0.5, 0.5))],
 )  # fmt: skip
-def test_everything_in_the_encoder_learns_from_the_terms(fusion, terms):
+def test_every_weight_of_the_encoder_gets_a_gradient_from_the_terms(fusion, terms):
     named = dict(zip(("fused", "intra", "cross"), terms, strict=True))
-    mine, batch = learner({**FUSED, "pretrain.encoder.fusion": fusion, "pretrain.terms": named}, bands=6, batch_size=8)
-    mine._gradient(batch, (0, 0, 0))
-    assert [name for name, w in mine.encoder.named_parameters() if w.grad is None] == []
-    for branch in mine.encoder.branches.values():
+    trained, batch = learner(
+        {**FUSED, "pretrain.encoder.fusion": fusion, "pretrain.terms": named}, bands=6, batch_size=8
+    )
+    trained._gradient(batch, (0, 0, 0))
+    assert [name for name, w in trained.encoder.named_parameters() if w.grad is None] == []
+    for branch in trained.encoder.branches.values():
         assert branch.net.conv1[0].weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("fusion", ["separate", "attention"])
 @pytest.mark.parametrize("micro", [2, 4])
-def test_cached_gradients_of_modalities_are_those_of_the_whole_batch(fusion, micro):
+def test_cached_gradients_of_modalities_equal_the_gradients_of_the_whole_batch(fusion, micro):
     changes = {**FUSED, "pretrain.encoder.model": "test_convnext", "pretrain.head.batch_norm": False}
     changes |= {"pretrain.encoder.fusion": fusion}
-    found = []
+    results = []
     for settings in (changes, {**changes, "pretrain.micro_batch_size": micro}):
-        mine, batch = learner(settings, bands=6, batch_size=8)
-        loss, told, _ = mine._gradient(batch, (0, 0, 0))
-        found.append((loss, told, {name: w.grad for name, w in mine.encoder.named_parameters()}))
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+        trained, batch = learner(settings, bands=6, batch_size=8)
+        loss, measures, _ = trained._gradient(batch, (0, 0, 0))
+        results.append((loss, measures, {name: w.grad for name, w in trained.encoder.named_parameters()}))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
 
 
-def test_branches_checkpoint_average_and_clip_like_one_network():
+def test_checkpointing_averaging_and_clipping_work_with_branches():
     changes = {"pretrain.gradient_checkpointing": True, "pretrain.ema": 0.5, "pretrain.clip": 1.0}
     plain, batch = learner({**FUSED, **RESNET}, bands=6)
-    mine, _ = learner({**FUSED, **RESNET, **changes}, bands=6)
-    assert mine.step(batch, 0.01, 0, 0, 0)[0] == pytest.approx(plain.step(batch, 0.01, 0, 0, 0)[0].item())
-    assert all(branch.net.grad_checkpointing for branch in mine.encoder.branches.values())
-    assert mine.kept.branches["rgb"] is not mine.encoder.branches["rgb"]
-    mine.step(batch, 0.01, 0, 0, 1)
-    assert not torch.equal(mine.kept.eval()(batch), mine.encoder.eval()(batch))
+    trained, _ = learner({**FUSED, **RESNET, **changes}, bands=6)
+    assert trained.step(batch, 0.01, 0, 0, 0)[0] == pytest.approx(plain.step(batch, 0.01, 0, 0, 0)[0].item())
+    assert all(branch.net.grad_checkpointing for branch in trained.encoder.branches.values())
+    assert trained.kept.branches["rgb"] is not trained.encoder.branches["rgb"]
+    trained.step(batch, 0.01, 0, 0, 1)
+    assert not torch.equal(trained.kept.eval()(batch), trained.encoder.eval()(batch))
 
 
 LOCAL = {"fused": 1.0, "intra": 0.0, "cross": 0.0, "local": 0.5}
@@ -140,80 +144,80 @@ SMALL = {"pretrain.encoder.model": "test_convnext", "pretrain.head.hidden": 32, 
 @pytest.mark.parametrize("model", [RESNET, SMALL, VIT], ids=["resnet", "convnext", "vit"])
 @pytest.mark.parametrize("objective", ["nt_xent", "dcl"])
 @pytest.mark.parametrize("fused", [1.0, 0.0])
-def test_the_local_term_is_told_beside_others_and_trains_all_there_is(model, objective, fused):
+def test_the_local_term_is_reported_with_other_terms_and_trains_every_weight(model, objective, fused):
     changes = {**EVERYTHING, **model, "pretrain.terms": LOCAL | {"fused": fused}, "pretrain.objective": objective}
-    mine, batch = learner(changes, size=64)
-    mine._gradient(batch, (0, 0, 0))
-    assert [name for name, w in mine.encoder.named_parameters() if w.grad is None] == []
-    assert mine.encoder.local_heads[0][0][0].weight.grad.any()
-    before = mine.encoder.local_heads[0][0][0].weight.clone()
-    loss, told = mine.step(batch, 0.001, 0, 0, 0)
+    trained, batch = learner(changes, size=64)
+    trained._gradient(batch, (0, 0, 0))
+    assert [name for name, w in trained.encoder.named_parameters() if w.grad is None] == []
+    assert trained.encoder.local_heads[0][0][0].weight.grad.any()
+    before = trained.encoder.local_heads[0][0][0].weight.clone()
+    loss, measures = trained.step(batch, 0.001, 0, 0, 0)
     assert loss > 0
-    assert not before.equal(mine.encoder.local_heads[0][0][0].weight)
-    assert set(told) == {"contrastive_top1", *(["loss_fused", "loss_local"] if fused else [])}
+    assert not before.equal(trained.encoder.local_heads[0][0][0].weight)
+    assert set(measures) == {"contrastive_top1", *(["loss_fused", "loss_local"] if fused else [])}
     if fused:
-        assert loss == pytest.approx(told["loss_fused"] + 0.5 * told["loss_local"])
+        assert loss == pytest.approx(measures["loss_fused"] + 0.5 * measures["loss_local"])
 
 
-def test_the_local_term_reaches_the_first_layer_by_itself_and_falls():
+def test_the_local_term_falls_when_it_is_the_only_term():
     changes = {**SMALL, "pretrain.terms": LOCAL | {"fused": 0.0}, "pretrain.optimiser": "sgd"}
-    mine, batch = learner(changes, size=64, batch_size=8)
-    losses = [mine.step(batch, 0.05, 0, 0, 0)[0].item() for _ in range(12)]  # the same views each time
+    trained, batch = learner(changes, size=64, batch_size=8)
+    losses = [trained.step(batch, 0.05, 0, 0, 0)[0].item() for _ in range(12)]  # the same views each time
     assert losses[-1] < losses[0] - 0.1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_without_a_pair_of_patches_the_local_term_is_0_and_harms_nothing(precision):
+def test_without_a_pair_of_patches_the_local_term_is_0_and_no_weight_changes(precision):
     changes = {**RESNET, "pretrain.terms": LOCAL | {"fused": 0.0}, "pretrain.precision": precision}
-    mine, batch = learner({**changes, "pretrain.weight_decay": 0.0}, size=64)
-    before = [w.clone() for w in mine.encoder.parameters()]
-    loss, _ = mine.step(torch.full_like(batch, 0.5), 0.1, 0, 0, 0)  # nothing but background
+    trained, batch = learner({**changes, "pretrain.weight_decay": 0.0}, size=64)
+    before = [w.clone() for w in trained.encoder.parameters()]
+    loss, _ = trained.step(torch.full_like(batch, 0.5), 0.1, 0, 0, 0)  # only background
     assert loss == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, mine.encoder.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, trained.encoder.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("fusion", ["concat", "separate", "attention"])
 @pytest.mark.parametrize("micro", [2, 4])
-def test_cached_gradients_of_patches_are_those_of_the_whole_batch(fusion, micro):
+def test_cached_gradients_of_patches_equal_the_gradients_of_the_whole_batch(fusion, micro):
     terms = LOCAL if fusion == "concat" else LOCAL | {"intra": 0.5, "cross": 0.5}
     changes = {**SMALL, "pretrain.encoder.fusion": fusion, "pretrain.terms": terms, "pretrain.head.batch_norm": False}
-    found = []
+    results = []
     for settings in (changes, {**changes, "pretrain.micro_batch_size": micro}):
-        mine, batch = learner(settings, bands=6, batch_size=8, size=64)
-        loss, told, _ = mine._gradient(batch, (0, 0, 0))
-        found.append((loss, told, {name: w.grad for name, w in mine.encoder.named_parameters()}))
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+        trained, batch = learner(settings, bands=6, batch_size=8, size=64)
+        loss, measures, _ = trained._gradient(batch, (0, 0, 0))
+        results.append((loss, measures, {name: w.grad for name, w in trained.encoder.named_parameters()}))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
 
 
-def test_a_local_term_checkpoints_and_averages():
+def test_checkpointing_and_averaging_work_with_a_local_term():
     changes = {**VIT, "pretrain.terms": LOCAL, "pretrain.encoder.model": "test_vit"}
     plain, batch = learner(changes, size=64)
-    mine, _ = learner({**changes, "pretrain.gradient_checkpointing": True, "pretrain.ema": 0.5}, size=64)
+    trained, _ = learner({**changes, "pretrain.gradient_checkpointing": True, "pretrain.ema": 0.5}, size=64)
     for step in range(2):
-        assert mine.step(batch, 0.01, 0, 0, step)[0] == pytest.approx(plain.step(batch, 0.01, 0, 0, step)[0].item())
-    assert mine.kept.local_heads[0][0][0].weight is not mine.encoder.local_heads[0][0][0].weight
+        assert trained.step(batch, 0.01, 0, 0, step)[0] == pytest.approx(plain.step(batch, 0.01, 0, 0, step)[0].item())
+    assert trained.kept.local_heads[0][0][0].weight is not trained.encoder.local_heads[0][0][0].weight
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"pretrain.terms.local": -1.0}, "pretrain.terms.local = -1.0: must be ≥ 0"),
         ({"pretrain.terms.cross": 1.0}, "pretrain.terms.cross = 1.0: needs pretrain.encoder.fusion: separate or atten"),
         ({"pretrain.terms.intra": 0.5}, "pretrain.terms.intra = 0.5: needs pretrain.encoder.fusion: separate or atten"),
-        ({"pretrain.terms.fused": 0.0}, "pretrain.terms: fused, intra, cross and local are 0: one at least"),
+        ({"pretrain.terms.fused": 0.0}, "pretrain.terms: fused, intra, cross and local are 0: at least one must"),
         ({"pretrain.terms.cross": -1.0}, "pretrain.terms.cross = -1.0: must be ≥ 0"),
         (
             {"pretrain.terms.fused": 0.0, "pretrain.terms.cross": 1.0, "pretrain.encoder.fusion": "attention"},
-            "pretrain.terms.fused = 0.0: must be > 0 with pretrain.encoder.fusion: attention, whose weights learn",
+            "pretrain.terms.fused = 0.0: must be > 0 with pretrain.encoder.fusion: attention, because only",
         ),
         ({"pretrain.encoder.modalities": []}, "pretrain.encoder.modalities = []: must"),
     ],
 )  # fmt: skip
-def test_terms_that_would_contrast_or_train_nothing_are_refused_by_key(changes, words):
-    with pytest.raises(InputError) as fault:
+def test_terms_without_anything_to_compare_or_train_are_refused_by_key(changes, message):
+    with pytest.raises(InputError) as error:
         with_changes(changes)
-    assert words in str(fault.value)
-    assert "\n" not in str(fault.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

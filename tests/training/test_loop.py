@@ -40,7 +40,7 @@ def prepared(tmp_path_factory):
     photographs(folder / "data/images", each=12)
     dataset = Dataset(folder / "data")
     manifest, _ = scan(dataset)
-    manifest = manifest.sample(frac=1, random_state=0, ignore_index=True)  # every class on both sides
+    manifest = manifest.sample(frac=1, random_state=0, ignore_index=True)  # every class in both splits
     recipe = make_recipe(manifest, dataset.declaration, with_changes(TINY).prepare)
     (folder / "packed").mkdir()
     images, moments = pack(dataset.folder, manifest, recipe, folder / "packed")
@@ -48,9 +48,9 @@ def prepared(tmp_path_factory):
 
 
 def fit(prepared, changes=None, train=TRAIN, labels=True, **kwargs):
-    images, recipe, classes, facts = prepared
+    images, recipe, classes, normalisation = prepared
     p = with_changes({**TINY, **(changes or {})}).pretrain
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **facts)
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **normalisation)
     return loop.fit(TrainingData(images, train, VAL, classes if labels else None), config, p, **kwargs)
 
 
@@ -62,7 +62,7 @@ def losses(history):
     return [row["loss"] for row in history]
 
 
-def test_it_learns_and_its_history_has_every_epoch_once(prepared):
+def test_the_loss_falls_and_the_history_has_every_epoch_once(prepared):
     encoder, history, _ = fit(prepared, {"pretrain.epochs": 12})
     assert [row["epoch"] for row in history] == list(range(1, 13))
     assert [row["step"] for row in history] == [3 * i for i in range(1, 13)]
@@ -89,21 +89,21 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(prepared):
         {"pretrain.objective": "dcl", "pretrain.micro_batch_size": 4, "pretrain.gradient_checkpointing": True},
     ],
 )
-def test_an_interrupted_run_ends_with_the_weights_and_rows_of_an_undisturbed_one(
+def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupted_run(
     prepared, tmp_path, monkeypatch, changes
 ):
-    """Interrupted in every step, each time before its checkpoint: within epochs, at their end, in validation."""
-    undisturbed = fit(prepared, changes)
+    """The run is interrupted in every step, before its checkpoint: within epochs, at their end, in validation."""
+    uninterrupted = fit(prepared, changes)
     changes = {**changes, "pretrain.checkpoint.every_steps": 1}
     checkpoints, steps = Checkpoints(tmp_path, "key"), 0
-    inner = loop.Learner.step
+    original = loop.Learner.step
 
     def interrupted(self, batch, rate, *seed):
         nonlocal steps
         steps += 1
         if steps % 2 == 0:
             raise KeyboardInterrupt
-        return inner(self, batch, rate, *seed)
+        return original(self, batch, rate, *seed)
 
     monkeypatch.setattr(loop.Learner, "step", interrupted)
     for _ in range(20):
@@ -113,13 +113,13 @@ def test_an_interrupted_run_ends_with_the_weights_and_rows_of_an_undisturbed_one
         except KeyboardInterrupt:
             pass
     assert steps == 9 + 8
-    assert same(resumed.encoder, undisturbed.encoder)
-    assert resumed.epoch == undisturbed.epoch
-    for row, expected in zip(resumed.history, undisturbed.history, strict=True):
+    assert same(resumed.encoder, uninterrupted.encoder)
+    assert resumed.epoch == uninterrupted.epoch
+    for row, expected in zip(resumed.history, uninterrupted.history, strict=True):
         assert {**row, "images_per_second": 0} == {**expected, "images_per_second": 0}
 
 
-def test_a_finished_run_is_only_read_again(prepared, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_trained_again(prepared, tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, "key")
     first = fit(prepared, checkpoints=checkpoints)
     monkeypatch.setattr(loop.Learner, "step", None)
@@ -128,7 +128,7 @@ def test_a_finished_run_is_only_read_again(prepared, tmp_path, monkeypatch):
     assert first.history == again.history
 
 
-def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_stands_in(prepared, tmp_path):
+def test_a_damaged_checkpoint_gives_a_warning_and_the_one_before_is_used(prepared, tmp_path):
     checkpoints = Checkpoints(tmp_path, "key")
     first = fit(prepared, {"pretrain.checkpoint.every_steps": 1}, checkpoints=checkpoints)
     newest = max((tmp_path / "key").iterdir())
@@ -149,35 +149,35 @@ def test_a_batch_larger_than_the_data_is_refused_by_key(prepared):
         fit(prepared, {"pretrain.batch_size": 64})
 
 
-def test_a_loss_that_is_not_finite_stops_at_once_with_step_rate_and_checkpoint(prepared, tmp_path, monkeypatch):
-    inner, steps = loop.Learner.step, 0
+def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_rate_and_checkpoint(prepared, tmp_path, monkeypatch):
+    original, steps = loop.Learner.step, 0
 
     def poisoned(self, batch, rate, *seed):
         nonlocal steps
         steps += 1
-        loss, told = inner(self, batch, rate, *seed)
-        return (loss * torch.nan if steps >= 5 else loss), told
+        loss, measures = original(self, batch, rate, *seed)
+        return (loss * torch.nan if steps >= 5 else loss), measures
 
     monkeypatch.setattr(loop.Learner, "step", poisoned)
-    words = r"the loss is nan at step 5 of 9, learning rate [\d.e-]+; the checkpoint of step 4 is kept"
-    with pytest.raises(TrainingError, match=words):
+    message = r"the loss is nan at step 5 of 9, learning rate [\d.e-]+; the checkpoint of step 4 is kept"
+    with pytest.raises(TrainingError, match=message):
         fit(prepared, {"pretrain.checkpoint.every_steps": 1}, checkpoints=Checkpoints(tmp_path, "key"))
     assert steps <= 6
-    monkeypatch.setattr(loop.Learner, "step", inner)
+    monkeypatch.setattr(loop.Learner, "step", original)
     assert math.isfinite(fit(prepared, checkpoints=Checkpoints(tmp_path, "key")).history[-1]["loss"])
 
 
-def test_only_the_training_rows_are_trained_on_and_only_validation_is_looked_at(prepared, monkeypatch):
+def test_only_training_rows_are_trained_on_and_only_validation_rows_are_validated(prepared, monkeypatch):
     images = prepared[0]
     read = []
-    monkeypatch.setattr(images, "rows", lambda i, inner=images.rows: read.append(i) or inner(i))
+    monkeypatch.setattr(images, "rows", lambda i, original=images.rows: read.append(i) or original(i))
     fit(prepared, {"pretrain.monitor.metric": "last", "pretrain.monitor.every": 100}, train=TRAIN[:16], labels=False)
     read = np.concatenate(read)
     assert set(read) == set(range(16)) | set(VAL)
     assert sum(np.isin(read, VAL)) == 2 * len(VAL)  # one validation at the end: without augmentation, and as views
 
 
-def test_the_weights_kept_are_those_of_the_best_validation(prepared, monkeypatch):
+def test_the_weights_of_the_best_validation_are_kept(prepared, monkeypatch):
     values = iter([0.2, 0.9, 0.9, 0.5])
     kept = []
 
@@ -187,12 +187,12 @@ def test_the_weights_kept_are_those_of_the_best_validation(prepared, monkeypatch
 
     monkeypatch.setattr(loop.Monitor, "validate", validate)
     encoder, history, epoch = fit(prepared, {"pretrain.epochs": 4})
-    assert epoch == 2  # the first of equals
+    assert epoch == 2  # the first if several are equal
     assert all(torch.equal(v, kept[1][k]) for k, v in encoder.state_dict().items())
     assert [row["val_probe"] for row in history] == [0.2, 0.9, 0.9, 0.5]
 
 
-def test_further_measures_join_the_rows_of_validations_and_change_nothing(prepared):
+def test_more_measures_are_added_to_the_rows_of_validations_and_change_nothing(prepared):
     plain = fit(prepared, {"pretrain.monitor.every": 2})
     validated = fit(
         prepared, {"pretrain.monitor.every": 2}, on_validation=lambda encoder: {"width": encoder.eval().width}
@@ -201,7 +201,7 @@ def test_further_measures_join_the_rows_of_validations_and_change_nothing(prepar
     assert ["width" in row for row in validated.history] == [False, True, True]
 
 
-def test_it_stops_early_when_the_metric_rises_no_more_also_after_an_interruption(prepared, tmp_path, monkeypatch):
+def test_a_run_stops_early_when_the_metric_does_not_rise_also_after_an_interruption(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Monitor, "validate", lambda self, encoder: {"val_probe": 0.5, "val_feature_std": 1.0})
     changes = {"pretrain.epochs": 9, "pretrain.monitor.patience": 2, "pretrain.checkpoint.every_steps": 1}
     checkpoints, lines = Checkpoints(tmp_path, "key"), []
@@ -220,9 +220,9 @@ def test_a_collapse_is_logged(prepared, monkeypatch):
     assert "epoch 1: the features collapse: standard deviation 0.0001" in lines
 
 
-def test_modalities_have_their_columns_and_an_interrupted_run_the_same(prepared, tmp_path, monkeypatch):
-    images, recipe, classes, facts = prepared
-    two = (images, recipe.model_copy(update={"modalities": {"warm": [0, 1], "cold": [2]}}), classes, facts)
+def test_modalities_have_columns_in_the_history_also_after_an_interruption(prepared, tmp_path, monkeypatch):
+    images, recipe, classes, normalisation = prepared
+    two = (images, recipe.model_copy(update={"modalities": {"warm": [0, 1], "cold": [2]}}), classes, normalisation)
     changes = {
         "pretrain.encoder.fusion": "attention",
         "pretrain.terms": {"fused": 1.0, "intra": 0.5, "cross": 0.5},
@@ -234,14 +234,14 @@ def test_modalities_have_their_columns_and_an_interrupted_run_the_same(prepared,
     assert row["loss"] == pytest.approx(row["loss_fused"] + 0.5 * row["loss_intra"] + 0.5 * row["loss_cross"], rel=1e-5)
     assert row["val_weight_warm"] + row["val_weight_cold"] == pytest.approx(1)
     assert row["val_feature_std_warm"] > 0 < row["val_feature_std_cold"]
-    inner, steps = loop.Learner.step, 0
+    original, steps = loop.Learner.step, 0
 
     def interrupted(self, batch, rate, *seed):
         nonlocal steps
         steps += 1
         if steps == 5:
             raise KeyboardInterrupt
-        return inner(self, batch, rate, *seed)
+        return original(self, batch, rate, *seed)
 
     monkeypatch.setattr(loop.Learner, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -252,7 +252,7 @@ def test_modalities_have_their_columns_and_an_interrupted_run_the_same(prepared,
 
 
 @pytest.mark.parametrize("fused", [1.0, 0.0])
-def test_the_local_term_is_in_the_history_and_validation_does_without_it(prepared, fused):
+def test_the_local_term_is_in_the_history_and_validation_works_without_it(prepared, fused):
     changes = {"pretrain.terms": {"fused": fused, "intra": 0.0, "cross": 0.0, "local": 1.0}, "pretrain.epochs": 2}
     small = {"pretrain.encoder.model": "test_resnet", "pretrain.encoder.stem": "small", **changes}
     encoder, history, _ = fit(prepared, small)
@@ -262,19 +262,19 @@ def test_the_local_term_is_in_the_history_and_validation_does_without_it(prepare
     assert encoder.config.terms.local == 1.0
 
 
-def test_a_moving_average_is_what_is_kept(prepared):
+def test_the_moving_average_is_kept(prepared):
     plain, average = fit(prepared), fit(prepared, {"pretrain.ema": 0.5})
     assert losses(plain.history) == losses(average.history)
     assert not same(plain.encoder, average.encoder)
 
 
 def test_out_of_memory_names_the_batch_size_and_one_that_fits(prepared, monkeypatch):
-    inner = loop.Encoder.projections
+    original = loop.Encoder.projections
 
     def small_memory(self, batch):
         if self.training and len(batch) > 8:  # the views of 4 images
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return inner(self, batch)
+        return original(self, batch)
 
     monkeypatch.setattr(loop.Encoder, "projections", small_memory)
     with pytest.raises(
@@ -285,7 +285,7 @@ def test_out_of_memory_names_the_batch_size_and_one_that_fits(prepared, monkeypa
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_stays_near_float32(prepared, precision):
+def test_low_precision_gives_nearly_the_loss_of_float32(prepared, precision):
     one_step = {"pretrain.max_steps": 1}
     exact = fit(prepared, one_step).history[0]["loss"]
     assert fit(prepared, {**one_step, "pretrain.precision": precision}).history[0]["loss"] == pytest.approx(

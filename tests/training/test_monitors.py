@@ -22,7 +22,7 @@ RECIPE = Recipe(
     bands=["a", "b"], dtype="uint8", low=[0, 0], high=[255, 255],
 )  # fmt: skip
 TRAIN, VAL, TEST = np.arange(8), np.arange(8, 12), np.arange(12, 16)
-CLASSES = np.arange(16) % 2  # even images are band a alone, odd ones band b alone
+CLASSES = np.arange(16) % 2  # even images have only band a, odd images only band b
 
 
 class Recorded(PackedImages):
@@ -47,9 +47,9 @@ class Pixel(nn.Module):
 
 
 class TwoBranches(Pixel):
-    """The same, and its two modalities: the pixel's values, with a weight of their own each, and one value always."""
+    """The same with two modalities: one has the values of the pixel, the other a constant value; each has a weight."""
 
-    modalities, branches = ("seen", "dull"), dict.fromkeys(("seen", "dull"), SimpleNamespace(width=2))
+    modalities, branches = ("varied", "constant"), dict.fromkeys(("varied", "constant"), SimpleNamespace(width=2))
 
     def __init__(self, weights):
         super().__init__()
@@ -86,15 +86,15 @@ def mistaken(batch, *seed):
     return torch.cat([batch, batch.roll(1, 0)])  # the second view is another image's
 
 
-def test_every_measure_has_its_closed_form(images):
+def test_every_measure_equals_its_closed_form(images):
     labels = CLASSES.copy()
     labels[8] = 1  # one of four validation labels is wrong
     measures = Monitor(TrainingData(images, TRAIN, VAL, labels), swapped, 0).validate(Pixel())
-    measures.pop("val_contrastive_top1")  # equal vectors: any may be the nearest
+    measures.pop("val_contrastive_top1")  # equal vectors: any of them may be the nearest
     assert measures == pytest.approx(
         {
             "val_alignment": 2,  # the views are orthogonal
-            "val_uniformity": log((2 + 4 * exp(-4)) / 6),  # of 6 pairs 2 are equal, 4 orthogonal
+            "val_uniformity": log((2 + 4 * exp(-4)) / 6),  # of 6 pairs, 2 are equal and 4 orthogonal
             "val_effective_rank": 2,
             "val_feature_std": 0.5,
             "val_knn": 0.75,
@@ -133,7 +133,7 @@ def test_only_validation_images_and_labelled_training_images_are_read(images):
     assert measures["val_knn"] == measures["val_probe"] == 1  # the unlabelled query does not count
 
 
-def test_at_most_so_many_images_are_measured_and_always_the_same(images, monkeypatch):
+def test_at_most_bank_and_validation_images_are_measured_and_always_the_same(images, monkeypatch):
     monkeypatch.setattr(monitors, "BANK", 6)
     monkeypatch.setattr(monitors, "VALIDATION", 3)
     a, b, other = (Monitor(TrainingData(images, TRAIN, VAL, CLASSES), twice, seed) for seed in (0, 0, 3))
@@ -143,7 +143,7 @@ def test_at_most_so_many_images_are_measured_and_always_the_same(images, monkeyp
     assert set(other.bank) | set(other.val) != images.read
 
 
-def test_few_labels_are_all_used_however_many_images_have_none(packed, monkeypatch):
+def test_few_labels_are_all_used_even_if_most_images_have_none(packed, monkeypatch):
     monkeypatch.setattr(monitors, "VALIDATION", 4)
     classes = np.arange(100) % 2
     labels = classes.copy()
@@ -154,7 +154,7 @@ def test_few_labels_are_all_used_however_many_images_have_none(packed, monkeypat
     assert monitor.validate(Pixel())["val_knn"] == 1
 
 
-def test_the_views_are_the_same_at_every_validation_and_no_other_draw_is_disturbed(images):
+def test_the_views_are_the_same_at_every_validation_and_no_other_draw_changes(images):
     augment = with_changes({"pretrain.augment.color.jitter.p": 1.0}).pretrain.augment
     monitor = Monitor(TrainingData(images, TRAIN, VAL, None), TwoViews(augment, RECIPE), 0)
     before = torch.get_rng_state()
@@ -172,7 +172,7 @@ def test_fewer_than_two_validation_images_give_no_measures(images):
         monitor.choose("effective_rank")
 
 
-def test_the_metric_that_chooses_is_one_that_is_measured(images):
+def test_the_metric_that_chooses_the_weights_is_measured(images):
     labelled = Monitor(TrainingData(images, TRAIN, VAL, CLASSES), twice, 0)
     assert labelled.choose("auto") == labelled.choose("probe") == "val_probe"
     assert labelled.choose("probe") == "val_probe"
@@ -182,7 +182,7 @@ def test_the_metric_that_chooses_is_one_that_is_measured(images):
 
 
 @pytest.mark.parametrize("labels", [None, np.full(16, -1), np.zeros(16, int), np.where(np.arange(16) < 9, CLASSES, -1)])
-def test_without_two_classes_in_both_parts_nothing_needs_labels(images, labels):
+def test_without_two_classes_in_both_splits_no_measure_needs_labels(images, labels):
     monitor = Monitor(TrainingData(images, TRAIN, VAL, labels), twice, 0)
     assert monitor.choose("auto") == "val_effective_rank"
     assert not {"val_knn", "val_probe"} & set(monitor.validate(Pixel()))
@@ -191,22 +191,24 @@ def test_without_two_classes_in_both_parts_nothing_needs_labels(images, labels):
             monitor.choose(metric)
 
 
-def test_collapse_is_a_tenth_of_the_spread_of_isotropic_features():
+def test_collapse_is_a_tenth_of_the_standard_deviation_of_isotropic_features():
     assert collapsed(0.0, 512)
     assert collapsed(0.0099, 100)
     assert not collapsed(0.0101, 100)
 
 
 @pytest.mark.parametrize("weights", [[], [0.985, 0.015]])
-def test_each_modality_is_measured_and_the_one_that_says_nothing_is_named(images, weights):
+def test_each_modality_is_measured_and_a_constant_one_is_named(images, weights):
     encoder = TwoBranches(weights)
     measures = Monitor(TrainingData(images, TRAIN, VAL, None), twice, 0).validate(encoder)
-    assert measures["val_feature_std_seen"] == pytest.approx(0.5)
-    assert measures["val_feature_std_dull"] == 0
-    told = {name: value for name, value in measures.items() if name.startswith("val_weight_")}
-    assert told == pytest.approx(dict(zip(("val_weight_seen", "val_weight_dull"), weights, strict=False)))
+    assert measures["val_feature_std_varied"] == pytest.approx(0.5)
+    assert measures["val_feature_std_constant"] == 0
+    weight_measures = {name: value for name, value in measures.items() if name.startswith("val_weight_")}
+    assert weight_measures == pytest.approx(
+        dict(zip(("val_weight_varied", "val_weight_constant"), weights, strict=False))
+    )
     assert problems(measures, encoder) == [
-        "the features of dull collapse: standard deviation 0",
-        *["attention ignores dull: its mean weight is 0.015" for _ in weights[:1]],
+        "the features of constant collapse: standard deviation 0",
+        *["attention ignores constant: its mean weight is 0.015" for _ in weights[:1]],
     ]
     assert problems({}, encoder) == []

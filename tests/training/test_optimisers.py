@@ -19,7 +19,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
 
 
-def test_the_learning_rate_rises_and_falls_as_stated():
+def test_the_learning_rate_rises_and_falls_as_documented():
     rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1
@@ -36,13 +36,13 @@ def test_the_peak_grows_with_the_batch_from_256_images(scaling, factor):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "momentum"),
+    ("name", "optimiser_class", "momentum"),
     [("adamw", torch.optim.AdamW, None), ("sgd", torch.optim.SGD, 0.9), ("lars", Lars, 0.9)],
 )
-def test_the_optimiser_named_decays_everything_but_biases_and_normalisation(name, kind, momentum):
+def test_the_optimiser_decays_everything_except_biases_and_normalisation(name, optimiser_class, momentum):
     modules = [network(), nn.Linear(3, 4)]
     optimiser = make_optimiser(modules, pretrain(optimiser=name, weight_decay=0.1))
-    assert type(optimiser) is kind
+    assert type(optimiser) is optimiser_class
     decayed, exempt = optimiser.param_groups
     assert [tuple(w.shape) for w in decayed["params"]] == [(3, 2), (4, 3)]
     assert [tuple(w.shape) for w in exempt["params"]] == [(3,), (3,), (3,), (4,)]
@@ -53,7 +53,7 @@ def test_the_optimiser_named_decays_everything_but_biases_and_normalisation(name
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
-def test_biases_and_normalisation_stay_where_they_are_without_a_gradient(name):
+def test_biases_and_normalisation_stay_unchanged_without_a_gradient(name):
     module = network()
     optimiser = make_optimiser([module], pretrain(optimiser=name, weight_decay=0.5))
     before = copy.deepcopy(module)
@@ -62,11 +62,11 @@ def test_biases_and_normalisation_stay_where_they_are_without_a_gradient(name):
     for group in optimiser.param_groups:
         group["lr"] = 0.1
     optimiser.step()
-    moved = [not torch.equal(*pair) for pair in zip(module.parameters(), before.parameters(), strict=True)]
-    assert moved == [True, False, False, False]
+    changed = [not torch.equal(*pair) for pair in zip(module.parameters(), before.parameters(), strict=True)]
+    assert changed == [True, False, False, False]
 
 
-def lars_oracle(w, v, g, lr, decay, adapt):
+def lars_step(w, v, g, lr, decay, adapt):
     """One step of SimCLR's published lars_optimizer.py on lists of numbers."""
     g = [gi + decay * wi for gi, wi in zip(g, w, strict=True)]
     w_norm, g_norm = math.hypot(*w), math.hypot(*g)
@@ -75,37 +75,37 @@ def lars_oracle(w, v, g, lr, decay, adapt):
     return [wi - vi for wi, vi in zip(w, v, strict=True)], v
 
 
-def test_lars_takes_the_steps_of_the_papers_code():
+def test_lars_takes_the_steps_of_the_published_code():
     generator = torch.Generator().manual_seed(0)
     matrices = [torch.randn(4, 3, dtype=torch.float64, generator=generator), torch.zeros(2, 2, dtype=torch.float64)]
     vectors = [torch.randn(5, dtype=torch.float64, generator=generator)]
-    still = torch.randn(2, 3, dtype=torch.float64, generator=generator)  # no decay and no gradient: ‖g‖ = 0
+    constant = torch.randn(2, 3, dtype=torch.float64, generator=generator)  # no decay and no gradient: ‖g‖ = 0
     frozen = torch.ones(2, 2, dtype=torch.float64)
     optimiser = Lars(
         [
             {"params": [*matrices, frozen], "weight_decay": 0.01},
             {"params": vectors, "adapt": False},
-            {"params": [still]},
+            {"params": [constant]},
         ],
         lr=0.0,
     )
-    tensors = [*matrices, *vectors, still]
+    tensors = [*matrices, *vectors, constant]
     settings = [(0.01, True), (0.01, True), (0.0, False), (0.0, True)]
     expected = [(w.flatten().tolist(), [0.0] * w.numel()) for w in tensors]
     for lr in (0.5, 3.0, 0.1):
         for i, (w, (decay, adapt)) in enumerate(zip(tensors, settings, strict=True)):
-            w.grad = torch.randn(w.shape, dtype=w.dtype, generator=generator) * (w is not still)
-            expected[i] = lars_oracle(*expected[i], w.grad.flatten().tolist(), lr, decay, adapt)
+            w.grad = torch.randn(w.shape, dtype=w.dtype, generator=generator) * (w is not constant)
+            expected[i] = lars_step(*expected[i], w.grad.flatten().tolist(), lr, decay, adapt)
         for group in optimiser.param_groups:
             group["lr"] = lr
         optimiser.step()
         for w, (values, _) in zip(tensors, expected, strict=True):
             torch.testing.assert_close(w.flatten(), torch.tensor(values, dtype=w.dtype), rtol=1e-12, atol=1e-15)
-    assert torch.equal(frozen, torch.ones_like(frozen)), "a weight without a gradient stays"
+    assert torch.equal(frozen, torch.ones_like(frozen)), "a weight without a gradient stays unchanged"
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
-def test_a_restored_optimiser_goes_on_identically(name):
+def test_a_restored_optimiser_continues_identically(name):
     module = network()
     optimiser = make_optimiser([module], pretrain(optimiser=name))
 

@@ -17,29 +17,29 @@ def test_the_newest_is_loaded_and_the_last_few_are_kept(tmp_path):
     assert sorted(p.name for p in (tmp_path / "key").iterdir()) == ["step-000000020.pt", "step-000000100.pt"]
 
 
-def test_a_run_that_ended_is_kept_until_its_results_are_used(tmp_path):
-    ended, going = Checkpoints(tmp_path, "ended"), Checkpoints(tmp_path, "going")
-    for checkpoints in (ended, going):
+def test_a_finished_run_is_kept_until_its_results_are_used(tmp_path):
+    finished, running = Checkpoints(tmp_path, "finished"), Checkpoints(tmp_path, "running")
+    for checkpoints in (finished, running):
         checkpoints.save(1, {})
-    ended.finish()
-    assert ended
+    finished.finish()
+    assert finished
     Checkpoints.discard_finished(tmp_path)
-    assert going
-    assert not ended
+    assert running
+    assert not finished
 
 
-def test_another_key_finds_nothing(tmp_path):
+def test_another_key_has_no_checkpoint(tmp_path):
     Checkpoints(tmp_path, "key").save(1, {})
     assert Checkpoints(tmp_path, "other").load() is None
 
 
-def test_a_full_disk_is_warned_of_and_leaves_the_older_state(tmp_path):
+def test_a_full_disk_gives_a_warning_and_keeps_the_older_state(tmp_path):
     checkpoints = Checkpoints(tmp_path, "key")
     checkpoints.save(1, {"x": 1})
     (tmp_path / "key" / "fill").symlink_to("/dev/full")
 
     class Full(type(tmp_path)):
-        """A path whose temporary files lie on a full device."""
+        """A path whose temporary files are on a full device."""
 
         def open(self, mode="r", **options):
             return open("/dev/full" if self.suffix == ".tmp" else self, mode, **options)  # noqa: PTH123
@@ -51,7 +51,7 @@ def test_a_full_disk_is_warned_of_and_leaves_the_older_state(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", "cut"])
-def test_what_cannot_be_read_is_warned_of_and_an_older_one_stands_in(tmp_path, damage):
+def test_a_checkpoint_that_cannot_be_read_gives_a_warning_and_an_older_one_is_used(tmp_path, damage):
     checkpoints = Checkpoints(tmp_path, "key")
     for step in (1, 2):
         checkpoints.save(step, {"x": torch.full((1000,), step)})

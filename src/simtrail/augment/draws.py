@@ -1,4 +1,4 @@
-"""Random numbers of a batch of views, decided by a seed and by an image's place in its batch alone."""
+"""Random numbers for a batch of views, which depend only on a seed and on an image's position in its batch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch
 
 
 class Draws:
-    """Uniform numbers for the 2B views of images `start` … `start + images` − 1 of a batch of `total`.
+    """Uniform random numbers for the 2B views of images `start` … `start + images` − 1 of a batch of `total`.
 
-    Drawn on the CPU and for the whole batch, so that every device and every share of a batch (of a process, of a micro
-    batch) sees the same numbers for the same image.
+    They are drawn on the CPU and for the whole batch. So an image has the same numbers on every device and in every
+    part of a batch (of a process, of a micro batch).
     """
 
     def __init__(self, seed: tuple[int, ...], images: int, start: int = 0, total: int | None = None):
@@ -28,5 +28,5 @@ class Draws:
         return low + (high - low) * self.uniform(columns)
 
     def chosen(self, p: float) -> torch.Tensor:
-        """The rows, each with probability p, that an augmentation acts on: a (rows,) index."""
+        """The indices (rows,) of the views that an augmentation changes: each view with probability p."""
         return (self.uniform(1)[:, 0] < p).nonzero()[:, 0]

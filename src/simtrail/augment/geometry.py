@@ -1,4 +1,4 @@
-"""Where a view looks: crop, flips, rotation, perspective and thin-plate spline, as one resampling of the image."""
+"""Which part of the image a view shows: crop, flips, rotation, perspective, thin-plate spline, as one resampling."""
 
 from __future__ import annotations
 
@@ -13,110 +13,114 @@ from simtrail.augment.draws import Draws
 from simtrail.params import Geometry
 
 CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
-TRIES = 10  # as in torchvision's RandomResizedCrop
-POINTS = 12  # of a crop's side that are looked up for what it holds
+TRIES = 10  # crops drawn for each view, as in torchvision's RandomResizedCrop
+POINTS = 12  # along each side of a crop: they measure how much of the organism the crop contains
 
 
 def warp(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
-    """The views (V, C, S, S), each resampled once, bilinearly; what lies outside the image is background."""
+    """The views (V, C, S, S), each resampled once, bilinearly; everything outside the image is background."""
     return resample(views, sampling_grid(views, params, background, draws), background)
 
 
 def sampling_grid(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
-    """The place in the image that each pixel of a view shows, (V, 2, S, S): x and y, NaN where it lies outside.
+    """The position in the image that each pixel of a view shows, (V, 2, S, S): x and y, NaN outside the image.
 
-    Coordinates run from −1 to 1 over the image. The image is rotated, warped, cropped, then mirrored; a point of the
-    view is led back to the image in the opposite order.
+    Coordinates run from −1 to 1 over the image. The image is rotated, warped, cropped, then mirrored. So a point of the
+    view is mapped back to the image in the opposite order.
     """
     n, size = len(views), views.shape[-1]
-    crops, mirrored = _crops(n, params, draws)
-    turn = (_rotation(n, params, draws) @ _perspective(n, params, draws)).to(views.device)
+    crops, signs = _crops(n, params, draws)
+    homography = (_rotation(n, params, draws) @ _perspective(n, params, draws)).to(views.device)
     if params.crop.min_cover:
-        crops.fits &= _holds(crops, turn, views, background, params.crop.min_cover)
-    crop = _framed(crops, mirrored).to(views.device)
+        crops.valid &= _cover_enough(crops, homography, views, background, params.crop.min_cover)
+    crop = _crop_matrix(crops, signs).to(views.device)
     spline = _thin_plate_spline(params, draws)
-    centres = (torch.arange(size, device=views.device) * 2 + 1) / size - 1
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    pixel_centres = (torch.arange(size, device=views.device) * 2 + 1) / size - 1
+    y, x = torch.meshgrid(pixel_centres, pixel_centres, indexing="ij")
     pixels = torch.stack([x, y, torch.ones_like(x)]).reshape(3, -1).expand(n, 3, size**2)
     if spline:
-        from kornia.geometry.transform import warp_points_tps  # slow to import, and few use it
+        from kornia.geometry.transform import warp_points_tps  # slow to import, and rarely used
 
         rows, *weights = (t.to(views.device) for t in spline)
         points = crop @ pixels
         points[rows, :2] = warp_points_tps(points[rows, :2].mT, *weights).mT
-        points = turn @ points
+        points = homography @ points
     else:
-        points = (turn @ crop) @ pixels
-    places = points[:, :2] / points[:, 2:]
-    # a crop's edge may lie outside by rounding; behind the horizon of a perspective, coordinates come back mirrored
-    outside = (places.abs() > 1 + 1e-5).any(1, keepdim=True) | (points[:, 2:] <= 0)
-    return places.masked_fill(outside, torch.nan).reshape(n, 2, size, size)
+        points = (homography @ crop) @ pixels
+    positions = points[:, :2] / points[:, 2:]
+    # rounding may put the edge of a crop outside; behind the horizon of a perspective, coordinates come back mirrored
+    outside = (positions.abs() > 1 + 1e-5).any(1, keepdim=True) | (points[:, 2:] <= 0)
+    return positions.masked_fill(outside, torch.nan).reshape(n, 2, size, size)
 
 
 def resample(views: torch.Tensor, places: torch.Tensor, background: Background) -> torch.Tensor:
-    """The views (V, C, S, S) as seen at these places (V, 2, S, S), bilinearly; background where a place is NaN."""
+    """The views (V, C, S, S) at the positions `places` (V, 2, S, S), bilinearly; background where these are NaN."""
     grid = places.permute(0, 2, 3, 1)
-    moved = F.grid_sample(views, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return background.fill(moved, places[:, :1].isnan())
+    resampled = F.grid_sample(views, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return background.fill(resampled, places[:, :1].isnan())
 
 
 @dataclass
 class _Crops:
-    """Random resized crops, `TRIES` for each of n views: width and height, place of the centre, whether it will do."""
+    """Random resized crops, `TRIES` for each of n views."""
 
-    sides: torch.Tensor  # (2, n, TRIES), 1 for the whole image
-    places: torch.Tensor  # (2, n, TRIES)
-    fits: torch.Tensor  # (n, TRIES)
+    sides: torch.Tensor  # (2, n, TRIES) width and height, 1 for the whole image
+    centres: torch.Tensor  # (2, n, TRIES) x and y
+    valid: torch.Tensor  # (n, TRIES) whether the crop may be used
 
 
 def _crops(n: int, params: Geometry, draws: Draws) -> tuple[_Crops, torch.Tensor]:
-    """The crops to choose from, and (n, 2) signs of the axes."""
+    """The crops to choose from, and the signs of the axes, (n, 2): −1 if mirrored."""
     smallest = 1 - params.strength * (1 - params.crop.min_area)
     area = draws.between(smallest, 1, TRIES)
     ratio = draws.between(math.log(3 / 4), math.log(4 / 3), TRIES).exp()
     sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()])  # width, height
-    fits = (sides <= 1).all(0) & (draws.uniform(1) < params.crop.p)
-    places = (1 - sides) * draws.between(-1, 1, 2).T[..., None]
-    mirrored = 1 - 2 * (draws.uniform(2) < torch.tensor([params.horizontal_flip.p, params.vertical_flip.p])).float()
-    return _Crops(sides, places, fits), mirrored
+    valid = (sides <= 1).all(0) & (draws.uniform(1) < params.crop.p)
+    centres = (1 - sides) * draws.between(-1, 1, 2).T[..., None]
+    signs = 1 - 2 * (draws.uniform(2) < torch.tensor([params.horizontal_flip.p, params.vertical_flip.p])).float()
+    return _Crops(sides, centres, valid), signs
 
 
-def _holds(
-    crops: _Crops, turn: torch.Tensor, views: torch.Tensor, background: Background, share: float
+def _cover_enough(
+    crops: _Crops, homography: torch.Tensor, views: torch.Tensor, background: Background, min_cover: float
 ) -> torch.Tensor:
-    """(n, TRIES) whether a crop holds that share of the pixels that are not background, by a grid of points in it."""
+    """Whether each crop contains this fraction of all pixels that are not background, (n, TRIES).
+
+    It is estimated from a grid of points in the crop.
+    """
     _, n, tries = crops.sides.shape
-    inside = (~background.mask(views)).float()
-    centres = (torch.arange(POINTS) * 2 + 1) / POINTS - 1
-    grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy")).reshape(2, 1, 1, -1)
-    points = crops.places[..., None] + crops.sides[..., None] * grid  # (2, n, TRIES, P)
+    organism = (~background.mask(views)).float()
+    steps = (torch.arange(POINTS) * 2 + 1) / POINTS - 1
+    grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy")).reshape(2, 1, 1, -1)
+    points = crops.centres[..., None] + crops.sides[..., None] * grid  # (2, n, TRIES, P)
     points = torch.cat([points, torch.ones_like(points[:1])]).permute(1, 0, 2, 3).reshape(n, 3, -1).to(views.device)
-    points = turn @ points
-    places = (points[:, :2] / points[:, 2:]).mT.reshape(n, tries, -1, 2)
-    hit = F.grid_sample(inside, places, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0].mean(2)
-    held = hit * crops.sides.prod(0).to(views.device) / inside.mean((2, 3)).clamp_min(1e-9)
-    return (held >= share).cpu()
+    points = homography @ points
+    positions = (points[:, :2] / points[:, 2:]).mT.reshape(n, tries, -1, 2)
+    hits = F.grid_sample(organism, positions, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0].mean(2)
+    cover = hits * crops.sides.prod(0).to(views.device) / organism.mean((2, 3)).clamp_min(1e-9)
+    return (cover >= min_cover).cpu()
 
 
-def _framed(crops: _Crops, mirrored: torch.Tensor) -> torch.Tensor:
-    """The first crop that will do, or else the whole image, and its flips, (n, 3, 3): the view's scale and place."""
-    n = len(mirrored)
-    first = crops.fits.int().argmax(1, keepdim=True).expand(2, n, 1)
-    sides, places = (
-        torch.where(crops.fits.any(1), of.gather(2, first)[..., 0], whole)
-        for of, whole in ((crops.sides, 1.0), (crops.places, 0.0))
+def _crop_matrix(crops: _Crops, signs: torch.Tensor) -> torch.Tensor:
+    """The map from a view to its crop, flips included, (n, 3, 3): the first valid crop, or else the whole image."""
+    n = len(signs)
+    first = crops.valid.int().argmax(1, keepdim=True).expand(2, n, 1)
+    sides, centres = (
+        torch.where(crops.valid.any(1), values.gather(2, first)[..., 0], whole_image)
+        for values, whole_image in ((crops.sides, 1.0), (crops.centres, 0.0))
     )
     matrix = torch.zeros(n, 3, 3)
-    matrix[:, :2, :2] = torch.diag_embed((sides * mirrored.T).T)
-    matrix[:, :2, 2] = places.T
+    matrix[:, :2, :2] = torch.diag_embed((sides * signs.T).T)
+    matrix[:, :2, 2] = centres.T
     matrix[:, 2, 2] = 1
     return matrix
 
 
 def _rotation(n: int, params: Geometry, draws: Draws) -> torch.Tensor:
-    reach = math.radians(params.strength * params.rotation.degrees)
+    """The rotation matrices, (n, 3, 3); the identity for rows not chosen."""
+    largest = math.radians(params.strength * params.rotation.degrees)
     angle = torch.zeros(n)
-    rows, angles = draws.chosen(params.rotation.p), draws.between(-reach, reach)[:, 0]
+    rows, angles = draws.chosen(params.rotation.p), draws.between(-largest, largest)[:, 0]
     angle[rows] = angles[rows]
     matrix = torch.eye(3).repeat(n, 1, 1)
     matrix[:, 0, 0] = matrix[:, 1, 1] = angle.cos()
@@ -126,12 +130,12 @@ def _rotation(n: int, params: Geometry, draws: Draws) -> torch.Tensor:
 
 
 def _perspective(n: int, params: Geometry, draws: Draws) -> torch.Tensor:
-    """The homographies that lead the moved corners back to the corners; the identity for rows not chosen."""
+    """The homographies that map the moved corners back to the corners, (n, 3, 3); the identity for rows not chosen."""
     matrix = torch.eye(3).repeat(n, 1, 1)
-    reach = params.strength * params.perspective.distortion
-    rows, inwards = draws.chosen(params.perspective.p), draws.between(0, reach, 8).reshape(n, 4, 2)
-    if len(rows) and reach:
-        from kornia.geometry.transform import get_perspective_transform  # slow to import, and few use it
+    largest = params.strength * params.perspective.distortion
+    rows, inwards = draws.chosen(params.perspective.p), draws.between(0, largest, 8).reshape(n, 4, 2)
+    if len(rows) and largest:
+        from kornia.geometry.transform import get_perspective_transform  # slow to import, and rarely used
 
         corners = CORNERS.expand(len(rows), 4, 2)
         matrix[rows] = get_perspective_transform(corners * (1 - inwards[rows]), corners)
@@ -139,13 +143,13 @@ def _perspective(n: int, params: Geometry, draws: Draws) -> torch.Tensor:
 
 
 def _thin_plate_spline(params: Geometry, draws: Draws) -> tuple[torch.Tensor, ...] | None:
-    """Rows chosen, and centres and weights of their splines; None where there is none."""
-    reach = params.strength * params.thin_plate_spline.displacement
-    rows, moved = draws.chosen(params.thin_plate_spline.p), draws.between(-reach, reach, 10)
-    if not len(rows) or not reach:
+    """The rows chosen, and the centres and weights of their splines; None if no view has a spline."""
+    largest = params.strength * params.thin_plate_spline.displacement
+    rows, moves = draws.chosen(params.thin_plate_spline.p), draws.between(-largest, largest, 10)
+    if not len(rows) or not largest:
         return None
-    from kornia.geometry.transform import get_tps_transform  # slow to import, and few use it
+    from kornia.geometry.transform import get_tps_transform  # slow to import, and rarely used
 
     points = torch.cat([CORNERS, torch.zeros(1, 2)]).expand(len(rows), 5, 2)
-    kernel, affine = get_tps_transform(points + moved[rows].reshape(-1, 5, 2), points)
+    kernel, affine = get_tps_transform(points + moves[rows].reshape(-1, 5, 2), points)
     return rows, points, kernel, affine

@@ -13,14 +13,14 @@ from simtrail.augment.texture import retexture
 from simtrail.data.recipe import Recipe
 from simtrail.params import Augment
 
-SPECTRAL = 7  # sets its draws apart: a setting of spectra leaves the other draws as they are
+SPECTRAL = 7  # part of the seed of spectral draws, so that spectral settings don't change the other draws
 
 
 class TwoViews:
-    """Draws views of (B, C, S, S) float32 batches in [0, 1]; every image and every view has draws of its own.
+    """Draws the views of (B, C, S, S) float32 batches in [0, 1]; every view of every image has its own draws.
 
-    Bands that a view goes without are NaN. With `coordinates`, views have two further channels: x and y, from −1 to 1
-    over the image, of the place that each pixel shows, NaN where it shows none or background.
+    Bands that are left out of a view are NaN. With `coordinates`, views have two more channels: x and y, from −1 to 1
+    over the image, of the position that each pixel shows, NaN where it shows background or lies outside the image.
     """
 
     def __init__(self, params: Augment, recipe: Recipe, *, coordinates: bool = False):
@@ -30,7 +30,7 @@ class TwoViews:
         self.background = Background(recipe.background, recipe.full_scale)
 
     def without_effect(self) -> list[str]:
-        """One line for each setting that can't act on these bands."""
+        """One line for each setting that can't have an effect on these bands."""
         lines = spectral.without_effect(self.params.spectral, self.wavelengths, self.modalities)
         if self.params.geometry.crop.min_cover and not self.recipe.masked:
             lines.append("pretrain.augment.geometry.crop.min_cover: no effect: no mask is applied to the images")
@@ -43,29 +43,31 @@ class TwoViews:
             "jitter.hue": jitter * color.jitter.hue,
             "grayscale.p": color.grayscale.p,
         }
-        why = "no effect: no bands are named red, green and blue; set it to 0"
-        return lines + [f"pretrain.augment.color.{key}: {why}" for key, value in settings.items() if value]
+        reason = "no effect: no bands are named red, green and blue; set it to 0"
+        return lines + [f"pretrain.augment.color.{key}: {reason}" for key, value in settings.items() if value]
 
     @torch.no_grad()
     def __call__(self, batch: torch.Tensor, *seed: int, start: int = 0, total: int | None = None) -> torch.Tensor:
-        """The views of a (B, C, S, S) batch as (2B, C, S, S): rows i and i + B are the two views of image i; C + 2
-        channels with `coordinates`.
+        """The views of a (B, C, S, S) batch as (2B, C, S, S), C + 2 channels with `coordinates`.
 
-        `seed` (run, epoch, step, …) decides every draw, whatever was drawn before: the same seed, the same views. A
-        share of a batch has the views it has in the whole, given where it `start`s among `total` images.
+        Rows i and i + B are the two views of image i. `seed` (run, epoch, step, …) decides every draw: the same seed
+        gives the same views, whatever was drawn before. A part of a batch gets the views that it has in the whole
+        batch if `start` is the position of its first image among the `total` images.
         """
         draws, background = Draws(seed, len(batch), start, total), self.background
         views = batch.repeat(2, 1, 1, 1)
-        places = sampling_grid(views, self.params.geometry, background, draws)
-        views = resample(views, places, background)
-        ground = background.mask(views) if self.recipe.masked else None  # before values change
+        positions = sampling_grid(views, self.params.geometry, background, draws)
+        views = resample(views, positions, background)
+        masked = background.mask(views) if self.recipe.masked else None  # before values change
         if self.coordinates:
-            places.masked_fill_(background.mask(views), torch.nan)
-        apart = Draws((*seed, SPECTRAL), len(batch), start, total)
-        views = spectral.perturb(views, self.params.spectral, self.wavelengths, self.modalities, background, apart)
+            positions.masked_fill_(background.mask(views), torch.nan)
+        spectral_draws = Draws((*seed, SPECTRAL), len(batch), start, total)
+        views = spectral.perturb(
+            views, self.params.spectral, self.wavelengths, self.modalities, background, spectral_draws
+        )
         views = recolour(views, self.params.color, self.recipe.rgb, draws)
-        if ground is not None:  # what was masked has no colour to change
-            views = background.fill(views, ground)
+        if masked is not None:  # a masked background keeps its value, whatever happens to colours
+            views = background.fill(views, masked)
         views = retexture(views, self.params.texture, background, draws)
-        views = spectral.drop_bands(views, self.params.spectral, self.modalities, apart)
-        return torch.cat([views, places], 1) if self.coordinates else views
+        views = spectral.drop_bands(views, self.params.spectral, self.modalities, spectral_draws)
+        return torch.cat([views, positions], 1) if self.coordinates else views

@@ -1,4 +1,4 @@
-"""Ways in for data: the demo, any folder of images, and what data.dvc names."""
+"""Brings data into data/: the generated demo, any folder of images, or data from the DVC remote."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DATA = Path("data")
 
 
 def demo() -> None:
-    """Generates data/demo, unless it is there."""
+    """Generates data/demo, unless it already exists."""
     from simtrail.data.demo import generate
 
     if (DATA / "demo").exists():
-        print("data/demo is there already")
+        print("data/demo already exists")
         return
     DATA.mkdir(exist_ok=True)
     generate(DATA / "demo")
@@ -33,12 +33,15 @@ def demo() -> None:
 
 
 def fetch(name: str) -> None:
-    """Brings data/`name` when it is missing: from the DVC remote where one is set, else the demo is generated."""
+    """Brings data/`name` from the DVC remote, if it is missing. Without a remote, the demo is generated.
+
+    Raises InputError if the data can't be brought.
+    """
     if (DATA / name).exists():
         return
     if subprocess.run(_dvc("remote", "default"), capture_output=True, check=False).returncode == 0:
         if subprocess.run(_dvc("pull", "data.dvc"), check=False).returncode or not (DATA / name).exists():
-            raise InputError(f"data/{name}: `dvc pull data.dvc` did not bring it; see its message above")
+            raise InputError(f"data/{name}: `dvc pull data.dvc` did not bring it; see DVC's message above")
     elif name == "demo":
         demo()
     else:
@@ -48,100 +51,104 @@ def fetch(name: str) -> None:
 def add(source: Path, name: str, label: str | None, group: str | None, link: bool) -> tuple[int, list[str]]:
     """Copies (or hard-links) a folder of images to data/`name` and versions it with DVC.
 
-    Linked, the source, DVC's cache and data/ share their bytes, and the files become read-only, as DVC wants its cache.
-    Returns the number of images, and a line for every file left out. Takes images/**, metadata.csv and dataset.yaml;
-    without an images/ folder in `source`, every image file in it. Nothing is left behind when it fails.
+    Takes images/**, metadata.csv and dataset.yaml; without an images/ folder in `source`, every image file in it.
+    Returns the number of images, and one line for every file that is left out. With `link`, the source, DVC's cache and
+    data/ share the same bytes, and the files become read-only, as DVC requires for its cache. If an error stops the
+    copying, no files are left behind.
     """
     target = DATA / name
     if not source.is_dir():
         raise InputError(f"{source}: no such folder")
     if target.exists():
-        raise InputError(f"{target} exists already; choose another --name, or remove that folder to replace it")
+        raise InputError(f"{target} already exists; choose another --name, or remove that folder to replace it")
     if Path("data.dvc").exists() and not DATA.exists():
         raise InputError(
-            "data.dvc names data that is not here, and would lose it: bring it first with `simtrail data fetch` "
-            "(or, to start afresh, remove data.dvc)"
+            "data.dvc records data that is missing here, and would lose that record; first bring the data with "
+            "`simtrail data fetch`, or remove data.dvc to start without it"
         )
     building = Path(".simtrail") / f"add-{os.getpid()}"
     shutil.rmtree(building, ignore_errors=True)
     try:
-        count, left_out = _gather(source, building, link)
+        count, left_out = _copy_dataset(source, building, link)
         _declare(building, label, group)
         if count == 0:
             raise InputError(f"{source}: no image in it; files must end in {', '.join(sorted(SUFFIXES))}")
         dataset = Dataset(building)
         try:
             dataset.table()
-        except InputError as error:  # name the user's file, not the copy that is about to go
+        except InputError as error:  # name the user's file, not the copy, which is deleted below
             raise InputError(str(error).replace(str(building), str(source))) from None
         DATA.mkdir(exist_ok=True)
         building.replace(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    if link:  # or DVC would put copies in the place of the links
+    if link:  # otherwise DVC would replace the links by copies
         subprocess.run(_dvc("config", "--local", "cache.type", "hardlink,copy"), check=True)
     if subprocess.run(_dvc("add", "--quiet", str(DATA)), check=False).returncode:
-        raise InputError(f"{target} is in place, but `dvc add data` failed; mend what it says above and run it again")
+        raise InputError(f"{target} is complete, but `dvc add data` failed; solve the problem above and run it again")
     return count, left_out
 
 
-def _gather(source: Path, building: Path, link: bool) -> tuple[int, list[str]]:
-    shaped = (source / "images").is_dir()
-    put: Callable[[Path, Path], object] = os.link if link else shutil.copyfile
+def _copy_dataset(source: Path, building: Path, link: bool) -> tuple[int, list[str]]:
+    """Copies or links the files of a dataset into `building`; returns what `add` returns."""
+    has_images_folder = (source / "images").is_dir()
+    copy: Callable[[Path, Path], object] = os.link if link else shutil.copyfile
     left_out, count = [], 0
     files = [
         p
         for p in sorted(source.rglob("*"))
-        if not p.is_dir() and not any(x.startswith(".") for x in p.relative_to(source).parts)
+        if not p.is_dir() and not any(part.startswith(".") for part in p.relative_to(source).parts)
     ]
     for path in tqdm(files, "data add", unit="file", disable=None, leave=False):
         relative = path.relative_to(source)
         if relative.as_posix() in ("metadata.csv", "dataset.yaml"):
-            to = building / relative
-        elif image_of(path) and (not shaped or relative.parts[0] == "images"):
-            to = building / relative if shaped else building / "images" / relative
-            count += image_of(path) == path  # the data of an ENVI image are no second one
+            target = building / relative
+        elif image_of(path) and (not has_images_folder or relative.parts[0] == "images"):
+            target = building / relative if has_images_folder else building / "images" / relative
+            count += image_of(path) == path  # the data file of an ENVI image is not a second image
         else:
             left_out.append(f"{path}: {'outside images/' if image_of(path) else 'not an image'}")
             continue
-        to.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            put(path, to)
+            copy(path, target)
         except OSError as error:
             if link and error.errno == 18:  # EXDEV
                 raise InputError(
-                    f"{path}: is on another disk than this project, where no link can lead; leave out --link"
+                    f"{path}: is on another disk than this project, so it can't be linked; leave out --link"
                 ) from None
-            if to.parent == building:
+            if target.parent == building:
                 raise InputError(f"{path}: {error.strerror}") from None
             count -= image_of(path) == path
             reason = f"broken link to {path.readlink()}" if path.is_symlink() else error.strerror
             left_out.append(f"{path}: {reason}")
     sheet = building / "metadata.csv"
     if sheet.exists():
-        _point_into_images(sheet, shaped)
+        _point_into_images(sheet, has_images_folder)
     return count, left_out
 
 
-def _point_into_images(sheet: Path, shaped: bool) -> None:
+def _point_into_images(sheet: Path, has_images_folder: bool) -> None:
+    """Makes the paths in metadata.csv start with images/."""
     try:
         meta = pd.read_csv(sheet, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-        return  # reading the table says what is wrong, and where
+        return  # Dataset.table reports this error
     if "path" in meta:
         path = meta["path"].str.replace("\\", "/").str.removeprefix("./")
-        meta["path"] = path.where(path.eq("") | (path.str.startswith("images/") & shaped), "images/" + path)
+        meta["path"] = path.where(path.eq("") | (path.str.startswith("images/") & has_images_folder), "images/" + path)
         meta.to_csv(sheet, index=False, lineterminator="\n")
 
 
 def _declare(building: Path, label: str | None, group: str | None) -> None:
-    chosen = {key: value for key, value in (("label", label), ("group", group)) if value}
-    if chosen:
-        card = building / "dataset.yaml"
-        tree = yaml.safe_load(card.read_text(encoding="utf-8")) if card.exists() else {}
+    """Writes the label and group columns into dataset.yaml."""
+    columns = {key: value for key, value in (("label", label), ("group", group)) if value}
+    if columns:
+        declaration = building / "dataset.yaml"
+        tree = yaml.safe_load(declaration.read_text(encoding="utf-8")) if declaration.exists() else {}
         building.mkdir(parents=True, exist_ok=True)
-        card.write_text(
-            yaml.safe_dump({**(tree or {}), **chosen}, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        declaration.write_text(
+            yaml.safe_dump({**(tree or {}), **columns}, sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
 
 

@@ -1,4 +1,4 @@
-"""The checks a dataset must pass, stated as Great Expectations over its manifest. The only importer of that library."""
+"""The checks of a dataset: Great Expectations on its manifest. No other module imports that library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from simtrail.params import Check
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
-SATURATED = 0.01  # of a band's pixels at the largest value of their type: more gives a warning
+SATURATED = 0.01  # a larger fraction of a band's pixels at the maximum of their type gives a warning
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,23 @@ class Expectation:
     """One row of the table of checks."""
 
     title: str  # what is expected
-    problem: str  # what is wrong where it does not hold; {n} {s} {have}: number of offenders, plural
+    problem: str  # message on failure, with {n}, the number of offenders, and {s} and {have} for the plural
     table: pd.DataFrame  # the rows that are checked; its first column names an offender
-    rule: str  # of Great Expectations: the class …
+    rule: str  # class of Great Expectations …
     arguments: dict[str, Any]  # … and its arguments
-    reason: str = ""  # of critical ones: why an image is rejected, with values of its row
+    reason: str = ""  # why an image is rejected, with values of its row; empty for a warning
 
     @property
     def severity(self) -> str:
-        """Critical ones reject images, and have a reason for it; warnings do not."""
+        """critical if offenders are rejected, which needs a reason; else warning."""
         return "critical" if self.reason else "warning"
 
 
 def validate(manifest: pd.DataFrame, params: Check, declaration: Declaration) -> tuple[list[Finding], dict[str, str]]:
     """Every finding about a manifest, and path → reasons for each image that must not be used.
 
-    What dataset.yaml does not declare of the bands is taken from most files; the type always is. Findings of severity
-    `warning` never reject an image.
+    Facts about the bands that dataset.yaml does not declare are the most common ones among the files; so is the type
+    of the pixels. Findings of severity `warning` never reject an image.
     """
     expectations = _expectations(manifest, params, declaration)
     findings, rejected = [], dict[str, list[str]]()
@@ -76,7 +76,7 @@ def validate(manifest: pd.DataFrame, params: Check, declaration: Declaration) ->
 
 
 def _expectations(manifest: pd.DataFrame, params: Check, declaration: Declaration) -> list[Expectation]:
-    """The table of checks of a dataset: each row says what is expected, what is wrong otherwise, of which rows."""
+    """The table of checks of a dataset, in the order in which they are reported."""
     images = _with_copies(manifest)
     readable = images[images["readable"]]
     if (facts := _most_common(manifest["facts"].dropna())) is not None:
@@ -84,16 +84,16 @@ def _expectations(manifest: pd.DataFrame, params: Check, declaration: Declaratio
     bands = len(declaration.bands or ()) or _most_common(readable["bands"])
     labelled = declaration.label is not None or bool(manifest["label"].notna().any())
     return [
-        *_of_files(images, readable, params, bands),
-        *_of_values(readable, declaration, bands),
-        *(_of_masks(readable, params) if declaration.mask else []),
-        *_of_wavelengths([nm for nm in declaration.wavelengths or () if nm is not None]),
-        *(_of_groups(images) if declaration.group else []),
-        *(_of_labels(images, params) if labelled else []),
+        *_file_checks(images, readable, params, bands),
+        *_value_checks(readable, declaration, bands),
+        *(_mask_checks(readable, params) if declaration.mask else []),
+        *_wavelength_checks([nm for nm in declaration.wavelengths or () if nm is not None]),
+        *(_group_checks(images) if declaration.group else []),
+        *(_label_checks(images, params) if labelled else []),
     ]
 
 
-def _of_files(images: pd.DataFrame, readable: pd.DataFrame, params: Check, bands: Any) -> list[Expectation]:
+def _file_checks(images: pd.DataFrame, readable: pd.DataFrame, params: Check, bands: Any) -> list[Expectation]:
     dtype, facts = _most_common(readable["dtype"]), _most_common(readable["facts"])
     least, most = params.min_side, params.max_side
     side = f"{least} to {most} px"
@@ -101,107 +101,107 @@ def _of_files(images: pd.DataFrame, readable: pd.DataFrame, params: Check, bands
     # fmt: off
     return [
         Expectation("every image can be read", "{n} image{s} can't be read",
-                    images, *_among("readable", [True]), "{reason}"),
+                    images, *_in_set("readable", [True]), "{reason}"),
         Expectation(f"every image has {bands} bands", "{n} image{s} {have} another number of bands",
-                    readable, *_among("bands", [bands]), f"{{bands}} bands, expected {bands}"),
+                    readable, *_in_set("bands", [bands]), f"{{bands}} bands, expected {bands}"),
         Expectation(f"the pixels of every image are {dtype}", "{n} image{s} {have} pixels of another type",
-                    readable, *_among("dtype", [dtype]), f"pixels are {{dtype}}, expected {dtype}"),
+                    readable, *_in_set("dtype", [dtype]), f"pixels are {{dtype}}, expected {dtype}"),
         Expectation("all files agree on names, wavelengths, bad bands and scale of their bands",
                     "{n} file{s} {have} other names, wavelengths, bad bands or scale than most files",
-                    same_bands, *_among("facts", [facts]),
+                    same_bands, *_in_set("facts", [facts]),
                     "names, wavelengths, bad bands or scale in its header differ from those of most files"),
         Expectation(f"heights are {side}", "{n} image{s} {have} another height",
-                    readable, *_within("height", least, most), f"height {{height}} px, must be {side}"),
+                    readable, *_between("height", least, most), f"height {{height}} px, must be {side}"),
         Expectation(f"widths are {side}", "{n} image{s} {have} another width",
-                    readable, *_within("width", least, most), f"width {{width}} px, must be {side}"),
-        Expectation("no image contains NaN or Inf", "{n} image{s} {have} pixels of NaN or Inf",
-                    readable, *_among("finite", [True]), "contains NaN or Inf"),
+                    readable, *_between("width", least, most), f"width {{width}} px, must be {side}"),
+        Expectation("no image contains NaN or Inf", "{n} image{s} {have} pixels that are NaN or Inf",
+                    readable, *_in_set("finite", [True]), "contains NaN or Inf"),
         Expectation("no image is constant", "{n} image{s} {have} the same value in every pixel",
-                    readable, *_among("constant", [False]), "every pixel is {pixel}"),
+                    readable, *_in_set("constant", [False]), "every pixel is {pixel}"),
         Expectation("no image has an exact copy under another label",
                     "{n} image{s} {have} an exact copy under another label",
-                    readable, *_among("copy_elsewhere", [""]), "same bytes as {copy_elsewhere}, under another label"),
-        Expectation("no image has an exact copy", "{n} images are exact copies", readable, *_among("copy", [""])),
+                    readable, *_in_set("copy_elsewhere", [""]), "same bytes as {copy_elsewhere}, under another label"),
+        Expectation("no image has an exact copy", "{n} images are exact copies", readable, *_in_set("copy", [""])),
     ]
     # fmt: on
 
 
-def _of_values(readable: pd.DataFrame, declaration: Declaration, bands: Any) -> list[Expectation]:
+def _value_checks(readable: pd.DataFrame, declaration: Declaration, bands: Any) -> list[Expectation]:
     dtype, expectations = str(_most_common(readable["dtype"])), []
     if dtype != "uint8":  # photographs of 8 bits are often saturated on purpose
         title = f"at most {SATURATED:.0%} of a band's pixels are saturated"
         problem = f"{{n}} image{{s}} {{have}} a band with more than {SATURATED:.0%} saturated pixels"
-        expectations.append(Expectation(title, problem, readable, *_within("most_saturated", 0, SATURATED)))
+        expectations.append(Expectation(title, problem, readable, *_between("most_saturated", 0, SATURATED)))
     if dtype.startswith(("int", "uint")) and dtype not in ("int8", "uint8"):
-        largest = readable["largest"].max()  # of all images: one may be dark
+        largest = readable["largest"].max()  # over all images, because a single one may be dark
         row = pd.DataFrame({"what": [f"the largest is {largest:g}"], "largest": [largest]})
         title, problem = (
             f"values use more than 8 bits of {dtype}",
             f"all values fit in 8 bits, although they are {dtype}",
         )
-        expectations.append(Expectation(title, problem, row.dropna(), *_within("largest", 256, None)))
+        expectations.append(Expectation(title, problem, row.dropna(), *_between("largest", 256, None)))
     if declaration.scale:
         title, problem = "no reflectance is above 2", "{n} image{s} {have} reflectance above 2"
-        expectations.append(Expectation(title, problem, readable, *_within("largest", None, 2 * declaration.scale)))
+        expectations.append(Expectation(title, problem, readable, *_between("largest", None, 2 * declaration.scale)))
     if (bands or 1) > 1:
         title, problem = "no band is constant", "{n} image{s} {have} a constant band"
-        expectations.append(Expectation(title, problem, readable, *_among("constant_bands", [0])))
+        expectations.append(Expectation(title, problem, readable, *_in_set("constant_bands", [0])))
     return expectations
 
 
-def _of_masks(readable: pd.DataFrame, params: Check) -> list[Expectation]:
+def _mask_checks(readable: pd.DataFrame, params: Check) -> list[Expectation]:
     low, high = params.min_mask_cover, params.max_mask_cover
     masked, allowed = readable[readable["mask_cover"].notna()], f"{low:g} to {high:g} of the image"
     # fmt: off
     return [
         Expectation("every mask is binary", "{n} image{s} {have} a mask with more than two values",
-                    masked, *_among("mask_binary", [True]), "the mask has more than two values"),
+                    masked, *_in_set("mask_binary", [True]), "the mask has more than two values"),
         Expectation(f"masks cover {allowed}", "{n} image{s} {have} a mask that covers too little or too much",
-                    masked, *_within("mask_cover", low, high),
+                    masked, *_between("mask_cover", low, high),
                     f"the mask covers {{mask_cover:.3g}} of the image, must be {allowed}"),
     ]
     # fmt: on
 
 
-def _of_wavelengths(wavelengths: list[float]) -> list[Expectation]:
+def _wavelength_checks(wavelengths: list[float]) -> list[Expectation]:
     if not wavelengths:
         return []
-    sign = 1 if wavelengths[0] <= wavelengths[-1] else -1  # red before blue is an order too
+    sign = 1 if wavelengths[0] <= wavelengths[-1] else -1  # falling wavelengths are an order too
     table = pd.DataFrame({"wavelength": [f"{nm:g} nm" for nm in wavelengths], "nm": [sign * nm for nm in wavelengths]})
     rule = "ExpectColumnValuesToBeIncreasing", {"column": "nm", "strictly": True}
     title = "wavelengths rise, or fall, from band to band"
     return [Expectation(title, "wavelengths neither rise nor fall from band to band", table, *rule)]
 
 
-def _of_groups(images: pd.DataFrame) -> list[Expectation]:
+def _group_checks(images: pd.DataFrame) -> list[Expectation]:
     reason = "no group: the declared group column is empty"
-    return [Expectation("every image has a group", "{n} image{s} {have} no group", images, *_present("group"), reason)]
+    return [Expectation("every image has a group", "{n} image{s} {have} no group", images, *_not_null("group"), reason)]
 
 
-def _of_labels(images: pd.DataFrame, params: Check) -> list[Expectation]:
+def _label_checks(images: pd.DataFrame, params: Check) -> list[Expectation]:
     classes = images["label"].value_counts().rename_axis("class").reset_index(name="images")
     least = params.min_images_per_class
     size = f"{{n}} of the classes {{have}} fewer than {least} images"
     return [
-        Expectation("every image has a label", "{n} image{s} {have} no label", images, *_present("label")),
-        Expectation(f"every class has {least} images or more", size, classes, *_within("images", least, None)),
+        Expectation("every image has a label", "{n} image{s} {have} no label", images, *_not_null("label")),
+        Expectation(f"every class has {least} images or more", size, classes, *_between("images", least, None)),
     ]
 
 
-def _among(column: str, values: list[Any]) -> tuple[str, dict[str, Any]]:
+def _in_set(column: str, values: list[Any]) -> tuple[str, dict[str, Any]]:
     return "ExpectColumnValuesToBeInSet", {"column": column, "value_set": values}
 
 
-def _within(column: str, low: float | None, high: float | None) -> tuple[str, dict[str, Any]]:
+def _between(column: str, low: float | None, high: float | None) -> tuple[str, dict[str, Any]]:
     return "ExpectColumnValuesToBeBetween", {"column": column, "min_value": low, "max_value": high}
 
 
-def _present(column: str) -> tuple[str, dict[str, Any]]:
+def _not_null(column: str) -> tuple[str, dict[str, Any]]:
     return "ExpectColumnValuesToNotBeNull", {"column": column}
 
 
 def _largest(values: list[float] | None, facts: str | None) -> float:
-    """The largest value of an image's good bands."""
+    """The largest value in an image's good bands; NaN for an unreadable image."""
     if values is None or facts is None:
         return np.nan
     good = _good(facts)
@@ -214,9 +214,13 @@ def _good(facts: str) -> list[bool] | None:
 
 
 def _with_copies(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The manifest with the path of an exact `copy` of each image, and of one under another label, `copy_elsewhere`."""
+    """The manifest with columns that the checks need.
+
+    `copy` is the path of an exact copy of the image, `copy_elsewhere` that of a copy under another label; both are
+    empty without a copy. `pixel` is the text of the smallest value of every band.
+    """
     images = manifest.assign(
-        pixel=["" if low is None else _brief(low) for low in manifest["min"]],
+        pixel=["" if low is None else _pixel_text(low) for low in manifest["min"]],
         copy="",
         copy_elsewhere="",
         most_saturated=[np.nan if values is None else max(values) for values in manifest["saturated"]],
@@ -225,12 +229,12 @@ def _with_copies(manifest: pd.DataFrame) -> pd.DataFrame:
     repeated = images[images["sha256"].notna() & images["sha256"].duplicated(keep=False)]
     for _, copies in repeated.groupby("sha256"):
         for i in copies.index:
-            other = copies.drop(i)
-            differs = other[
-                other["label"].ne(copies.at[i, "label"]) & other["label"].notna() & pd.notna(copies.at[i, "label"])
+            same = copies.drop(i)
+            relabelled = same[
+                same["label"].ne(copies.at[i, "label"]) & same["label"].notna() & pd.notna(copies.at[i, "label"])
             ]
-            images.at[i, "copy"] = other["path"].iloc[0]
-            images.at[i, "copy_elsewhere"] = differs["path"].iloc[0] if len(differs) else ""
+            images.at[i, "copy"] = same["path"].iloc[0]
+            images.at[i, "copy_elsewhere"] = relabelled["path"].iloc[0] if len(relabelled) else ""
     return images
 
 
@@ -248,7 +252,7 @@ def _run(expectations: list[Expectation]) -> list[tuple[bool, list[int], dict[st
         for number, expected in enumerate(expectations):
             expectation = getattr(gx.expectations, expected.rule)(**expected.arguments, severity=expected.severity)
             configuration = expectation.configuration.to_json_dict()
-            if expected.table.empty:  # no row can break it, but GE calls set membership in an empty table a failure
+            if expected.table.empty:  # no row can fail, but Great Expectations fails _in_set on an empty table
                 results.append((True, [], configuration))
                 continue
             definition = asset.add_dataframe_asset(str(number)).add_batch_definition_whole_dataframe("all")
@@ -261,8 +265,8 @@ def _run(expectations: list[Expectation]) -> list[tuple[bool, list[int], dict[st
     return results
 
 
-def _brief(pixel: Sequence[float]) -> str:
-    """The values of a pixel, the first few of many."""
+def _pixel_text(pixel: Sequence[float]) -> str:
+    """The values of a pixel; of more than three bands, the first three values."""
     few = ", ".join(f"{value:g}" for value in pixel[:3])
     return few + (f", … ({len(pixel)} bands)" if len(pixel) > 3 else "")
 

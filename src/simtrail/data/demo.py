@@ -1,7 +1,7 @@
-"""A generated set of pinned-butterfly images in seven bands, the same bytes on every machine.
+"""Generates the demo dataset: images of pinned butterflies in seven bands, with the same bytes on every machine.
 
-Nothing here calls a maths library or sums floats: only integers and the exactly rounded + - * / sqrt floor, one numpy
-operation at a time, so that no compiler, CPU or numpy version can change a pixel.
+The code uses no maths library and adds up no arrays of floats. It uses only integers and the exactly rounded operations
++ - * / sqrt floor, one numpy operation at a time, so that no compiler, CPU or numpy version can change a pixel.
 """
 
 import math
@@ -21,7 +21,7 @@ Bits = NDArray[np.uint64]
 Span = tuple[float, float]
 Levels = tuple[int, int, int]
 
-SIZE, FINE = 64, 3  # pixels of a side; sub-pixels of a pixel's side, averaged away
+SIZE, FINE = 64, 3  # pixels per side; sub-pixels per side of a pixel, which are averaged
 VIEWS = ("dorsal", "ventral")
 CELLS = 7  # spaces between the veins of one wing
 
@@ -36,7 +36,7 @@ group: specimen
 
 
 class Mark(NamedTuple):
-    """A marking in wing coordinates: `out` runs from hinge 0 to edge 1, `along` from rear 0 to leading edge 1."""
+    """A mark in wing coordinates: `out` is 0 at the hinge, 1 at the edge; `along` is 0 at the rear, 1 in front."""
 
     wings: str  # "fore", "hind" or "all"
     shape: str  # "band", or "beads" for one spot in each cell
@@ -46,15 +46,15 @@ class Mark(NamedTuple):
 
 
 class Morph(NamedTuple):
-    """What visible light shows of a species; twins share one."""
+    """The appearance of a species in visible light; twin species have the same one."""
 
-    fore: tuple[float, ...]  # wing length at even steps from rear to leading edge
+    fore: tuple[float, ...]  # wing length at even steps from the rear to the front edge
     hind: tuple[float, ...]
     base: Levels
     tip: Levels
     veins: float
     marks: tuple[Mark, ...]
-    eyes: tuple[tuple[str, float, float, float], ...]  # wing, out, along, radius; the ventral view alone has them
+    eyes: tuple[tuple[str, float, float, float], ...]  # wing, out, along, radius; only in the ventral view
     tail: float = 0.0
 
 
@@ -105,7 +105,8 @@ SWALLOW = Morph(FORE_SICKLE, HIND_LONG, (46, 40, 38), (58, 50, 46), 0.5, (
     Mark("hind", "beads", (0.66, 0.78), (84, 124, 206), (0, 0.6)),
 ), (("hind", 0.76, 0.10, 0.12), ("hind", 0.70, 0.45, 0.10)), tail=0.36)
 
-# What visible light shows, and the marks that ultraviolet adds: levels alike within a genus, so that only shape tells.
+# The appearance in visible light, and the marks in ultraviolet. All species of a genus have the same levels in
+# ultraviolet, so that only the shapes of the marks distinguish them.
 SPECIES: dict[str, tuple[Morph, tuple[Mark, ...]]] = {
     "Aurora minor": (EMBER, (Mark("all", "band", (0.36, 0.56), (150, 165, 130)),)),
     "Aurora velata": (EMBER, (Mark("all", "band", (0.24, 0.36), (150, 165, 130)),
@@ -130,7 +131,7 @@ TWINS = [
 
 
 class Draws:
-    """A stream of random numbers (splitmix64) that depends on its key and labels alone."""
+    """A stream of random numbers (splitmix64) that depends only on its key and labels."""
 
     def __init__(self, key: int, *labels: int) -> None:
         self.key, self.used = key, 0
@@ -166,15 +167,15 @@ class Draws:
 
 @dataclass
 class Places:
-    """Where sub-pixels lie on the specimen."""
+    """Positions of sub-pixels on the specimen."""
 
-    x: Floats  # from the middle of the body, up is positive, a wing is about 1 long
+    x: Floats  # x and y: from the middle of the body; up is positive; a wing is about 1 long
     y: Floats
     body: Floats  # below 1 on body and antennae
     fore: NDArray[np.bool_]
-    out: Floats  # from the hinge, over the wing's length there
-    along: Floats  # 0 at the wing's rear edge, 1 at its leading edge
-    cell: Floats  # 0.5 and -0.5 on the veins, 0 between them
+    out: Floats  # distance from the hinge, divided by the wing's length in that direction
+    along: Floats  # 0 at the wing's rear edge, 1 at its front edge
+    cell: Floats  # 0.5 and -0.5 on the veins, 0 in the middle between them
 
     def where(self, chosen: NDArray[np.bool_]) -> "Places":
         return Places(*(getattr(self, field.name)[chosen] for field in fields(self)))
@@ -184,14 +185,14 @@ class Places:
 
 
 def _fan(x: Floats, y: Floats, slopes: Span, lengths: tuple[float, ...], tail: float) -> tuple[Floats, Floats, Floats]:
-    """Wing coordinates out, along and cell of a wing that fans out from its hinge at the origin."""
+    """The coordinates out, along and cell for a wing with the shape of a fan and its hinge at the origin."""
     # y / (|x| + |y|) grows with the angle and needs no arctangent.
     along = (y / (np.abs(x) + np.abs(y) + 1e-9) - slopes[0]) / (slopes[1] - slopes[0])
-    at = np.clip(along, 0, 1) * (len(lengths) - 1)
-    before = np.minimum(np.floor(at), len(lengths) - 2)
-    f = at - before
+    position = np.clip(along, 0, 1) * (len(lengths) - 1)
+    knot = np.minimum(np.floor(position), len(lengths) - 2)
+    f = position - knot
     knots = np.array([lengths[0], *lengths, lengths[-1]])
-    a, b, c, d = (knots[before.astype(np.int64) + k] for k in range(4))
+    a, b, c, d = (knots[knot.astype(np.int64) + k] for k in range(4))
     length = b + 0.5 * f * (c - a + f * (2 * a - 5 * b + 4 * c - d + f * (3 * (b - c) + d - a)))  # Catmull-Rom
     cell = along * CELLS - np.floor(along * CELLS) - 0.5
     from_tail = (along - 0.2) / 0.075
@@ -200,21 +201,21 @@ def _fan(x: Floats, y: Floats, slopes: Span, lengths: tuple[float, ...], tail: f
     return np.where(outside, 9.0, np.sqrt(x * x + y * y) / length), along, cell
 
 
-def _place(morph: Morph, own: Draws, shot: Draws) -> tuple[Places, NDArray[np.bool_]]:
-    """Places of the sub-pixels that the specimen covers, and which of the fine grid those are."""
-    t, scale = shot.uniform(-0.364, 0.364), 28 * shot.uniform(0.7, 1.05)
-    cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)  # up to 40 degrees either way
+def _specimen_places(morph: Morph, specimen: Draws, photo: Draws) -> tuple[Places, NDArray[np.bool_]]:
+    """The places of the sub-pixels that the specimen covers, and their mask in the grid of all sub-pixels."""
+    t, scale = photo.uniform(-0.364, 0.364), 28 * photo.uniform(0.7, 1.05)
+    cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)  # a rotation of up to 40 degrees in both directions
     steps = (np.arange(SIZE * FINE) + 0.5) / FINE - SIZE / 2
-    right, down = steps[None, :] - shot.uniform(-6, 6), steps[:, None] - shot.uniform(-6, 6)
+    right, down = steps[None, :] - photo.uniform(-6, 6), steps[:, None] - photo.uniform(-6, 6)
     x, y = (cos * right + sin * down) / scale, (sin * right - cos * down) / scale
 
-    wide, tall, raised = own.uniform(0.94, 1.06), own.uniform(0.95, 1.05), own.uniform(-0.06, 0.06)
-    hind_size = own.uniform(0.95, 1.07)
+    wide, tall, raised = specimen.uniform(0.94, 1.06), specimen.uniform(0.95, 1.05), specimen.uniform(-0.06, 0.06)
+    hind_size = specimen.uniform(0.95, 1.07)
     side = np.abs(x) / wide - 0.03
     lift = y / tall - raised * side
     fore = _fan(side, lift - 0.10, (-0.16, 0.54), morph.fore, 0.0)
     hind = _fan(side / hind_size, (lift - 0.04) / hind_size, (-0.84, 0.12), morph.hind, morph.tail)
-    torn = own.uniform() * own.uniform() * np.maximum(0, own.texture(x, y, 6) - 0.45)
+    torn = specimen.uniform() * specimen.uniform() * np.maximum(0, specimen.texture(x, y, 6) - 0.45)
     on_fore = fore[0] + torn < 1
     out, along, cell = (np.where(on_fore, f, h) for f, h in zip(fore, hind, strict=True))
 
@@ -222,9 +223,10 @@ def _place(morph: Morph, own: Draws, shot: Draws) -> tuple[Places, NDArray[np.bo
     for middle, width, height in ((0.10, 0.075, 0.17), (-0.17, 0.05, 0.30), (0.29, 0.055, 0.055)):
         u, v = x / width, (y - middle) / height
         body = np.minimum(body, u * u + v * v)
-    reach = np.clip((np.abs(x) * 0.3 + (y - 0.3) * 0.42) / 0.2664, 0, 1)  # along an antenna, 0.3 wide and 0.42 high
-    u, v = np.abs(x) - 0.3 * reach, y - 0.3 - 0.42 * reach
-    thick = 0.016 + 0.022 * (reach > 0.88)
+    # position along an antenna that is 0.3 wide and 0.42 high
+    antenna = np.clip((np.abs(x) * 0.3 + (y - 0.3) * 0.42) / 0.2664, 0, 1)
+    u, v = np.abs(x) - 0.3 * antenna, y - 0.3 - 0.42 * antenna
+    thick = 0.016 + 0.022 * (antenna > 0.88)
     body = np.where(u * u + v * v < thick * thick, 0.8, body)
 
     covered = (out + torn < 1) | (body < 1)
@@ -232,94 +234,96 @@ def _place(morph: Morph, own: Draws, shot: Draws) -> tuple[Places, NDArray[np.bo
 
 
 def _ramp(x: Floats, low: float, high: float, soft: float = 0.05) -> Floats:
-    """One between low and high, nought outside, with soft edges."""
+    """1 between low and high, 0 outside, with soft edges."""
     return np.clip(np.minimum((x - low) / soft, (high - x) / soft) + 0.5, 0, 1)
 
 
 def _paint(canvas: Floats, levels: tuple[int, ...], strength: Floats | NDArray[np.bool_] | float) -> None:
+    """Blends a colour into the canvas, in place; `strength` 1 replaces what was there."""
     canvas += strength * (np.array(levels, dtype=np.float64)[:, None] - canvas)
 
 
-def _mark(canvas: Floats, at: Places, marks: tuple[Mark, ...], draws: Draws, strength: float) -> float:
-    """Paints the marks, and returns how much this specimen swells its spots."""
+def _mark(canvas: Floats, places: Places, marks: tuple[Mark, ...], draws: Draws, strength: float) -> float:
+    """Paints the marks; returns the factor by which this specimen's spots are larger."""
     shift, swell = float(draws.uniform(-0.03, 0.03)), float(draws.uniform(0.85, 1.2))
     for mark in marks:
         low, high = mark.out[0] + shift, mark.out[1] + shift
         if mark.shape == "beads":
-            u, v = at.cell / (0.33 * swell), (at.out - (low + high) / 2) / ((high - low) / 2 * swell)
+            u, v = places.cell / (0.33 * swell), (places.out - (low + high) / 2) / ((high - low) / 2 * swell)
             shape = np.clip((1.1 - u * u - v * v) * 3, 0, 1)
         else:
-            shape = _ramp(at.out + 0.12 * at.cell * at.cell, low, high)
-        _paint(canvas, mark.levels, shape * _ramp(at.along, *mark.along) * at.on(mark.wings) * strength)
+            shape = _ramp(places.out + 0.12 * places.cell * places.cell, low, high)
+        _paint(canvas, mark.levels, shape * _ramp(places.along, *mark.along) * places.on(mark.wings) * strength)
     return swell
 
 
-def _colour(species: str, at: Places, ventral: bool, female: bool, own: Draws, uv: Draws) -> Floats:
-    """Red, green, blue, uv1, uv2 and uv3 of each place."""
+def _colour(species: str, places: Places, ventral: bool, female: bool, specimen: Draws, uv: Draws) -> Floats:
+    """The values (6, places) of red, green, blue, uv1, uv2 and uv3."""
     morph, uv_marks = SPECIES[species]
-    canvas = np.empty((6, at.x.size))
+    canvas = np.empty((6, places.x.size))
     rgb, ultraviolet = canvas[:3], canvas[3:]
     canvas[:] = np.array((*morph.base, 46, 40, 34), dtype=np.float64)[:, None]
-    _paint(rgb, morph.tip, np.minimum(at.out * 1.3, 1))
-    to_vein = (0.5 - np.abs(at.cell)) * at.out
+    _paint(rgb, morph.tip, np.minimum(places.out * 1.3, 1))
+    to_vein = (0.5 - np.abs(places.cell)) * places.out
     _paint(rgb, INK, np.clip(1.4 - to_vein / 0.06, 0, 1) * morph.veins)
-    swell = _mark(rgb, at, morph.marks, own, 0.8 if ventral else 1.0)
+    swell = _mark(rgb, places, morph.marks, specimen, 0.8 if ventral else 1.0)
     if ventral:
         _paint(rgb, (184, 160, 124), 0.42)
         for wing, out, along, radius in morph.eyes:
-            u, v = at.out - out, (at.along - along) * at.out * 1.5
-            away = np.sqrt(u * u + v * v) / (radius * swell)
+            u, v = places.out - out, (places.along - along) * places.out * 1.5
+            distance = np.sqrt(u * u + v * v) / (radius * swell)
             for edge, ring in ((1.0, YELLOW), (0.74, INK), (0.34, (236, 240, 244))):
-                _paint(rgb, ring, _ramp(away, -1, edge, 0.2) * at.on(wing))
-    # The ultraviolet has draws of its own, so that twins cannot differ elsewhere.
-    _mark(ultraviolet, at, uv_marks, uv, 0.8 if ventral else 1.0)
-    rgb *= own.uniform(0.75, 1.15) * (1 + own.uniform(-0.16, 0.16, 3, 1))
+                _paint(rgb, ring, _ramp(distance, -1, edge, 0.2) * places.on(wing))
+    # Ultraviolet has a separate stream of random numbers, so that twins differ in nothing else.
+    _mark(ultraviolet, places, uv_marks, uv, 0.8 if ventral else 1.0)
+    rgb *= specimen.uniform(0.75, 1.15) * (1 + specimen.uniform(-0.16, 0.16, 3, 1))
     ultraviolet *= uv.uniform(0.55, 1.25) * (1 + uv.uniform(-0.16, 0.16, 3, 1))
     if female:
         _paint(rgb, CREAM, 0.1)
-    canvas *= (1.06 - 0.5 * at.cell * at.cell) * np.minimum(0.7 + at.out, 1)  # folds, and shade beside the body
+    folds, shadow = 1.06 - 0.5 * places.cell * places.cell, np.minimum(0.7 + places.out, 1)
+    canvas *= folds * shadow
 
-    faded = np.maximum(0, own.texture(at.x, at.y, 2.5) - own.uniform(0.45, 0.9)) * 1.6
+    faded = np.maximum(0, specimen.texture(places.x, places.y, 2.5) - specimen.uniform(0.45, 0.9)) * 1.6
     _paint(canvas, (206, 194, 172, 74, 68, 60), np.minimum(faded, 0.75))
-    for _ in range(int(own.uniform(0, 4))):
-        slope, start, left = own.uniform(-2, 2), own.uniform(-0.6, 0.6), own.uniform(-0.9, 0.6)
-        scratch = (np.abs(at.y - slope * at.x - start) < 0.022) & (at.x > left) & (at.x < left + 0.35)
+    for _ in range(int(specimen.uniform(0, 4))):
+        slope, start, left = specimen.uniform(-2, 2), specimen.uniform(-0.6, 0.6), specimen.uniform(-0.9, 0.6)
+        scratch = (np.abs(places.y - slope * places.x - start) < 0.022) & (places.x > left) & (places.x < left + 0.35)
         _paint(canvas, (196, 184, 164, 90, 84, 76), np.where(scratch, 0.6, 0.0))
 
-    fur = (1.35 - 0.7 * np.minimum(at.body, 1)) * (0.75 + 0.5 * own.texture(at.x, at.y, 9))
-    _paint(canvas, (70, 54, 42, 40, 36, 32), at.body < 1)
-    canvas *= np.where(at.body < 1, fur, 1)
+    fur = (1.35 - 0.7 * np.minimum(places.body, 1)) * (0.75 + 0.5 * specimen.texture(places.x, places.y, 9))
+    _paint(canvas, (70, 54, 42, 40, 36, 32), places.body < 1)
+    canvas *= np.where(places.body < 1, fur, 1)
     return canvas
 
 
-def _photograph(canvas: Floats, covered: NDArray[np.bool_], shot: Draws) -> NDArray[np.uint8]:
-    """The specimen on its table, as the camera sees it."""
-    # Sub-pixels are added up as integers, where the order of a sum does not matter.
+def _photograph(canvas: Floats, covered: NDArray[np.bool_], photo: Draws) -> NDArray[np.uint8]:
+    """The image (7, SIZE, SIZE) of the specimen on a table: six bands with noise, and the mask."""
+    # Sub-pixels are added up as integers, because the order of an integer sum does not matter.
     fine = np.zeros((7, SIZE * FINE, SIZE * FINE), dtype=np.int64)
     fine[:, covered] = 1
     fine[:6, covered] = np.floor(canvas * 16).astype(np.int64)
     coarse = fine.reshape(7, SIZE, FINE, SIZE, FINE).sum(axis=(2, 4))
-    share = coarse[6] / (FINE * FINE)
+    covered_fraction = coarse[6] / (FINE * FINE)
 
     x, y = np.meshgrid((np.arange(SIZE) + 0.5) / 32 - 1, (np.arange(SIZE) + 0.5) / 32 - 1)
-    tint = shot.uniform(60, 225) * (1 + shot.uniform(-0.12, 0.12, 6, 1, 1))
-    tint[3:] *= shot.uniform(0.15, 0.6)
-    grain = (shot.texture(x, y, 3) - 0.5) * shot.uniform(0, 0.35)
-    grain += (shot.texture(x, y, 12) - 0.5) * shot.uniform(0, 0.3)
-    table = tint * (1 + shot.uniform(-0.25, 0.25) * x + shot.uniform(-0.25, 0.25) * y + grain)
+    tint = photo.uniform(60, 225) * (1 + photo.uniform(-0.12, 0.12, 6, 1, 1))
+    tint[3:] *= photo.uniform(0.15, 0.6)
+    grain = (photo.texture(x, y, 3) - 0.5) * photo.uniform(0, 0.35)
+    grain += (photo.texture(x, y, 12) - 0.5) * photo.uniform(0, 0.3)
+    table = tint * (1 + photo.uniform(-0.25, 0.25) * x + photo.uniform(-0.25, 0.25) * y + grain)
     shadow = np.zeros((SIZE + 4, SIZE + 4))
     for down, right in product(range(5), repeat=2):
-        shadow[down : down + SIZE, right : right + SIZE] += share / 25
+        shadow[down : down + SIZE, right : right + SIZE] += covered_fraction / 25
     table *= 1 - 0.45 * shadow[:SIZE, :SIZE]
 
-    light = shot.uniform(0.6, 1.3) * (1 + shot.uniform(-0.10, 0.10, 6, 1, 1))
-    light = light * (1 + shot.uniform(-0.15, 0.15) * x + shot.uniform(-0.15, 0.15) * y)
-    # Four 16-bit draws add up to a near-normal number of standard deviation 37837; the sensor's noise has 4 levels.
-    quarters = shot.bits(6 * SIZE * SIZE).reshape(6, SIZE, SIZE, 1) >> np.array([0, 16, 32, 48], dtype=np.uint64)
+    light = photo.uniform(0.6, 1.3) * (1 + photo.uniform(-0.10, 0.10, 6, 1, 1))
+    light = light * (1 + photo.uniform(-0.15, 0.15) * x + photo.uniform(-0.15, 0.15) * y)
+    # The sum of four 16-bit draws is nearly normal with standard deviation 37837; that of the sensor noise is 4 levels.
+    quarters = photo.bits(6 * SIZE * SIZE).reshape(6, SIZE, SIZE, 1) >> np.array([0, 16, 32, 48], dtype=np.uint64)
     noise = ((quarters & np.uint64(0xFFFF)).astype(np.int64).sum(axis=-1) - 131070) * (4 / 37837)
-    seen = (coarse[:6] / (16 * FINE * FINE) + table * (1 - share)) * light + noise
-    bands = np.clip(np.floor(seen + 0.5), 0, 255)
-    return np.concatenate([bands, 255 * (share[None] >= 0.5)]).astype(np.uint8)
+    signal = (coarse[:6] / (16 * FINE * FINE) + table * (1 - covered_fraction)) * light + noise
+    bands = np.clip(np.floor(signal + 0.5), 0, 255)
+    return np.concatenate([bands, 255 * (covered_fraction[None] >= 0.5)]).astype(np.uint8)
 
 
 def is_female(key: int) -> bool:
@@ -327,18 +331,18 @@ def is_female(key: int) -> bool:
 
 
 def render(species: str, key: int, view: str) -> NDArray[np.uint8]:
-    """One image, shape (7, 64, 64), of the specimen of `species` that `key` stands for.
+    """One image (7, 64, 64) of a specimen of `species`; `key` determines the specimen.
 
-    Twins rendered with the same key and view differ in the ultraviolet bands only.
+    Twin species rendered with the same key and view differ only in the ultraviolet bands.
     """
     ventral = VIEWS.index(view)
-    own, shot, uv = Draws(key, 0), Draws(key, 1 + ventral), Draws(key, 3)
-    places, covered = _place(SPECIES[species][0], own, shot)
-    return _photograph(_colour(species, places, bool(ventral), is_female(key), own, uv), covered, shot)
+    specimen, photo, uv = Draws(key, 0), Draws(key, 1 + ventral), Draws(key, 3)
+    places, covered = _specimen_places(SPECIES[species][0], specimen, photo)
+    return _photograph(_colour(species, places, bool(ventral), is_female(key), specimen, uv), covered, photo)
 
 
 def generate(folder: Path, seed: int = 0, species: int = 12, specimens: int = 40) -> None:
-    """A new folder of images, metadata.csv and dataset.yaml, either whole or not there at all."""
+    """Writes a new folder with images/, metadata.csv and dataset.yaml. It appears only when it is complete."""
     if not (isinstance(seed, int) and 0 <= seed < 2**64):
         raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
     if not 2 <= species <= len(SPECIES):
@@ -361,7 +365,7 @@ def generate(folder: Path, seed: int = 0, species: int = 12, specimens: int = 40
             for view in VIEWS:
                 path = f"images/{slug}/{specimen}_{view}.tif"
                 rows.append(f"{path},{name},{name.split()[0]},{specimen},{view},{sex}\n")
-                tifffile.imwrite(  # what would hang on its version, the machine or the hour is chosen here
+                tifffile.imwrite(  # sets all that could depend on version, machine or time
                     built / path,
                     render(name, key, view),
                     byteorder="<",

@@ -1,7 +1,7 @@
-"""ENVI rasters by memory map, so that selected bands are all that is read: a text header beside a flat binary file.
+"""Reads ENVI rasters (a text header and a binary file of pixels) by memory map, so that only the bands used are read.
 
-Own code, since the known library comes as source only or copies the whole cube, and the format fills one page:
-https://www.nv5geospatialsoftware.com/docs/ENVIHeaderFiles.html. A ValueError is one line; the caller names the file.
+No library is used: the known ones are distributed as source only or copy the whole cube, and the format is short:
+https://www.nv5geospatialsoftware.com/docs/ENVIHeaderFiles.html. Each ValueError is one line; callers add the file name.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 
 _DATA_SUFFIXES = ("", ".img", ".bil", ".bip", ".bsq", ".raw", ".dat")
 _TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
-_AXES = {"bsq": "CHW", "bil": "HCW", "bip": "HWC"}  # of the file, the slowest first
+_AXES = {"bsq": "CHW", "bil": "HCW", "bip": "HWC"}  # of the file, the slowest axis first
 _SCALE, _NODATA = "reflectance scale factor", "data ignore value"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an ENVI header says of its data file; None where it does not say."""
+    """The contents of an ENVI header; None for a field that it does not have."""
 
     samples: int  # W
     lines: int  # H
@@ -30,18 +30,18 @@ class Header:
     interleave: str  # bsq, bil or bip
     offset: int  # bytes before the first pixel
     wavelengths: tuple[float, ...] | None  # nm, one per band, in the file's order
-    fwhm: tuple[float, ...] | None  # nm, one per band; None without wavelengths, whose unit it shares
+    fwhm: tuple[float, ...] | None  # nm, one per band; None without wavelengths, because it has their unit
     names: tuple[str, ...] | None  # one per band
     good: tuple[bool, ...] | None  # one per band, False where the bad-band list (bbl) has 0
     scale: float | None  # the pixel value of reflectance 1
-    nodata: float | None  # the pixel value that means none; may be NaN
+    nodata: float | None  # the pixel value that means no data; may be NaN
 
 
 def header_of(path: Path) -> Path | None:
-    """The header that belongs to a path, which may be the header itself or the data file; None where there is none.
+    """The header for a path, which may be the header itself or its data file; None if there is no header.
 
-    `a.img` has `a.img.hdr`, or else `a.hdr`; a suffix may be in lower, upper or title case. A file with a suffix
-    that ENVI data do not carry, such as `a.png`, has no `a.hdr`.
+    The header of `a.img` is `a.img.hdr`, or else `a.hdr`. A suffix may be in lower, upper or title case. `a.hdr` is
+    never the header of a file whose suffix is not used for ENVI data, such as `a.png`.
     """
     if path.suffix.lower() == ".hdr":
         return path if path.is_file() else None
@@ -50,35 +50,35 @@ def header_of(path: Path) -> Path | None:
 
 
 def data_of(header: Path) -> Path:
-    """The data file of a header: its name without `.hdr`, alone or with one of the suffixes that ENVI data carry.
+    """The data file of a header: its name without `.hdr`, or that name with one of the suffixes of ENVI data.
 
-    A file with a header of its own (`a.bil` beside `a.bil.hdr`) is not that of `a.hdr`. Raises ValueError where no file
-    fits, or more than one.
+    A file with a separate header (`a.bil` with `a.bil.hdr`) is not the data file of `a.hdr`. Raises ValueError if no
+    file or more than one file fits.
     """
-    beside = _files(header.parent, header.stem, _DATA_SUFFIXES)
-    fits = [path for path in beside if (own := header_of(path)) and own.name.lower() == header.name.lower()]
-    if len(fits) > 1:
-        raise ValueError(f"more than one data file fits: {', '.join(p.name for p in fits)}; leave one of them")
-    if not fits:
-        sought = ", ".join(header.stem + suffix for suffix in _DATA_SUFFIXES)
-        raise ValueError(f"no data file beside the header; it must be one of {sought}")
-    return fits[0]
+    candidates = _files(header.parent, header.stem, _DATA_SUFFIXES)
+    matches = [path for path in candidates if (its := header_of(path)) and its.name.lower() == header.name.lower()]
+    if len(matches) > 1:
+        raise ValueError(f"more than one data file fits: {', '.join(p.name for p in matches)}; keep only one of them")
+    if not matches:
+        expected = ", ".join(header.stem + suffix for suffix in _DATA_SUFFIXES)
+        raise ValueError(f"no data file beside the header; it must be one of {expected}")
+    return matches[0]
 
 
 def read_header(path: Path) -> Header:
-    """The header in a file. Raises OSError for a file that cannot be read, ValueError for one that is no whole header.
+    """The header in a file. Raises OSError for a file that cannot be read, ValueError for an invalid header.
 
-    Wavelengths come in nm, from the nanometres or micrometres of `wavelength units`. Where the header leaves the unit
-    out or says Unknown, they are taken for micrometres if all are below 100 and for nanometres otherwise.
+    Wavelengths are converted to nm from the unit in `wavelength units`, nanometres or micrometres. If the header has no
+    unit or says Unknown, they are taken as micrometres if all are below 100, and as nanometres otherwise.
     """
     fields = _fields(path)
     required = ("samples", "lines", "bands", "data type", "interleave")
     if missing := [key for key in required if key not in fields]:
         raise ValueError(f"no {', '.join(missing)}: an ENVI header must give {', '.join(required)}")
-    _refuse_other_layouts(fields)
+    _require_plain_pixels(fields)
     interleave = fields["interleave"].lower()
     if interleave not in _AXES:
-        raise ValueError(f"interleave = {fields['interleave']}: must be {', '.join(_AXES)}")
+        raise ValueError(f"interleave = {fields['interleave']}: must be one of {', '.join(_AXES)}")
     samples, lines, bands = (_whole(fields, key, at_least=1) for key in ("samples", "lines", "bands"))
     wavelengths, fwhm = _wavelengths(fields, bands)
     names, bbl = _items(fields, "band names", bands), _numbers(fields, "bbl", bands)
@@ -101,37 +101,37 @@ def read_header(path: Path) -> Header:
 
 
 def open_envi(header: Path) -> np.ndarray:
-    """The (C, H, W) pixels of a header's data file: a read-only view of a memory map, in the file's own type and order.
+    """The pixels (C, H, W) of a header's data file: a read-only memory map in the file's type and byte order.
 
-    Nothing is read before it is indexed: some bands of a bsq file cost only those bands, some lines of a bil or bip
-    file only those lines. Bytes after the last pixel are left alone. Raises ValueError for a truncated data file, and
-    whatever `read_header` and `data_of` raise.
+    Pixels are read when they are indexed: some bands of a bsq file cost only those bands, some lines of a bil or bip
+    file only those lines. Bytes after the last pixel are ignored. Raises ValueError for a truncated data file, and the
+    errors of `read_header` and `data_of`.
     """
     info, data = read_header(header), data_of(header)
     sizes = {"C": info.bands, "H": info.lines, "W": info.samples}
     expected = info.offset + info.bands * info.lines * info.samples * info.dtype.itemsize
-    if (found := data.stat().st_size) < expected:
-        raise ValueError(f"{data.name}: truncated: {found} bytes of the {expected} that the header declares")
+    if (size := data.stat().st_size) < expected:
+        raise ValueError(f"{data.name}: truncated: {size} bytes of the {expected} that the header declares")
     axes = _AXES[info.interleave]
     pixels = np.memmap(data, info.dtype, "r", info.offset, tuple(sizes[axis] for axis in axes))
     return pixels.transpose([axes.index(axis) for axis in "CHW"])
 
 
 def _files(folder: Path, stem: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of a folder named `stem` + one of the suffixes, sorted.
+    """The existing files of a folder whose name is `stem` + one of the suffixes, sorted.
 
-    Asked for by name: to list the folder for each of its files would cost the square of their number.
+    Each name is tested separately. To list the folder for each of its files would take quadratic time.
     """
-    forms = {form for suffix in suffixes for form in (suffix, suffix.upper(), suffix.title())}
-    paths = (folder / (stem + form) for form in sorted(forms))
-    found = {path.stat().st_ino: path for path in paths if path.is_file()}  # one, where the file system knows no case
-    return sorted(found.values())
+    cased_suffixes = {cased for suffix in suffixes for cased in (suffix, suffix.upper(), suffix.title())}
+    paths = (folder / (stem + cased) for cased in sorted(cased_suffixes))
+    by_inode = {path.stat().st_ino: path for path in paths if path.is_file()}  # once, if the file system ignores case
+    return sorted(by_inode.values())
 
 
 def _fields(path: Path) -> dict[str, str]:
-    """The values of a header by key in lower case; a value in braces keeps them and may have several lines."""
+    """The values in a header, by key in lower case; a value in braces keeps the braces and may have several lines."""
     with path.open("rb") as file:
-        head = file.read(1024)  # a raster that is merely named .hdr is not read whole
+        head = file.read(1024)  # so that a large raster named .hdr is not read completely
         if not re.match(rb"(\xef\xbb\xbf)?ENVI[ \t]*([\r\n]|\Z)", head):
             raise ValueError(_not_envi(head))
         raw = head + file.read()
@@ -142,18 +142,18 @@ def _fields(path: Path) -> dict[str, str]:
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     numbered = enumerate(re.split(r"\r\n?|\n", text), 1)
-    rest = ((n, line) for n, whole in numbered if n > 1 and (line := whole.strip()) and not line.startswith(";"))
+    lines = ((n, line) for n, raw_line in numbered if n > 1 and (line := raw_line.strip()) and not line.startswith(";"))
     fields: dict[str, str] = {}
-    for number, line in rest:
+    for number, line in lines:
         name, equals, value = (part.strip() for part in line.partition("="))
         key = " ".join(name.lower().split())
         if not (key and equals):
             raise ValueError(f"line {number}: {line[:40]!r}: must be `key = value`, or a comment that begins with ;")
         if key in fields:
-            raise ValueError(f"line {number}: {key} stands there twice; keep one")
+            raise ValueError(f"line {number}: {key} is listed twice; keep one")
         while value.startswith("{") and "}" not in value:
-            _, more = next(rest, (0, None))
-            if more is None or re.match(r"[^={}]+=\s*\{", more):  # the end, or the next key's own brace
+            _, more = next(lines, (0, None))
+            if more is None or re.match(r"[^={}]+=\s*\{", more):  # the end of the file, or the next key with a brace
                 raise ValueError(f"line {number}: {key}: the brace is never closed; end the value with }}")
             value += " " + more
         fields[key] = value
@@ -168,13 +168,15 @@ def _not_envi(head: bytes) -> str:
     return "not an ENVI header: its first line must be ENVI"
 
 
-def _refuse_other_layouts(fields: dict[str, str]) -> None:
-    """Refuses what would make the data file anything but plain pixels in rows."""
+def _require_plain_pixels(fields: dict[str, str]) -> None:
+    """Raises ValueError if the data file is something else than plain pixels in rows."""
     if (compression := fields.get("file compression", "0")) != "0":
         raise ValueError(f"file compression = {compression}: must be 0; save the raster uncompressed")
-    kind = fields.get("file type", "")
-    if re.search(r"library|meta|virtual|tiff|jpeg|hdf|nitf", kind, re.IGNORECASE):
-        raise ValueError(f"file type = {kind}: must be ENVI Standard or ENVI Classification; save it as an ENVI raster")
+    file_type = fields.get("file type", "")
+    if re.search(r"library|meta|virtual|tiff|jpeg|hdf|nitf", file_type, re.IGNORECASE):
+        raise ValueError(
+            f"file type = {file_type}: must be ENVI Standard or ENVI Classification; save it as an ENVI raster"
+        )
     for key in ("major frame offsets", "minor frame offsets"):
         if re.search("[1-9]", fields.get(key, "")):
             raise ValueError(f"{key} = {fields[key]}: must be 0; save the raster without bytes between its rows")
@@ -185,12 +187,12 @@ def _dtype(fields: dict[str, str]) -> np.dtype:
     if code in (6, 9):
         raise ValueError(f"data type = {code}: complex pixels; save their magnitude, as data type 4 or 5")
     if code not in _TYPES:
-        known = ", ".join(f"{number} ({np.dtype(name)})" for number, name in _TYPES.items())
-        raise ValueError(f"data type = {code}: must be one of {known}")
+        allowed = ", ".join(f"{number} ({np.dtype(name)})" for number, name in _TYPES.items())
+        raise ValueError(f"data type = {code}: must be one of {allowed}")
     dtype = np.dtype(_TYPES[code])
     if dtype.itemsize == 1 and "byte order" not in fields:
         return dtype
-    order = fields.get("byte order")  # required by the format: a wrong guess gives noise, not an error
+    order = fields.get("byte order")  # required, because a wrong order gives noise instead of an error
     if order not in ("0", "1"):
         raise ValueError(f"byte order = {order or 'missing'}: must be 0 (little-endian) or 1 (big-endian)")
     return dtype.newbyteorder("<" if order == "0" else ">")
@@ -216,7 +218,7 @@ def _wavelengths(fields: dict[str, str], bands: int) -> tuple[tuple[float, ...] 
 
 
 def _items(fields: dict[str, str], key: str, bands: int) -> list[str] | None:
-    """The texts of a list with one item per band; None where the key is absent or its list empty."""
+    """The items of a list with one text per band; None if the key is missing or its list is empty."""
     text = fields.get(key, "").removeprefix("{").removesuffix("}").strip()
     items = [" ".join(item.split()) for item in text.removesuffix(",").split(",")] if text else []
     if items and len(items) != bands:
@@ -230,7 +232,7 @@ def _numbers(fields: dict[str, str], key: str, bands: int, above: float | None =
 
 
 def _number(name: str, text: str, above: float | None = None) -> float:
-    """The number in a text; where `above` is given, it must be greater, and finite."""
+    """The number in a text; if `above` is given, the number must be finite and greater."""
     try:
         value = float(text)
     except ValueError:

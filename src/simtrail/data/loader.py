@@ -1,4 +1,4 @@
-"""Packed images as tensors: the seeded stream of training batches."""
+"""Packed images as tensors, and the batches of an epoch in a seeded order."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from simtrail.data.pack import PackedImages
 
 
 class TrainingData(NamedTuple):
-    """What an encoder is trained and validated on."""
+    """The data on which an encoder is trained and validated."""
 
     images: PackedImages
     train: np.ndarray  # rows of the training split
     val: np.ndarray  # rows of the validation split
-    labels: np.ndarray | None = None  # class number of every packed row, −1 for none; None where there are no labels
+    labels: np.ndarray | None = None  # class number of every packed row, −1 without a label; None if all are without
 
 
 def to_unit(batch: np.ndarray, full_scale: int, device: torch.device) -> torch.Tensor:
     """Packed rows as float32 in [0, 1] on the device."""
-    if batch.dtype == np.uint16:  # torch has few operations for uint16: int32 carries it over
+    if batch.dtype == np.uint16:  # torch has few operations for uint16
         batch = batch.astype(np.int32)
     return torch.from_numpy(batch).to(device, non_blocking=True).float().div_(full_scale)
 
@@ -40,8 +40,9 @@ def epoch_batches(
 ) -> Iterator[torch.Tensor]:
     """The batches of one epoch, (B, bands, size, size) float32 in [0, 1], in an order drawn from (seed, epoch).
 
-    Every batch is full: images left over at the end of an epoch are in a later epoch's order. `skip` leaves out the
-    first batches; `shard` = (k, n) yields the k-th of n equal parts of each. One batch is read ahead.
+    Every batch is full. The images left over at the end of an epoch are used in later epochs, which have other orders.
+    `skip` leaves out the first batches. `shard` = (k, n) yields the k-th of n equal parts of each batch. The next batch
+    is read in advance.
     """
     order = indices[np.random.default_rng((seed, epoch)).permutation(len(indices))]
     number, count = shard
@@ -51,9 +52,9 @@ def epoch_batches(
     if not batches:
         return
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(images.rows, batches[0])
-        for following in [*batches[1:], None]:
-            batch = ahead.result()
-            if following is not None:
-                ahead = reader.submit(images.rows, following)
+        reading = reader.submit(images.rows, batches[0])
+        for next_rows in [*batches[1:], None]:
+            batch = reading.result()
+            if next_rows is not None:
+                reading = reader.submit(images.rows, next_rows)
             yield to_unit(batch, images.recipe.full_scale, device)

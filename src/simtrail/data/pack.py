@@ -1,4 +1,4 @@
-"""Packing: every image decoded and conformed once, into shards that are read by memory map."""
+"""Packing: every image is decoded and conformed once and stored in shards, which are read by memory map."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simtrail.data.recipe import Recipe, conform, conform_bands
 from simtrail.errors import InputError
 
 SHARD_BYTES = 512 * 2**20
-SAMPLED, PIXELS = 256, 64  # images, and pixels of each, that bands are chosen by
+SAMPLED, PIXELS = 256, 64  # number of images and of pixels per image in the sample for choosing bands
 
 
 class PackedImages:
@@ -37,18 +37,18 @@ class PackedImages:
         result = np.empty((len(indices), *self.shards[0].shape[1:]), self.shards[0].dtype)
         shard = np.searchsorted(self._starts, indices, side="right") - 1
         for number in np.unique(shard):
-            here = shard == number
-            result[here] = self.shards[number][indices[here] - self._starts[number]]
+            in_shard = shard == number
+            result[in_shard] = self.shards[number][indices[in_shard] - self._starts[number]]
         return result
 
 
 def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> tuple[PackedImages, np.ndarray]:
-    """The packed images of a dataset folder, one row per manifest row, in `out`/images-*.npy, and their moments.
+    """Packs a dataset folder into `out`/images-*.npy; returns the packed images, in manifest order, and their moments.
 
-    Moments, (N, 2, bands): the mean of each band of each image, and that of its squares, on the 0 to 1 scale.
-    Raises InputError when a file's bytes are no longer those the manifest records.
+    The moments (N, 2, bands) are the mean of each band of each image, and the mean of its squares, on the 0 to 1 scale.
+    Raises InputError if a file has changed since the manifest was made.
     """
-    _open.cache_clear()  # shards of an earlier call are files that are gone, though their names are the same
+    _open.cache_clear()  # the shards of an earlier call had the same names, but are deleted
     shape = (len(recipe.bands), recipe.size, recipe.size)
     rows = max(1, SHARD_BYTES // (int(np.prod(shape)) * np.dtype(recipe.dtype).itemsize))
     for number, start in enumerate(range(0, len(manifest), rows)):
@@ -56,26 +56,26 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> tup
         np.lib.format.open_memmap(_shard(out, number), "w+", recipe.dtype, (count, *shape)).flush()
     items = list(zip(range(len(manifest)), manifest["path"], manifest["sha256"], manifest["crc"], strict=True))
     mapped = bool(manifest["crc"].notna().all())
-    done = in_parallel(partial(_pack_one, folder, out, recipe, rows), items, "prepare", threads=mapped)
-    if errors := [error for error in done if isinstance(error, str)]:
+    results = in_parallel(partial(_pack_one, folder, out, recipe, rows), items, "prepare", threads=mapped)
+    if errors := [error for error in results if isinstance(error, str)]:
         raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: dvc repro check")
-    return PackedImages(out, recipe), np.array(done)
+    return PackedImages(out, recipe), np.array(results)
 
 
 def statistics(moments: np.ndarray) -> dict[str, list[float]]:
-    """Mean and standard deviation of every band over images of these moments, (N, 2, bands), on the 0 to 1 scale."""
+    """Mean and standard deviation of every band on the 0 to 1 scale, over images with these moments (N, 2, bands)."""
     mean, squares = moments.mean(0)
     std = np.sqrt(np.maximum(squares - mean**2, 0))
-    return {"mean": mean.tolist(), "std": np.where(std > 1e-6, std, 1.0).tolist()}  # a constant band stays at zero
+    return {"mean": mean.tolist(), "std": np.where(std > 1e-6, std, 1.0).tolist()}  # 1: constant bands become 0
 
 
 def sample_pixels(
     folder: Path, paths: Sequence[str], seed: int, mask_band: int | None, nodata: float | None, data_bands: list[int]
 ) -> np.ndarray:
-    """(P, C) float64 values, in the files' own units, of `PIXELS` seeded pixels in each of `SAMPLED` seeded images.
+    """Seeded random pixels (P, C), float64 in the files' units: up to `PIXELS` from each of up to `SAMPLED` images.
 
-    Of transparent pixels there are none, nor of such that the mask band leaves out, or that have `nodata` in all bands
-    that tell it. InputError for files that can't be read any more, and where no pixel is left.
+    Transparent pixels are left out, and so are pixels outside the mask, and pixels that have `nodata` in all of
+    `data_bands`. Raises InputError for a file that can no longer be read, and if no pixel is left.
     """
     rng = np.random.default_rng(seed)
     pixels = []
@@ -88,7 +88,7 @@ def sample_pixels(
         inside = np.logical_and.reduce(covers) if covers else np.ones(image.shape[1:], bool)
         if not inside.any():
             continue
-        # of whole rows: in a line-interleaved file few pages are read
+        # whole rows: so that few pages of a line-interleaved file are read
         rows = np.unique(rng.choice(np.flatnonzero(inside.any(1)), 8))
         values = image[: len(image) - alpha, rows][:, inside[rows]].T.astype(np.float64)
         if nodata is not None:
@@ -96,14 +96,14 @@ def sample_pixels(
             values = values[~(np.isnan(data) if np.isnan(nodata) else data == nodata).all(1)]
         pixels.append(rng.permutation(values)[:PIXELS])
     if not sum(map(len, pixels)):
-        raise InputError("prepare.mask: no pixel of a training image is inside the mask; mend the masks, or set ignore")
+        raise InputError("prepare.mask: no pixel of a training image is inside the mask; repair masks, or set ignore")
     return np.concatenate(pixels)
 
 
 def _pack_one(
     folder: Path, out: Path, recipe: Recipe, rows: int, item: tuple[int, str, str, np.ndarray | None]
 ) -> np.ndarray | str:
-    """The moments of the image that is now in its place among the shards, or why there is none."""
+    """Packs an image into its row of the shards; returns its moments (2, bands), or an error message."""
     number, path, sha256, crc = item
     changed = f"{folder / path}: changed since it was checked"
     try:
@@ -112,7 +112,7 @@ def _pack_one(
             if hashlib.sha256(data).hexdigest() != sha256:
                 return changed
             packed = conform(decode(data).image, recipe)
-        else:  # too large to read whole: the bands that are needed are looked at
+        else:  # too large to read completely: only the needed bands are checked
             needed = recipe.read_bands + ([] if recipe.mask_band is None else [recipe.mask_band])
             image = open_image(folder / path).image
             bands = take_bands(image, needed) if len(image) == len(crc) else np.empty((0, 0))
@@ -125,7 +125,7 @@ def _pack_one(
     except ValueError as error:
         return f"{folder / path}: {error}"
     _open(_shard(out, number // rows))[number % rows] = packed
-    unit = (band / recipe.full_scale for band in packed)  # float64, a band at a time
+    unit = (band / recipe.full_scale for band in packed)  # float64, one band at a time to save memory
     return np.array([(x.mean(), np.square(x).mean()) for x in unit]).T
 
 

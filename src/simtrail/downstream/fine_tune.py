@@ -1,4 +1,4 @@
-"""Fine-tuning with few labels, beside the same network trained from scratch (arXiv 2002.05709, table 7)."""
+"""Fine-tuning with few labels, compared with the same network trained from scratch (arXiv 2002.05709, table 7)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from simtrail.params import Evaluate, Geometry
 from simtrail.training.learner import LOW
 from simtrail.training.optimisers import learning_rate
 
-BATCH, LEAST_STEPS = 64, 200  # images per step at most; steps at least, so that a handful of images are learnt too
+BATCH, LEAST_STEPS = 64, 200  # images per step at most; steps at least, so that training with few images works too
 WARMUP, WEIGHT_DECAY = 0.1, 0.05
 INFERENCE_BATCH = 256
 
@@ -37,11 +37,11 @@ INFERENCE_BATCH = 256
 class Tuning(NamedTuple):
     """How to fine-tune."""
 
-    epochs: int  # passes over the images; an epoch has several passes where LEAST_STEPS needs them
-    geometry: Geometry  # the augmentation of each step; colours stay, as in the paper's appendix B.5
+    epochs: int  # passes over the images; with few images, several passes per epoch, for LEAST_STEPS in all
+    geometry: Geometry  # the augmentation of each step; colours stay unchanged, as in the paper's appendix B.5
     precision: str  # bf16, fp16 or fp32
-    learning_rate: float = 1e-3  # the highest, of the new layer; AdamW
-    layer_decay: float = 0.75  # × this for every layer further down (arXiv 2106.08254, appendix A); 1: all alike
+    learning_rate: float = 1e-3  # of AdamW, the highest in the schedule, for the new layer
+    layer_decay: float = 0.75  # factor of the rate per layer downwards (arXiv 2106.08254, appendix A); 1: all equal
     patience: int = 10  # epochs without a better validation result before it stops
     seed: int = 0
 
@@ -58,7 +58,7 @@ class FineTuned(NamedTuple):
 
     model: nn.Sequential  # encoder and linear layer, in evaluation mode: images in [0, 1] → (B, classes) logits
     history: list[dict[str, float]]  # one row per epoch
-    epoch: int  # the epoch that the weights are from
+    epoch: int  # the epoch of the weights
 
 
 def fine_tune(
@@ -70,43 +70,43 @@ def fine_tune(
     tuning: Tuning,
     log: Callable[[str], None] = lambda line: None,
 ) -> FineTuned:
-    """A copy of the encoder under a new linear layer, all of it trained on labelled images.
+    """A copy of the encoder with a new linear layer; both are trained on labelled images.
 
-    Labels are class numbers 0 … classes − 1. Trains by cross entropy with AdamW, a short warm-up and a cosine, and
-    keeps the weights with the highest accuracy on `val` (of equals, the lowest cross entropy). Batches are of 64
-    images, or of all where there are fewer, and always even: images left over wait for the next pass. The given encoder
-    does not change. Raises InputError below two images or without validation images, TrainingError when the loss is not
-    finite.
+    Labels are class numbers 0 … classes − 1. Minimises the cross entropy with AdamW, a short warm-up and a cosine
+    schedule. The result has the weights of the epoch with the highest accuracy on `val` (of equals, the lowest cross
+    entropy). A batch has 64 images, or all images if there are fewer; the number is always even. A pass leaves out the
+    images that do not fill a batch. The given encoder does not change. Raises InputError for fewer than two training
+    images or no validation image, TrainingError if the loss is not finite.
     """
     if len(train.rows) < 2 or not len(val.rows):
         raise InputError(
-            f"fine-tuning: {len(train.rows)} labelled training and {len(val.rows)} validation images; it needs 2 and "
-            "1: label more images"
+            f"fine-tuning: {len(train.rows)} labelled training and {len(val.rows)} validation images: must be "
+            "at least 2 and 1; label more images"
         )
     device, rng = encoder.device, np.random.default_rng(tuning.seed)
     history: list[dict[str, float]] = []
-    best, kept, weights = (-1.0, 0.0), 0, {}
+    best, best_epoch, weights = (-1.0, 0.0), 0, {}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(tuning.seed)  # dropout, where the network has it
-        top = nn.Linear(encoder.width, classes)
-        nn.init.zeros_(top.weight)
-        nn.init.zeros_(top.bias)
-        trainer = _Trainer(nn.Sequential(deepcopy(encoder), top).to(device), images, train, tuning)
+        torch.manual_seed(tuning.seed)  # for dropout, if the network has it
+        linear = nn.Linear(encoder.width, classes)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        trainer = _Trainer(nn.Sequential(deepcopy(encoder), linear).to(device), images, train, tuning)
         for epoch in tqdm(range(1, tuning.epochs + 1), desc="fine-tune", unit="epoch", disable=None, leave=False):
             row = trainer.epoch(epoch, rng) | _validation(probabilities(trainer.model, images, val.rows), val.labels)
             history.append(row)
             if (row["val_accuracy"], -row["val_loss"]) > best:
-                best, kept = (row["val_accuracy"], -row["val_loss"]), epoch
+                best, best_epoch = (row["val_accuracy"], -row["val_loss"]), epoch
                 weights = {k: v.detach().cpu().clone() for k, v in trainer.model.state_dict().items()}
-            elif epoch - kept >= tuning.patience:
+            elif epoch - best_epoch >= tuning.patience:
                 log(f"fine-tuning stopped after epoch {epoch}: no better validation result in {tuning.patience} epochs")
                 break
     trainer.model.load_state_dict(weights)
-    return FineTuned(trainer.model.eval(), history, kept)
+    return FineTuned(trainer.model.eval(), history, best_epoch)
 
 
 class _Trainer:
-    """The model with its optimiser, an epoch at a time."""
+    """Trains the model, one epoch at a time."""
 
     def __init__(self, model: nn.Sequential, images: PackedImages, train: Labelled, tuning: Tuning):
         self.model, self.images, self.train, self.tuning = model, images, train, tuning
@@ -121,7 +121,7 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=tuning.precision == "fp16")
 
     def epoch(self, epoch: int, rng: np.random.Generator) -> dict[str, float]:
-        """Trains for an epoch, counted from 1; its row of the history."""
+        """Trains for one epoch, counted from 1, and returns its row of the history."""
         tuning, n = self.tuning, len(self.train.rows)
         self.model.train()
         total = torch.zeros((), device=self.device)
@@ -131,7 +131,7 @@ class _Trainer:
             for group in self.optimiser.param_groups:
                 group["lr"] = rate * group["lr_scale"]
             views = to_unit(self.images.rows(self.train.rows[chosen]), self.images.recipe.full_scale, self.device)
-            # numbers are drawn for pairs of views: half as many images have one view of each
+            # Draws makes numbers for two views of each image; here an image has one view: half as many images
             draws = Draws((tuning.seed, epoch, step), self.batch // 2)
             views = warp(views, tuning.geometry, self.background, draws)
             with torch.autocast(self.device.type, LOW[tuning.precision], enabled=tuning.precision != "fp32"):
@@ -164,7 +164,7 @@ def _validation(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
     }
 
 
-@torch.no_grad()  # not inference_mode: what a module keeps from here must be usable in training again
+@torch.no_grad()  # not inference_mode: tensors that a module stores here must be usable in training again
 def probabilities(model: nn.Module, images: PackedImages, rows: np.ndarray) -> np.ndarray:
     """The (N, classes) float32 probabilities of packed rows without augmentation; sets the model to evaluation mode."""
     model.eval()
@@ -176,17 +176,17 @@ def probabilities(model: nn.Module, images: PackedImages, rows: np.ndarray) -> n
 
 
 def layers(model: nn.Sequential, layer_decay: float) -> list[dict[str, Any]]:
-    """The weights that learn, in groups for an optimiser; `lr_scale` is layer_decay^(layers above in the backbone).
+    """The trained weights in groups for an optimiser; `lr_scale` is layer_decay^(layers above in the backbone).
 
-    What lies above the backbone, or the backbones of several modalities, has 1; vectors (biases and normalisation
-    layers) are not decayed.
+    Layers above the backbone (or above the backbones of several modalities) have `lr_scale` 1. Vectors (biases and
+    weights of normalisation layers) have no weight decay.
     """
     encoder: Any
-    encoder, top = model
+    encoder, linear = model
     nets = [branch.net for branch in encoder.branches.values()]
-    inside = {id(w) for net in nets for w in net.parameters()}
-    fusing = [w for w in encoder.backbone.parameters() if id(w) not in inside]
-    above = [*fusing, *encoder.head[: encoder.head_layers].parameters(), *top.parameters()]
+    in_nets = {id(w) for net in nets for w in net.parameters()}
+    fusion = [w for w in encoder.backbone.parameters() if id(w) not in in_nets]
+    above = [*fusion, *encoder.head[: encoder.head_layers].parameters(), *linear.parameters()]
     groups = [
         {"params": [w for w in above if w.ndim > 1], "weight_decay": WEIGHT_DECAY, "lr_scale": 1.0},
         {"params": [w for w in above if w.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
@@ -199,11 +199,11 @@ def few_label_table(
     encoder: Encoder, images: PackedImages, task: Task, p: Evaluate, tuning: Tuning, log: Callable[[str], None]
 ) -> pd.DataFrame:
     """The table of `compare_few_labels` with the 95 % interval of each accuracy, bootstrapped over groups."""
-    table, of_test = compare_few_labels(encoder, images, task, p.fine_tune.fractions, tuning, log)
+    table, test_probabilities = compare_few_labels(encoder, images, task, p.fine_tune.fractions, tuning, log)
     truth, group, classes = task.labels[task.test], task.group[task.test], len(task.names)
     scores = [
         scores_with_intervals(truth, each.argmax(1), group, classes, p.bootstrap, p.seed)[0]
-        for each in of_test.values()
+        for each in test_probabilities.values()
     ]
     return table.assign(**{key: [score[key] for score in scores] for key in ("accuracy_low", "accuracy_high")})
 
@@ -222,34 +222,35 @@ def compare_few_labels(
     ('pretrained' or 'scratch'), accuracy, kept_epoch. The dict has the (test images, classes) probabilities of each
     fraction and start, in the order of the task.
 
-    Each draw is stratified, with an image of every class, and validation is cut to the same fraction: many validation
-    labels would be labels too. The larger draws contain the smaller ones. Both starts see the same images, schedule and
-    learning rate; from scratch all layers learn at the same rate.
+    Each draw is stratified, with at least one image of every class. Validation uses the same fraction, because its
+    labels count as labels too. The larger draws contain the smaller ones. Both starts use the same images, schedule and
+    learning rate; from scratch, all layers have the same rate.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(tuning.seed)
         scratch = Encoder(encoder.config, encoder.head_layers).to(encoder.device)
     starts = {"pretrained": (encoder, tuning), "scratch": (scratch, tuning._replace(layer_decay=1.0))}
-    rows_of = {part: np.flatnonzero(task.split == part) for part in ("train", "val", "test")}
-    rows, of_test = [], {}
+    split_rows = {part: np.flatnonzero(task.split == part) for part in ("train", "val", "test")}
+    rows, test_probabilities = [], {}
     for fraction in fractions:
-        train, val = (_drawn(task, rows_of[part], fraction, tuning.seed) for part in ("train", "val"))
-        for start, (first, how) in starts.items():
-            tuned = fine_tune(first, images, train, val, len(task.names), how, log)
-            predicted = of_test[fraction, start] = probabilities(tuned.model, images, task.rows[rows_of["test"]])
+        train, val = (_drawn(task, split_rows[part], fraction, tuning.seed) for part in ("train", "val"))
+        for start, (start_encoder, start_tuning) in starts.items():
+            tuned = fine_tune(start_encoder, images, train, val, len(task.names), start_tuning, log)
+            test_rows = split_rows["test"]
+            predicted = test_probabilities[fraction, start] = probabilities(tuned.model, images, task.rows[test_rows])
             row = {
                 "fraction": fraction,
                 "images": len(train.rows),
                 "val_images": len(val.rows),
                 "start": start,
-                "accuracy": float((predicted.argmax(1) == task.labels[rows_of["test"]]).mean()),
+                "accuracy": float((predicted.argmax(1) == task.labels[test_rows]).mean()),
                 "kept_epoch": tuned.epoch,
             }
             log(f"{start}, {len(train.rows)} labels: accuracy {row['accuracy']:.3f} (epoch {tuned.epoch} kept)")
             rows.append(row)
-    return pd.DataFrame(rows), of_test
+    return pd.DataFrame(rows), test_probabilities
 
 
 def _drawn(task: Task, rows: np.ndarray, fraction: float, seed: int) -> Labelled:
-    chosen = rows[draw(task.labels[rows], round(fraction * len(rows)), "proportional", seed)]
-    return Labelled(task.rows[chosen], task.labels[chosen])
+    drawn = rows[draw(task.labels[rows], round(fraction * len(rows)), "proportional", seed)]
+    return Labelled(task.rows[drawn], task.labels[drawn])

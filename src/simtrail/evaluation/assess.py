@@ -1,4 +1,4 @@
-"""An encoder's numbers: classifiers and floors for every task, and what its features are like without labels."""
+"""The metrics of an encoder: classifiers and floors for every task, and label-free measures of its features."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from simtrail.model.fusion import branch_bands
 from simtrail.params import Augment, Evaluate
 
 BATCH = 256
-HELD = 2**25  # values of images that go through an encoder at once: 128 MiB
+HELD = 2**25  # image values that go through an encoder at a time: 128 MiB
 PROBE = "linear_probe"
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """An encoder, the packed images, and the features that it gives them."""
+    """An encoder, the packed images, and their features."""
 
     encoder: Encoder
     images: PackedImages
@@ -53,25 +53,25 @@ class Assessment:
 
 
 def assess(embedded: Embedded, augment: Augment, p: Evaluate) -> Assessment:
-    """The scores of the test split; what must be chosen is chosen on validation.
+    """The metrics of the test split; hyperparameters are chosen on the validation split.
 
     Raises InputError for features that are not finite.
     """
     features, table, test = embedded.features, embedded.table, embedded.test
-    if len(bad := np.flatnonzero(~np.isfinite(features).all(1))):
+    if len(not_finite := np.flatnonzero(~np.isfinite(features).all(1))):
         raise InputError(
-            f"features: row {bad[0]} ({table['path'].iloc[bad[0]]}): not finite, like {len(bad)} of {len(features)}; "
-            "train again with a lower pretrain.learning_rate, or precision: fp32"
+            f"features: row {not_finite[0]} ({table['path'].iloc[not_finite[0]]}): not finite ({len(not_finite)} of "
+            f"{len(features)} rows); train again with a lower pretrain.learning_rate, or precision: fp32"
         )
-    encoder, images, of_test = embedded.encoder, embedded.images, features[test]
+    encoder, images, test_features = embedded.encoder, embedded.images, features[test]
     all_tasks = tasks(table, p.labels)
     first, second = _views(encoder, images, test, TwoViews(augment, images.recipe), p.seed)
     metrics: dict[str, Any] = {
         "features": {
-            "effective_rank": effective_rank(of_test),
-            "uniformity": uniformity(of_test, p.seed),
+            "effective_rank": effective_rank(test_features),
+            "uniformity": uniformity(test_features, p.seed),
             "alignment": alignment(first, second),
-            "feature_std": feature_std(of_test),
+            "feature_std": feature_std(test_features),
         },
         "tasks": {},
     }
@@ -79,7 +79,7 @@ def assess(embedded: Embedded, augment: Augment, p: Evaluate) -> Assessment:
         return Assessment([], [], metrics)
     floors = _floors(encoder, images, p)
     views = (
-        _more_views(encoder, images, np.flatnonzero(table["split"] != "test"), augment, p) if p.probe_views else None
+        _probe_views(encoder, images, np.flatnonzero(table["split"] != "test"), augment, p) if p.probe_views else None
     )
     results = [classify(task, features, floors, p, views) for task in all_tasks]
     for task, result in zip(all_tasks, results, strict=True):
@@ -101,35 +101,36 @@ def over_seeds(
 ) -> dict[str, dict[str, float]]:
     """Mean and standard deviation of the main task's accuracies over encoders that differ only in their seed.
 
-    The encoder of the assessment is one of them, `others` are the rest. {} without labels.
+    The encoder of the assessment is one of them, `others` are the rest. Without labels, the dict is empty.
     """
     if not assessment.tasks:
         return {}
     scores = [assessment.results[0].scores]
     scores += [classify(assessment.tasks[0], features_of(other, images), {}, p).scores for other in others]
-    values = {name: np.array([each[name]["accuracy"] for each in scores]) for name in ("linear_probe", "knn", "svc")}
+    values = {name: np.array([score[name]["accuracy"] for score in scores]) for name in ("linear_probe", "knn", "svc")}
     return {name: {"mean": v.mean(), "sd": v.std(ddof=1), "seeds": len(v)} for name, v in values.items()}
 
 
 def by_modality(assessment: Assessment, embedded: Embedded, p: Evaluate) -> dict[str, dict[str, Any]]:
-    """The scores of each modality of an encoder that has a branch for each; {} for other encoders.
+    """The scores of each modality, for an encoder with a branch per modality; empty for other encoders.
 
-    `alone`: the linear probe's scores of the main task on the features of one modality. `retrieval`: recalls between
-    the modalities of the test images, by 'first to second', of an encoder trained across modalities.
+    `alone`: the linear probe's scores on the main task, from the features of one modality only. `retrieval`: recalls
+    between the modalities of the test images, with keys like 'vis to uv'; only for an encoder trained with
+    pretrain.terms.cross.
     """
     encoder, images = embedded.encoder, embedded.images
-    alone = {name: features_of(encoder, images, modality=name) for name in encoder.modalities}
-    if not alone:
+    by_name = {name: features_of(encoder, images, modality=name) for name in encoder.modalities}
+    if not by_name:
         return {}
     aligned = {
-        name: encoder.features((images.rows(part) for part in _parts(embedded.test, images)), name, aligned=True)
+        name: encoder.features((images.rows(rows) for rows in _batches(embedded.test, images)), name, aligned=True)
         for name in encoder.modalities
         if encoder.config.terms.cross
     }
     return {
         "alone": {
             name: classify(assessment.tasks[0], features, {}, p).scores[PROBE]
-            for name, features in alone.items()
+            for name, features in by_name.items()
             if assessment.tasks
         },
         "retrieval": {
@@ -142,48 +143,48 @@ def by_modality(assessment: Assessment, embedded: Embedded, p: Evaluate) -> dict
 def features_of(
     encoder: Encoder, images: PackedImages, batch_size: int = BATCH, modality: str | None = None
 ) -> np.ndarray:
-    """The (N, D) features of all packed images; of the bands of one modality, where it is named."""
+    """The (N, D) features of all packed images; with `modality`, from the bands of that modality only."""
     return encoder.features(
-        (images.rows(part) for part in _parts(np.arange(len(images)), images, batch_size)), modality
+        (images.rows(rows) for rows in _batches(np.arange(len(images)), images, batch_size)), modality
     )
 
 
-def _parts(rows: np.ndarray, images: PackedImages, batch_size: int = BATCH) -> list[np.ndarray]:
+def _batches(rows: np.ndarray, images: PackedImages, batch_size: int = BATCH) -> list[np.ndarray]:
     step = max(1, min(batch_size, HELD // (len(images.recipe.bands) * images.recipe.size**2)))
     return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
 def _floors(encoder: Encoder, images: PackedImages, p: Evaluate) -> dict[str, np.ndarray]:
-    """What the classifiers make of something that learnt nothing here: pixels, random weights, pretrained weights."""
+    """Features that learnt nothing from these images: pixels, random weights and, if set, pretrained weights."""
     config, recipe = encoder.config, images.recipe
-    seen = sorted({band for bands in branch_bands(config.architecture, recipe).values() for band in bands})
-    parts = _parts(np.arange(len(images)), images)
-    pixels = [small_pixels(images.rows(rows)[:, seen], recipe.full_scale) for rows in parts]
+    bands = sorted({band for branch in branch_bands(config.architecture, recipe).values() for band in branch})
+    batches = _batches(np.arange(len(images)), images)
+    pixels = [small_pixels(images.rows(rows)[:, bands], recipe.full_scale) for rows in batches]
     with torch.random.fork_rng([]):
         torch.manual_seed(p.seed)
         untrained = Encoder(config).to(encoder.device)
         floors = {"raw_pixels": np.concatenate(pixels), "random_encoder": features_of(untrained, images)}
         if p.pretrained:
-            plain = config.architecture.model_copy(
+            architecture = config.architecture.model_copy(
                 update={"model": p.pretrained, "width": 1, "stem": "standard", "vit": None}
             )
             try:
-                other = Encoder(config.model_copy(update={"architecture": plain}))
-                load_weights(other, "pretrained")
+                pretrained = Encoder(config.model_copy(update={"architecture": architecture}))
+                load_weights(pretrained, "pretrained")
             except InputError as error:
                 raise InputError(f"evaluate.pretrained = {p.pretrained!r}: {error}") from None
-            floors["pretrained"] = features_of(other.to(encoder.device), images)
+            floors["pretrained"] = features_of(pretrained.to(encoder.device), images)
     return floors
 
 
-def _more_views(encoder: Encoder, images: PackedImages, rows: np.ndarray, augment: Augment, p: Evaluate) -> Views:
-    """Features of `probe_views` moved, not recoloured, views of every image of `rows`."""
-    kinds = ("color", "texture", "spectral")
-    off = {group: getattr(augment, group).model_copy(update={"strength": 0.0}) for group in kinds}
+def _probe_views(encoder: Encoder, images: PackedImages, rows: np.ndarray, augment: Augment, p: Evaluate) -> Views:
+    """Features of `probe_views` views of every image of `rows`; only their geometry is augmented."""
+    groups = ("color", "texture", "spectral")
+    off = {group: getattr(augment, group).model_copy(update={"strength": 0.0}) for group in groups}
     two_views = TwoViews(augment.model_copy(update=off), images.recipe)
     pairs = [_views(encoder, images, rows, two_views, p.seed, pair) for pair in range((p.probe_views + 1) // 2)]
-    flat = [view for pair in pairs for view in pair][: p.probe_views]
-    return Views(np.concatenate(flat), np.tile(rows, len(flat)))
+    views = [view for pair in pairs for view in pair][: p.probe_views]
+    return Views(np.concatenate(views), np.tile(rows, len(views)))
 
 
 @torch.inference_mode()
@@ -193,8 +194,8 @@ def _views(
     """The features of two views of every image."""
 
     def pairs() -> Iterator[torch.Tensor]:
-        for number, part in enumerate(_parts(rows, images)):
-            batch = to_unit(images.rows(part), images.recipe.full_scale, encoder.device)
+        for number, batch_rows in enumerate(_batches(rows, images)):
+            batch = to_unit(images.rows(batch_rows), images.recipe.full_scale, encoder.device)
             yield encoder(two_views(batch, *seed, number)).float().cpu()
 
     encoder.eval()

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from simtrail.evaluation.geometry import ROWS, Vectors, parts, tensor
 
-SIMILARITIES = 2**24  # held at once by kNN: 64 MiB
+SIMILARITIES = 2**24  # that kNN keeps in memory at a time: 64 MiB
 
 
 def nearest(features: Vectors, queries: Vectors, k: int) -> np.ndarray:
-    """The (Q, k) rows of the features most cosine-similar to every query, the nearest first; k is cut to N."""
+    """The (Q, k) rows of the features with the highest cosine to each query, the nearest first; k is at most N."""
     rows = [rows for _, rows in _nearest(tensor(features, torch.float32), tensor(queries, torch.float32), k)]
     return torch.cat(rows).cpu().numpy()
 
@@ -22,18 +22,17 @@ def nearest(features: Vectors, queries: Vectors, k: int) -> np.ndarray:
 def knn_probabilities(
     features: Vectors, labels: np.ndarray, queries: Vectors, k: int, temperature: float, classes: int
 ) -> np.ndarray:
-    """The (Q, classes) probabilities of the classes by weighted kNN: the fractions of the votes for each.
+    """The (Q, classes) probabilities by weighted kNN: the fraction of the votes that each class gets.
 
-    A query's k most cosine-similar features vote, each with weight exp(similarity / temperature).
-
-    Wu et al. 2018, arXiv 1805.01978, section 3.4. Features and queries are arrays, or tensors on one device, which then
-    does the work; `labels` are class numbers 0 … classes − 1; k is cut to len(features).
+    The k features with the highest cosine similarity to a query vote, each with weight exp(similarity / temperature)
+    (Wu et al. 2018, arXiv 1805.01978, section 3.4). Features and queries are arrays, or tensors on one device, which
+    then does the computation. `labels` are class numbers 0 … classes − 1; k is at most len(features).
     """
     bank_ND, queries_QD = tensor(features, torch.float32), tensor(queries, torch.float32)
     classes_N = torch.tensor(labels, dtype=torch.int64, device=bank_ND.device)
     probabilities = []
     for similarity, rows in _nearest(bank_ND, queries_QD, k):
-        vote = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest votes 1: nothing underflows
+        vote = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest has weight 1: no underflow
         tally = vote.new_zeros(len(vote), classes).scatter_add_(1, classes_N[rows], vote)
         probabilities.append(tally / tally.sum(1, keepdim=True))
     return torch.cat(probabilities).cpu().numpy()
@@ -48,8 +47,8 @@ def ridge_probe(features: Vectors, labels: np.ndarray, queries: Vectors, penalty
     """The class of each query by ridge regression of ±1 targets on standardised features, in closed form.
 
     The few-shot probe of Kolesnikov et al. 2020 (arXiv 1912.11370): a linear probe that costs one solve and has no
-    random draws. Minimises the mean over images of |y − Wx − b|² plus `penalty` · |W|², in float64. Arguments as in
-    `knn`.
+    random draws. Minimises the mean over images of |y − Wx − b|² plus `penalty` · |W|², in float64. The other arguments
+    are as in `knn`.
     """
     n, y_N = len(features), torch.tensor(labels, dtype=torch.int64)
     mean, std = _moments(features)
@@ -65,7 +64,7 @@ def ridge_probe(features: Vectors, labels: np.ndarray, queries: Vectors, penalty
 
 
 def _moments(features: Vectors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of every feature, in float64; that of a constant feature is 1, it says nothing."""
+    """Mean and standard deviation of every feature, in float64; a constant feature has standard deviation 1."""
     mean = torch.stack([x_MD.sum(0) for x_MD in parts(features)]).sum(0) / len(features)
     squares = torch.stack([(x_MD - mean).square().sum(0) for x_MD in parts(features)]).sum(0)
     std = (squares / len(features)).sqrt()
@@ -73,8 +72,8 @@ def _moments(features: Vectors) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _nearest(bank_ND: torch.Tensor, queries_QD: torch.Tensor, k: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Cosines and rows of the k nearest, for one part of the queries after another."""
-    # Of the bank its lengths alone are kept: at a million vectors a copy at unit length would be gigabytes.
-    shorten_N = bank_ND.norm(dim=1).clamp_min(1e-12).reciprocal()
+    """Cosines and rows of the k nearest features, for one part of the queries after another."""
+    # no copy of the bank at unit length, which would take gigabytes for a million vectors
+    inverse_length_N = bank_ND.norm(dim=1).clamp_min(1e-12).reciprocal()
     for chunk in queries_QD.split(max(1, SIMILARITIES // len(bank_ND))):
-        yield (F.normalize(chunk, dim=1) @ bank_ND.T).mul_(shorten_N).topk(min(k, len(bank_ND)), dim=1)
+        yield (F.normalize(chunk, dim=1) @ bank_ND.T).mul_(inverse_length_N).topk(min(k, len(bank_ND)), dim=1)

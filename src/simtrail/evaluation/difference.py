@@ -10,7 +10,7 @@ RESAMPLES, SEED = 2000, 0
 
 
 class Difference(NamedTuple):
-    """The accuracy of the second less that of the first, and the bounds of its 95 % percentile interval; (K,) each."""
+    """The accuracy of the second minus the accuracy of the first, and its 95 % percentile interval; (K,) each."""
 
     value: np.ndarray
     low: np.ndarray
@@ -18,15 +18,16 @@ class Difference(NamedTuple):
 
     @property
     def significant(self) -> np.ndarray:
-        """Whether the interval excludes 0, for each of the K; of no difference, one in twenty does so by chance."""
+        """(K,) whether the interval excludes 0. Without a true difference, 1 in 20 excludes it by chance."""
         return (self.low > 0) | (self.high < 0)
 
 
 def paired(first: np.ndarray, second: np.ndarray, block: np.ndarray) -> Difference:
-    """The difference on the same N images: (N, K) booleans say which of them each of K classifiers has right.
+    """The difference on the same N images; (N, K) booleans: whether each of K classifiers is correct on an image.
 
-    The bootstrap draws whole blocks, (N,) numbers, and scores both sides on the same draw: what makes a block hard for
-    both cancels (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 8). All K share the draws.
+    `block` has the (N,) block numbers. The bootstrap draws whole blocks and scores both sides on the same draw. So the
+    difficulty of a block, if it is the same for both, has no effect (Efron and Tibshirani 1993, An Introduction to the
+    Bootstrap, chapter 8). All K use the same draws.
     """
     k = first.shape[1]
     draws = _accuracies(np.concatenate([first, second], axis=1), block, SEED)
@@ -34,7 +35,7 @@ def paired(first: np.ndarray, second: np.ndarray, block: np.ndarray) -> Differen
 
 
 def unpaired(first: np.ndarray, block: np.ndarray, second: np.ndarray, block_second: np.ndarray) -> Difference:
-    """The difference on other images, (N, K) and (M, K) booleans: each side has a bootstrap of its own."""
+    """The difference between two sets of images, (N, K) and (M, K) booleans: each side has its own bootstrap."""
     draws = _accuracies(second, block_second, SEED + 1) - _accuracies(first, block, SEED)
     return _difference(first, second, draws)
 
@@ -43,12 +44,12 @@ def _difference(first: np.ndarray, second: np.ndarray, draws: np.ndarray) -> Dif
     return Difference(second.mean(0) - first.mean(0), *np.percentile(draws, [2.5, 97.5], axis=0))
 
 
-def _accuracies(right: np.ndarray, block: np.ndarray, seed: int) -> np.ndarray:
-    """(RESAMPLES, K): the accuracy in each draw of as many blocks as there are."""
+def _accuracies(correct: np.ndarray, block: np.ndarray, seed: int) -> np.ndarray:
+    """The (RESAMPLES, K) accuracies: each row is from one draw, with replacement, of as many blocks as there are."""
     _, block = np.unique(block, return_inverse=True)
     blocks = int(block.max()) + 1
-    counted = np.column_stack([right, np.ones(len(right), dtype=bool)])
-    sums = np.stack([np.bincount(block, column, blocks) for column in counted.T], axis=1)
+    columns = np.column_stack([correct, np.ones(len(correct), dtype=bool)])  # the last counts the images
+    sums = np.stack([np.bincount(block, column, blocks) for column in columns.T], axis=1)
     rng = np.random.default_rng(seed)
     totals = [np.bincount(rng.integers(0, blocks, blocks), minlength=blocks) @ sums for _ in range(RESAMPLES)]
     return np.array([total[:-1] / total[-1] for total in totals])

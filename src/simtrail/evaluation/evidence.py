@@ -1,4 +1,4 @@
-"""The evidence behind the scores: tables, the map, and all else that figures are drawn from; no figure itself."""
+"""The evidence behind the scores: tables, the map and the data of all figures; figures are drawn elsewhere."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ QUERIES, NEIGHBOURS = 6, 5
 SALIENCY_IMAGES = 12
 OCCLUDED = 500  # images whose bands are hidden
 EXAMPLE_CLASSES = 30  # the most frequent
-EXAMPLES = 5  # images of each kind
-EXAMPLE_KINDS = ("nearest", "farthest", "others")  # as of angles.examples
+EXAMPLES = 5  # images of each role
+EXAMPLE_ROLES = ("nearest", "farthest", "others")  # the keys of angles.examples
 
 
 @dataclass
 class Evidence:
-    """What an evaluation leaves beside its metrics. Images are numbers of rows of the split table.
+    """The results of an evaluation besides its metrics. Images are given by their rows in the split table.
 
-    `arrays` holds explained_variance (D,), saliency (n, H, W) of the images saliency_rows, neighbours (Q, K) of the
-    images neighbour_queries, and, with labels, of the main task: angles (C, C), example_classes (E,) class numbers
-    with example_rows (E, 3, 5), −1 for none.
+    `arrays` has explained_variance (D,), saliency (n, H, W) of the images saliency_rows, and neighbours (Q, K) of the
+    images neighbour_queries. With labels, it also has, for the main task: angles (C, C), example_classes (E,) as
+    class numbers, and example_rows (E, 3, 5), where −1 means no image.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -59,7 +59,7 @@ class Evidence:
 
 
 def gather(assessment: Assessment, embedded: Embedded, p: Evaluate) -> Evidence:
-    """The evidence of the test split (duplicates: of all images); adds geometry and more to the metrics."""
+    """The evidence of the test split (duplicates: of all images); adds further measures to the assessment's metrics."""
     features, table, test, metrics = embedded.features, embedded.table, embedded.test, assessment.metrics
     cumulative = explained_variance(features[test])
     metrics["features"] |= {f"components_{n}": components_needed(cumulative, n / 100) for n in (90, 95, 99)}
@@ -73,14 +73,14 @@ def gather(assessment: Assessment, embedded: Embedded, p: Evaluate) -> Evidence:
         **_saliency(embedded, p.seed),
     }
     for task, result in zip(assessment.tasks, assessment.results, strict=True):
-        of_task = features[task.rows]
-        angles = class_angles(of_task[task.test], task.labels[task.test], len(task.names), seed=p.seed)
-        metrics["tasks"][task.name]["geometry"] = _geometry(task, of_task, angles, p.seed)
+        task_features = features[task.rows]
+        angles = class_angles(task_features[task.test], task.labels[task.test], len(task.names), seed=p.seed)
+        metrics["tasks"][task.name]["geometry"] = _geometry(task, task_features, angles, p.seed)
         if task is assessment.tasks[0]:
             tables["outliers"] = _outliers(task, angles, table)
             arrays |= {"angles": angles.matrix, **_examples(task, angles)}
             if p.label_efficiency_seeds:
-                curve = _label_efficiency(task, result, of_task, p)
+                curve = _label_efficiency(task, result, task_features, p)
                 tables["label_efficiency"] = label_efficiency.summarise(curve)
                 metrics["tasks"][task.name]["labels_needed"] = label_efficiency.labels_needed(curve)
     if assessment.tasks:
@@ -92,8 +92,10 @@ def gather(assessment: Assessment, embedded: Embedded, p: Evaluate) -> Evidence:
 
 
 def predictions(assessment: Assessment, table: pd.DataFrame) -> pd.DataFrame:
-    """A row per task and test image: task, path, sha256, block, truth, the prediction of each classifier, and the
-    linear probe's confidence, the probability of its prediction."""
+    """A row per task and test image: path, sha256, block, task, truth, the class from each classifier, confidence.
+
+    confidence is the probability that the linear probe gives to its prediction.
+    """
     parts = [pd.DataFrame(columns=["path", "sha256", "block", "task", "truth"])] if not assessment.tasks else []
     for task, result in zip(assessment.tasks, assessment.results, strict=True):
         rows, names = task.rows[task.test], np.array(task.names, dtype=object)
@@ -104,31 +106,34 @@ def predictions(assessment: Assessment, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def metadata(table: pd.DataFrame) -> pd.DataFrame:
-    """The label first, then the columns of metadata.csv, numeric ones as numbers; without split, group and copies."""
+    """The label and then the other columns of metadata.csv, numeric columns as numbers.
+
+    The split, the group and copies of the label are left out.
+    """
     meta = {c.removeprefix("meta."): table[c] for c in table if c.startswith("meta.") and c != "meta.split"}
     label = {c: v for c, v in meta.items() if v.equals(table["label"])} or {"label": table["label"]}
-    others = {c: v for c, v in meta.items() if not v.equals(table["group"]) and c not in label}
+    rest = {c: v for c, v in meta.items() if not v.equals(table["group"]) and c not in label}
     columns = {}
-    for name, values in (label | others).items():
+    for name, values in (label | rest).items():
         numbers = pd.to_numeric(values, errors="coerce")
         columns[name] = numbers if values.notna().any() and numbers.notna().equals(values.notna()) else values
     return pd.DataFrame(columns)
 
 
 def _geometry(task: Task, features: np.ndarray, angles: ClassAngles, seed: int) -> dict[str, float | None]:
-    known, labels = ~task.test, task.labels
+    not_test, labels = ~task.test, task.labels
     measures = {
         "angle_within": angles.within,
         "angle_between": angles.between,
         "silhouette": angles.silhouette,
-        **retrieval(features[known], labels[known], features[task.test], labels[task.test], seed=seed),
+        **retrieval(features[not_test], labels[not_test], features[task.test], labels[task.test], seed=seed),
         **clusters(features[task.test], labels[task.test], seed),
     }
     return {name: value if value == value else None for name, value in measures.items()}  # JSON has no NaN
 
 
 def _outliers(task: Task, angles: ClassAngles, table: pd.DataFrame) -> pd.DataFrame:
-    """Images far from their class, by path and class name."""
+    """The images far from their class, with path and class name."""
     far = outliers(angles, task.labels[task.test])
     rows = task.rows[task.test][far["row"].to_numpy(int)]
     names = np.array(task.names, dtype=object)[far["label"].to_numpy(int)]
@@ -136,16 +141,16 @@ def _outliers(task: Task, angles: ClassAngles, table: pd.DataFrame) -> pd.DataFr
 
 
 def _examples(task: Task, angles: ClassAngles) -> dict[str, np.ndarray]:
-    """The rows of example images of the most frequent classes, in the order of the classes."""
+    """The rows of example images for the most frequent classes, in the order of the classes."""
     rows, labels = task.rows[task.test], task.labels[task.test]
     counts = np.bincount(labels, minlength=len(task.names))
     shown = np.sort(np.argsort(-counts, kind="stable")[: min(EXAMPLE_CLASSES, np.count_nonzero(counts))])
-    chosen = np.full((len(shown), len(EXAMPLE_KINDS), EXAMPLES), -1)
-    for of_class, c in zip(chosen, shown, strict=True):
-        by_kind = examples(angles, labels, c, EXAMPLES)
-        for of_kind, kind in zip(of_class, EXAMPLE_KINDS, strict=True):
-            of_kind[: len(by_kind[kind])] = rows[by_kind[kind]]
-    return {"example_classes": shown, "example_rows": chosen}
+    example_rows = np.full((len(shown), len(EXAMPLE_ROLES), EXAMPLES), -1)
+    for i, c in enumerate(shown):
+        by_role = examples(angles, labels, c, EXAMPLES)
+        for j, role in enumerate(EXAMPLE_ROLES):
+            example_rows[i, j, : len(by_role[role])] = rows[by_role[role]]
+    return {"example_classes": shown, "example_rows": example_rows}
 
 
 def _label_efficiency(task: Task, result: Result, features: np.ndarray, p: Evaluate) -> pd.DataFrame:
@@ -155,7 +160,7 @@ def _label_efficiency(task: Task, result: Result, features: np.ndarray, p: Evalu
 
 
 def _score_tables(assessment: Assessment) -> dict[str, pd.DataFrame]:
-    """Every score with its interval, and the scores of every class."""
+    """The table of all scores with their intervals, and the table of the scores of each class."""
     pairs = list(zip(assessment.tasks, assessment.results, strict=True))
     rows = [
         {"task": task.name, "classifier": name, "score": score, "value": value}
@@ -178,12 +183,12 @@ def _band_tables(assessment: Assessment, embedded: Embedded, p: Evaluate) -> dic
     hidden_rows = np.random.default_rng(p.seed).permutation(test)[:OCCLUDED]
 
     def importance(groups: dict[str, list[int]]) -> pd.DataFrame:
-        hidden = occlusion(encoder, images, hidden_rows, groups, fill, block[hidden_rows])
+        angles = occlusion(encoder, images, hidden_rows, groups, fill, block[hidden_rows])
         if not assessment.tasks:
-            return hidden
+            return angles
         task, c = assessment.tasks[0], assessment.results[0].c
-        mixed = permutation(embedded, task, groups, c, balanced=p.balanced, seed=p.seed)
-        return hidden.merge(mixed, on="group")
+        drops = permutation(embedded, task, groups, c, balanced=p.balanced, seed=p.seed)
+        return angles.merge(drops, on="group")
 
     bands, modalities = band_groups(recipe.bands, recipe.wavelengths, recipe.modalities)
     tables = {"importance_bands": importance(bands)}
@@ -195,8 +200,8 @@ def _band_tables(assessment: Assessment, embedded: Embedded, p: Evaluate) -> dic
     else:
         rows, labels, names = test, np.zeros(len(test), int), ["test images"]
     unit = recipe.scale or 1.0
-    ends = ([0.0] * len(recipe.bands), [1.0] * len(recipe.bands)) if recipe.mix else (recipe.low, recipe.high)
-    low, high = (np.array(end) / unit for end in ends)
+    bounds = ([0.0] * len(recipe.bands), [1.0] * len(recipe.bands)) if recipe.mix else (recipe.low, recipe.high)
+    low, high = (np.array(bound) / unit for bound in bounds)
     return tables | {"spectra": mean_spectra(images, rows, labels, names, (low, high), seed=p.seed)}
 
 
@@ -207,24 +212,24 @@ def _map(embedded: Embedded, seed: int) -> pd.DataFrame:
 
 
 def _neighbours(embedded: Embedded, seed: int) -> dict[str, np.ndarray]:
-    """A few test images, and the images of the other splits nearest to each."""
-    features, known = embedded.features, np.flatnonzero(embedded.table["split"] != "test")
+    """A few test images, and for each of them the nearest images of the other splits."""
+    features, bank = embedded.features, np.flatnonzero(embedded.table["split"] != "test")
     queries = np.random.default_rng(seed).permutation(embedded.test)[:QUERIES]
-    return {"neighbour_queries": queries, "neighbours": known[nearest(features[known], features[queries], NEIGHBOURS)]}
+    return {"neighbour_queries": queries, "neighbours": bank[nearest(features[bank], features[queries], NEIGHBOURS)]}
 
 
 def _saliency(embedded: Embedded, seed: int) -> dict[str, np.ndarray]:
-    """Saliency maps of one image of every class, or of any images where there are no classes."""
+    """Saliency maps of one image of each class or, without classes, of random images; at most `SALIENCY_IMAGES`."""
     labels, test = embedded.table["label"].fillna("").to_numpy(dtype=str), embedded.test
     order = np.random.default_rng(seed).permutation(test)
-    one_each = len(set(labels[test])) > 1
-    first = pd.Series(labels[order]).drop_duplicates().index if one_each else order[:SALIENCY_IMAGES].argsort()
+    one_per_class = len(set(labels[test])) > 1
+    first = pd.Series(labels[order]).drop_duplicates().index if one_per_class else order[:SALIENCY_IMAGES].argsort()
     rows = order[np.asarray(first)[:SALIENCY_IMAGES]]
     return {"saliency_rows": rows, "saliency": saliency.occlusion(embedded.encoder, embedded.images.rows(rows))}
 
 
 def _duplicates(embedded: Embedded, seed: int) -> pd.DataFrame:
-    """Pairs of images that may be one, by their paths and splits."""
+    """Pairs of images that may be the same image, with their paths and splits."""
     table = embedded.table
     pairs = duplicates(embedded.features, table["sha256"].to_numpy(), table["block"].to_numpy(), seed=seed)
     path, split = table["path"].to_numpy(), table["split"].to_numpy()

@@ -1,4 +1,4 @@
-"""Accuracy against the number of labelled images: how few labels do the features need?"""
+"""Accuracy against the number of labelled images: how many labels do the features need?"""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ Draw = Literal["balanced", "proportional"]
 
 
 def draw(labels: np.ndarray, count: int, how: Draw, seed: int) -> np.ndarray:
-    """The positions of `count` drawn images, one of every class at least (so there may be more than `count`).
+    """The indices of `count` random images, with at least one image of each class (so there may be more than `count`).
 
-    'balanced': the same number of every class, as far as it has them. 'proportional': each class by its share of all
-    images, rounded by Webster's divisor method: unlike with largest remainders, a class never loses a place when the
-    count grows (Balinski and Young 1982). So with one seed smaller draws are parts of larger ones: all begin the same
-    order of the images. Images are drawn one by one, whatever group they belong to.
+    'balanced' draws equally many images of every class, as far as it has them. 'proportional' draws each class in
+    proportion to its size, rounded by Webster's divisor method: unlike with the method of largest remainders, no class
+    gets fewer images when the count grows (Balinski and Young 1982). With the same seed, a smaller draw is therefore a
+    part of a larger one: both take the first images of the same order. Images are drawn one by one, without regard to
+    their groups.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     shuffled = labels[order]
     by_class = np.argsort(shuffled, kind="stable")
     _, starts, counts = np.unique(shuffled[by_class], return_index=True, return_counts=True)
-    place, size = np.empty((2, len(labels)), np.int64)
-    place[by_class] = np.arange(len(labels)) - np.repeat(starts, counts)  # 0, 1, 2 … among the images of its class
+    position, size = np.empty((2, len(labels)), np.int64)
+    position[by_class] = np.arange(len(labels)) - np.repeat(starts, counts)  # 0, 1, 2 … among the images of its class
     size[by_class] = np.repeat(counts, counts)
-    turn = place if how == "balanced" else np.where(place == 0, 0, (2 * place + 1) / size)
-    return order[np.argsort(turn, kind="stable")[: max(count, len(counts))]]
+    priority = position if how == "balanced" else np.where(position == 0, 0, (2 * position + 1) / size)
+    return order[np.argsort(priority, kind="stable")[: max(count, len(counts))]]
 
 
 def sizes(labels: np.ndarray) -> list[int]:
-    """Numbers of images to draw: from two a class to all, in even steps of about 10^(1/3), three to a decade."""
+    """Numbers of images to draw: from two per class to all, in equal factors of about 10^(1/3), three per decade."""
     first = min(2 * len(np.unique(labels)), len(labels))
     steps = max(1, round(3 * np.log10(len(labels) / first)))
     return np.unique(np.geomspace(first, len(labels), steps + 1).round().astype(int)).tolist()
 
 
 def scored_rows(labels: np.ndarray, split: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows of 'train', 'val' and 'test' whose class has a training image; labels below 0 are no class."""
-    known = np.isin(labels, np.unique(labels[(split == "train") & (labels >= 0)]))
-    return {part: np.flatnonzero(known & (split == part)) for part in ("train", "val", "test")}
+    """The rows of 'train', 'val' and 'test' whose class has a training image; a label below 0 means none."""
+    learnable = np.isin(labels, np.unique(labels[(split == "train") & (labels >= 0)]))
+    return {part: np.flatnonzero(learnable & (split == part)) for part in ("train", "val", "test")}
 
 
 class Settings(NamedTuple):
-    """How the classifiers of a curve are set."""
+    """The hyperparameters of the classifiers of a curve."""
 
     c: float  # inverse regularisation strength of the linear probe
     svc_c: float
-    knn_k: int  # neighbours; labels / classes, where that is fewer
+    knn_k: int  # neighbours; at most labels / classes
     temperature: float  # of kNN
 
 
@@ -64,16 +65,16 @@ def curve(
     seeds: Sequence[int],
     settings: Settings,
 ) -> pd.DataFrame:
-    """Test accuracy of linear probe, SVC and kNN by number of labelled training images, a row per fit.
+    """Test accuracy of linear probe, SVC and kNN by number of labelled training images; one row per fit.
 
     Columns: classifier (linear_probe, svc, knn), draw (balanced, proportional), labels (images drawn), seed, accuracy,
-    balanced_accuracy. Of each size in `sizes` every seed draws once each way; all images are one draw, fitted once, for
-    the first seed. The SVC is left out above probe.SVC_IMAGES images. Of the test split, images of classes without a
-    training image are not scored.
+    balanced_accuracy. Every seed makes one draw of each kind for each size in `sizes`. All training images are one
+    draw: they are fitted once, for the first seed. The SVC is left out above probe.SVC_IMAGES images. Test images of
+    classes without a training image are not scored.
 
-    Classifiers, and their standardisation, learn from the drawn images alone. Regularisation is that of `settings`,
-    chosen on validation with all training images: it favours no draw. Few labels could do better with regularisation
-    of their own, but who has few labels has no such validation split.
+    Classifiers and their standardisation learn from the drawn images only. The regularisation comes from `settings`: it
+    was chosen on validation with all training images, and is the same for every draw. Few labels might do better with
+    another regularisation, but a user with few labels has no such validation split to choose it.
     """
     rows = scored_rows(labels, split)
     train, queries, truth = rows["train"], features[rows["test"]], labels[rows["test"]]
@@ -85,10 +86,10 @@ def curve(
     }
 
     def results(drawn: np.ndarray) -> Iterator[dict[str, str | float]]:
-        bank, known = features[drawn], labels[drawn]
+        x, y = features[drawn], labels[drawn]
         for name, fit in fits.items():
             if name != "svc" or len(drawn) <= SVC_IMAGES:
-                correct = fit(bank, known) == truth
+                correct = fit(x, y) == truth
                 scores = {"accuracy": correct.mean(), "balanced_accuracy": (correct * weight).mean()}
                 yield {"classifier": name, "labels": len(drawn), **scores}
 
@@ -107,23 +108,24 @@ def curve(
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """The curve's accuracy over its seeds: classifier, draw, labels, mean, low, high, seeds.
 
-    `low` and `high` bound the 95 % t-interval of the mean over draws, cut to [0, 1]; NaN for a single seed. It tells
-    how much the choice of labelled images matters, not that of test images.
+    `low` and `high` are the bounds of the 95 % t-interval of the mean over draws, cut to [0, 1]; NaN for a single seed.
+    The interval shows the effect of the choice of labelled images, not of the choice of test images.
     """
     from scipy.stats import t
 
     groups = table.groupby(["classifier", "draw", "labels"], sort=False)["accuracy"]
     summary = groups.agg(["mean", "sem", "count"]).reset_index().rename(columns={"count": "seeds"})
-    half = t.ppf(0.975, summary["seeds"] - 1) * summary.pop("sem")
-    low, high = (summary["mean"] - half).clip(lower=0), (summary["mean"] + half).clip(upper=1)
+    half_width = t.ppf(0.975, summary["seeds"] - 1) * summary.pop("sem")
+    low, high = (summary["mean"] - half_width).clip(lower=0), (summary["mean"] + half_width).clip(upper=1)
     return summary.assign(low=low, high=high)[["classifier", "draw", "labels", "mean", "low", "high", "seeds"]]
 
 
 def labels_needed(table: pd.DataFrame, share: float = 0.9) -> dict[str, int | None]:
-    """For each classifier of a curve, how many labelled images give `share` of the accuracy that all of them give.
+    """How many labelled images give the fraction `share` of the accuracy with all labels, for each classifier.
 
-    The first crossing of the mean proportional curve, interpolated in the logarithm of the number; the smallest number
-    drawn, where that is enough already. None where the classifier never had all.
+    The mean curve of proportional draws is interpolated in the logarithm of the number of labels; its first crossing
+    counts. If the smallest draw is enough, the result is its size. None for a classifier that was never fitted to all
+    images.
     """
     means = table[table["draw"] == "proportional"].groupby(["classifier", "labels"])["accuracy"].mean()
     return {
@@ -134,9 +136,9 @@ def labels_needed(table: pd.DataFrame, share: float = 0.9) -> dict[str, int | No
 
 def _crossing(curve: pd.Series, share: float) -> int:
     numbers, accuracy = curve.index.to_numpy(float), curve.to_numpy()
-    wanted = share * accuracy[-1]
-    i = int((accuracy >= wanted).argmax())
+    target = share * accuracy[-1]
+    i = int((accuracy >= target).argmax())
     if i == 0:
         return int(numbers[0])
-    part = (wanted - accuracy[i - 1]) / (accuracy[i] - accuracy[i - 1])
-    return int(np.ceil(numbers[i - 1] * (numbers[i] / numbers[i - 1]) ** part))
+    step = (target - accuracy[i - 1]) / (accuracy[i] - accuracy[i - 1])  # 0 to 1, between the two numbers
+    return int(np.ceil(numbers[i - 1] * (numbers[i] / numbers[i - 1]) ** step))

@@ -15,16 +15,16 @@ from simtrail.errors import InputError, TrainingError
 
 C_VALUES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation strengths C tried on validation
 SVC_C_VALUES = (1.0, 10.0, 100.0)
-KEPT = 2**27  # standardised values kept at once: 512 MiB; more are made anew in every pass
-CHUNK = 2**22
-SHORT = 2**22  # values whose products are so short that more threads mostly wait for each other
+KEPT = 2**27  # standardised values kept in memory: 512 MiB; beyond, they are computed again in every pass
+CHUNK = 2**22  # values processed at a time
+SHORT = 2**22  # up to this many values one thread is faster: more would mostly wait for each other
 LIMITS = {"maxiter": 10_000, "maxfun": 20_000, "maxcor": 20}
-COARSE = 1e-4  # scikit-learn's own tolerance: enough to choose C by
+COARSE = 1e-4  # scikit-learn's default tolerance: enough to choose C
 SVC_IMAGES = 10_000  # the kernel matrix grows with their square
 
 
 class Logistic(NamedTuple):
-    """A fitted probe: logits = features @ weights + bias, on features as they are."""
+    """A fitted probe: logits = features @ weights + bias, for features without standardisation."""
 
     weights: np.ndarray  # (D, C)
     bias: np.ndarray  # (C,)
@@ -49,54 +49,75 @@ def fit_logistic(
     tolerance: float = 1e-5,
     device: torch.device | None = None,
 ) -> Iterator[Logistic]:
-    """Fitted probes, one for each inverse regularisation strength C, each begun where the one before ended.
+    """Fitted probes, one for each inverse regularisation strength C; each fit starts from the result of the one before.
 
-    Minimises C · Σ w_i · −log p(label_i) + ½|W|² over weights W of standardised (N, D) features and free biases, as
-    scikit-learn's LogisticRegression does, by the same L-BFGS, over the images `rows` (all); `weight` is the w_i of
-    each of them. Loss and gradient are computed in chunks of rows, on the device. It ends where no slope of the mean
-    loss exceeds `tolerance`, or the loss falls by less than its square. Raises TrainingError where it does not
-    converge.
+    Minimises C · Σ w_i · −log p(label_i) + ½|W|² over weights W of standardised (N, D) features and biases without
+    penalty, by the same L-BFGS as scikit-learn's LogisticRegression. `rows` are the images to learn from (default:
+    all), `weight` is the w_i of each of them. Loss and gradient are computed on the device, in chunks of rows. A fit
+    ends when no partial derivative of the mean loss exceeds `tolerance`, or when the loss falls by less than the square
+    of `tolerance`. Raises TrainingError if a fit does not converge.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = np.arange(len(features)) if rows is None else rows
-    n, width = len(rows), features.shape[1]
+    width = features.shape[1]
     mean, std = _moments(features, rows)
-    centre, scale = (torch.tensor(v, dtype=torch.float32, device=device) for v in (mean, 1 / std))
-    target = torch.tensor(labels[rows], dtype=torch.int64, device=device)
-    w = torch.ones(n, device=device) if weight is None else torch.tensor(weight, dtype=torch.float32, device=device)
-    total = float(w.double().sum())
-
-    def standardised(span: slice) -> torch.Tensor:
-        return (torch.as_tensor(features[rows[span]], dtype=torch.float32).to(device) - centre) * scale
-
-    spans = _chunks(n, width)
-    kept = [standardised(span) for span in spans] if n * width <= KEPT else None
-
-    def loss_and_gradient(flat: np.ndarray, c: float) -> tuple[float, np.ndarray]:
-        weights64 = flat.reshape(width + 1, classes)
-        weights = torch.tensor(weights64, dtype=torch.float32, device=device)
-        loss = torch.zeros((), dtype=torch.float64, device=device)
-        gradient = torch.zeros(width + 1, classes, dtype=torch.float64, device=device)
-        for i, span in enumerate(spans):
-            x = kept[i] if kept else standardised(span)
-            logp = torch.log_softmax(torch.addmm(weights[-1], x, weights[:-1]), 1)
-            y = target[span, None]
-            loss -= (logp.gather(1, y)[:, 0] * w[span]).sum(dtype=torch.float64)
-            error = logp.exp_()
-            error.scatter_add_(1, y, error.new_full((1, 1), -1.0).expand(len(y), 1))
-            error *= w[span, None]
-            gradient[:-1] += x.T @ error
-            gradient[-1] += error.sum(0, dtype=torch.float64)
-        slope = gradient.cpu().numpy() / total
-        slope[:-1] += weights64[:-1] / (c * total)
-        return float(loss) / total + (weights64[:-1] ** 2).sum() / (2 * c * total), slope.ravel()
-
+    objective = _Objective(features, labels, classes, rows, weight, (mean, std), device)
+    threads = 1 if len(rows) * width <= SHORT else None
     flat = np.zeros((width + 1) * classes)
     for c in c_values:
-        flat = _minimum(partial(loss_and_gradient, c=c), flat, tolerance, 1 if n * width <= SHORT else None)
+        flat = _minimum(partial(objective.loss_and_gradient, c=c), flat, tolerance, threads)
         weights = flat.reshape(width + 1, classes)
         raw = weights[:-1] / std[:, None]
         yield Logistic(raw.astype(np.float32), (weights[-1] - mean @ raw).astype(np.float32))
+
+
+class _Objective:
+    """What `fit_logistic` minimises: the loss on standardised features."""
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        classes: int,
+        rows: np.ndarray,
+        weight: np.ndarray | None,
+        moments: tuple[np.ndarray, np.ndarray],
+        device: torch.device,
+    ):
+        self.features, self.rows, self.classes, self.device = features, rows, classes, device
+        n, self.width = len(rows), features.shape[1]
+        mean, std = moments
+        self.centre, self.scale = (torch.tensor(v, dtype=torch.float32, device=device) for v in (mean, 1 / std))
+        self.target = torch.tensor(labels[rows], dtype=torch.int64, device=device)
+        ones = torch.ones(n, device=device)
+        self.weight = ones if weight is None else torch.tensor(weight, dtype=torch.float32, device=device)
+        self.total = float(self.weight.double().sum())
+        self.spans = _chunks(n, self.width)
+        self.kept = [self._standardised(span) for span in self.spans] if n * self.width <= KEPT else None
+
+    def loss_and_gradient(self, flat: np.ndarray, c: float) -> tuple[float, np.ndarray]:
+        """The mean loss at the flattened (D + 1, classes) weights, with the bias in the last row, and its gradient."""
+        weights64 = flat.reshape(self.width + 1, self.classes)
+        weights = torch.tensor(weights64, dtype=torch.float32, device=self.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        gradient = torch.zeros(self.width + 1, self.classes, dtype=torch.float64, device=self.device)
+        for i, span in enumerate(self.spans):
+            x = self.kept[i] if self.kept else self._standardised(span)
+            logp = torch.log_softmax(torch.addmm(weights[-1], x, weights[:-1]), 1)
+            y = self.target[span, None]
+            loss -= (logp.gather(1, y)[:, 0] * self.weight[span]).sum(dtype=torch.float64)
+            error = logp.exp_()
+            error.scatter_add_(1, y, error.new_full((1, 1), -1.0).expand(len(y), 1))
+            error *= self.weight[span, None]
+            gradient[:-1] += x.T @ error
+            gradient[-1] += error.sum(0, dtype=torch.float64)
+        slope = gradient.cpu().numpy() / self.total
+        slope[:-1] += weights64[:-1] / (c * self.total)
+        return float(loss) / self.total + (weights64[:-1] ** 2).sum() / (2 * c * self.total), slope.ravel()
+
+    def _standardised(self, span: slice) -> torch.Tensor:
+        x = torch.as_tensor(self.features[self.rows[span]], dtype=torch.float32).to(self.device)
+        return (x - self.centre) * self.scale
 
 
 class ProbeResult(NamedTuple):
@@ -107,7 +128,7 @@ class ProbeResult(NamedTuple):
 
 
 class Views(NamedTuple):
-    """Features of augmented views, and the row of the image that each is a view of."""
+    """Features of augmented views, and for each view the row of its image."""
 
     features: np.ndarray
     rows: np.ndarray
@@ -122,41 +143,40 @@ def linear_probe(
     balanced: bool = False,
     views: Views | None = None,
 ) -> ProbeResult:
-    """The class probabilities of every test image by a linear probe.
+    """The class probabilities of every test image, and the C of the linear probe.
 
-    C is chosen by accuracy on validation images, then the probe is fitted again on training and validation images
+    C is chosen by the accuracy on validation images. Then the probe is fitted again on training and validation images
     together (Kornblith et al. 2019, arXiv 1805.08974, appendix A.3). `balanced` weighs images by the inverse frequency
-    of their class, and chooses by balanced accuracy; `views` of the images to learn from are learnt from too. `split`
-    holds train, val or test for every row. Raises InputError for features or labels that are no numbers, and
-    TrainingError where a fit does not converge.
+    of their class, and chooses C by balanced accuracy. The probe also learns from the `views` of the images that it
+    learns from. `split` is train, val or test for every row. Raises InputError for labels that are not integers or
+    features that are not finite, and TrainingError if a fit does not converge.
     """
-
     if labels.dtype.kind not in "iu":
         raise InputError(
-            f"labels: {labels.dtype} is not the numbers of classes, 0 to {classes - 1}; "
+            f"labels: dtype {labels.dtype}: must be class numbers, integers from 0 to {classes - 1}; "
             "np.unique(names, return_inverse=True) makes them"
         )
     if not features.size:
-        raise InputError(f"features: an array of {features.shape} holds no number")
+        raise InputError(f"features: shape {features.shape}: the array is empty; give at least one row and one column")
     finite = np.concatenate([np.isfinite(features[span]).all(1) for span in _chunks(*features.shape)])
     if not finite.all():
-        raise InputError(f"features: row {int(np.argmin(finite))} is not finite")
+        raise InputError(f"features: row {int(np.argmin(finite))} is not finite; remove it or repair it")
 
     def fits(rows: np.ndarray, c_values: tuple[float, ...], tolerance: float) -> Iterator[Logistic]:
         x, y = features, labels
         if views:
-            mine = np.isin(views.rows, rows)
-            x, y = np.concatenate([x[rows], views.features[mine]]), np.concatenate([y[rows], y[views.rows[mine]]])
+            of_rows = np.isin(views.rows, rows)
+            x, y = np.concatenate([x[rows], views.features[of_rows]]), np.concatenate([y[rows], y[views.rows[of_rows]]])
             rows = np.arange(len(x))
         weight = class_weight(y[rows]) if balanced else None
         return fit_logistic(x, y, classes, c_values, rows=rows, weight=weight, tolerance=tolerance)
 
     train, val, test = (np.flatnonzero(split == part) for part in ("train", "val", "test"))
     weight, queries = class_weight(labels[val]) if balanced else np.ones(len(val)), features[val]
-    right = [
+    correct = [
         ((fit.probabilities(queries).argmax(1) == labels[val]) * weight).sum() for fit in fits(train, C_VALUES, COARSE)
     ]
-    best = C_VALUES[int(np.argmax(right))]  # the first of equals: the strongest regularisation
+    best = C_VALUES[int(np.argmax(correct))]  # the first of equals: the strongest regularisation
     fit = next(fits(np.concatenate([train, val]), (best,), 1e-5))
     return ProbeResult(fit.probabilities(features[test]), best)
 
@@ -169,39 +189,44 @@ def svc(
     *,
     balanced: bool = False,
 ) -> list[np.ndarray]:
-    """The class of each query by support vector classifiers, one for each C: radial basis functions of width √D on
-    standardised features, one class against another (Cortes and Vapnik 1995)."""
+    """The class of each query by support vector classifiers, one array for each C (Cortes and Vapnik 1995).
+
+    The kernel of two images at distance d in standardised features is exp(−d² / D). Each pair of classes has a
+    classifier.
+    """
     from sklearn.svm import SVC
 
     mean, std = _moments(features, np.arange(len(features)))
-    bank, asked = (torch.tensor((v - mean) / std, dtype=torch.float32) for v in (features, queries))
+    bank, standard_queries = (torch.tensor((v - mean) / std, dtype=torch.float32) for v in (features, queries))
 
     def kernel(x: torch.Tensor) -> np.ndarray:
         distance = torch.addmm(bank.square().sum(1), x, bank.T, alpha=-2) + x.square().sum(1, keepdim=True)
         return torch.exp(-distance / bank.shape[1]).double().numpy()
 
-    learnt, seen = kernel(bank), kernel(asked)  # made once: most of the work
+    fit_kernel, query_kernel = kernel(bank), kernel(standard_queries)  # once for all C: most of the work
     weight = "balanced" if balanced else None
     machines = (SVC(C=c, kernel="precomputed", cache_size=1000, class_weight=weight) for c in c_values)
-    return [machine.fit(learnt, labels).predict(seen) for machine in machines]
+    return [machine.fit(fit_kernel, labels).predict(query_kernel) for machine in machines]
 
 
 def svc_probe(
     features: np.ndarray, labels: np.ndarray, split: np.ndarray, *, balanced: bool = False, seed: int = 0
 ) -> tuple[np.ndarray, float]:
-    """The class of every test image by a support vector classifier, and the C chosen on validation as in
-    `linear_probe`. Learns from `SVC_IMAGES` images at most, a seeded draw of the training and validation images."""
+    """The class of every test image by a support vector classifier, and its C, chosen as in `linear_probe`.
+
+    It learns from at most `SVC_IMAGES` images: a seeded draw of the training and validation images.
+    """
     keep = np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(split != "test"))[:SVC_IMAGES])
     train, val = keep[split[keep] == "train"], keep[split[keep] == "val"]
     weight = class_weight(labels[val]) if balanced else np.ones(len(val))
-    guesses = svc(features[train], labels[train], features[val], SVC_C_VALUES, balanced=balanced)
-    best = SVC_C_VALUES[int(np.argmax([((guess == labels[val]) * weight).sum() for guess in guesses]))]
+    predictions = svc(features[train], labels[train], features[val], SVC_C_VALUES, balanced=balanced)
+    best = SVC_C_VALUES[int(np.argmax([((predicted == labels[val]) * weight).sum() for predicted in predictions]))]
     test = split == "test"
     return svc(features[keep], labels[keep], features[test], (best,), balanced=balanced)[0], best
 
 
 def class_weight(labels: np.ndarray) -> np.ndarray:
-    """A weight for every image, inverse to the images of its class, with mean 1."""
+    """A weight for every image, inversely proportional to the size of its class, with mean 1."""
     counts = np.bincount(labels)
     return len(labels) / (np.count_nonzero(counts) * counts[labels])
 
@@ -211,14 +236,14 @@ def _minimum(
 ) -> np.ndarray:
     options = {**LIMITS, "gtol": tolerance, "ftol": tolerance**2}
     with threadpool_limits(threads):
-        found = minimize(function, start, jac=True, method="L-BFGS-B", options=options)
-    if not found.success and np.abs(found.jac).max() > 1e-3:  # an unconverged probe is no result
-        raise TrainingError(f"linear probe: not converged after {found.nit} iterations: {found.message}")
-    return found.x
+        result = minimize(function, start, jac=True, method="L-BFGS-B", options=options)
+    if not result.success and np.abs(result.jac).max() > 1e-3:  # a small gradient is good enough
+        raise TrainingError(f"linear probe: not converged after {result.nit} iterations: {result.message}")
+    return result.x
 
 
 def _moments(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every feature, in float64; that of a constant feature is 1, it says nothing."""
+    """Mean and standard deviation of every feature, in float64; a constant feature has standard deviation 1."""
     spans = _chunks(len(rows), features.shape[1])
     mean = sum(features[rows[span]].sum(0, dtype=np.float64) for span in spans) / len(rows)
     variance = sum(np.square(features[rows[span]] - mean).sum(0) for span in spans) / len(rows)

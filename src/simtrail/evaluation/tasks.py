@@ -1,4 +1,4 @@
-"""What an encoder knows: every label column is a task, on which classifiers are scored beside their floors."""
+"""Tasks: the classification of every label column, with the scores of the classifiers and of the floors."""
 
 from __future__ import annotations
 
@@ -21,58 +21,57 @@ UNSEEN = " (unseen)"
 
 @dataclass(frozen=True)
 class Task:
-    """The images with a label: class numbers, names, split and group of the rows `rows` of all images.
-
-    `unknown` counts the test images of classes without a training image: nobody could name them.
-    """
+    """The images with a label that can be learnable: arrays with one value per image of the task."""
 
     name: str
-    rows: np.ndarray
-    labels: np.ndarray
+    rows: np.ndarray  # in the split table
+    labels: np.ndarray  # class numbers: indices of `names`
     names: list[str]
     split: np.ndarray
     group: np.ndarray
-    unknown: int
+    unknown: int  # test images left out because their class has no training image
 
     @property
     def test(self) -> np.ndarray:
-        """Which of the task's rows are of the test split."""
+        """Whether each image of the task is in the test split."""
         return self.split == "test"
 
 
 def main_task(table: pd.DataFrame) -> Task | None:
-    """The task of the declared label among the classes that pretraining sees, or None where there are no two classes;
-    InputError when a split has no labels."""
-    seen = table["label"].where(~_held_out(table))
-    return _task(_name(table), seen, table) if _classes(seen, table) > 1 else None
+    """The task of the dataset's label, without held-out classes; None with fewer than two classes.
+
+    Raises InputError if the validation or the test split has no labelled image of a class with training images.
+    """
+    labels = table["label"].where(~_held_out(table))
+    return _task(_name(table), labels, table) if _classes(labels, table) > 1 else None
 
 
 def tasks(table: pd.DataFrame, columns: list[str]) -> list[Task]:
-    """The tasks of a split table: the label's, then the classes held out of pretraining, then further `columns`.
+    """The tasks of a split table: the main task, then the classes held out of pretraining, then the other `columns`.
 
-    Raises InputError for a column that is not there or can't be learnt.
+    Raises InputError for a column that does not exist or can't be learnable.
     """
-    found = [task] if (task := main_task(table)) else []
+    all_tasks = [task] if (task := main_task(table)) else []
     unseen = table["label"].where(_held_out(table))
     if unseen.notna().any():
         if _classes(unseen, table) < 2:
             raise InputError(
-                "evaluate.held_out_classes: needs two classes at least with training images, to tell apart"
+                "evaluate.held_out_classes: needs two classes or more with training images; add one, or set it to []"
             )
-        found.append(_task(_name(table) + UNSEEN, unseen, table))
+        all_tasks.append(_task(_name(table) + UNSEEN, unseen, table))
     for column in columns:
         key = f"meta.{column}"
         if key not in table:
-            known = [c.removeprefix("meta.") for c in table if c.startswith("meta.")]
+            names = [c.removeprefix("meta.") for c in table if c.startswith("meta.")]
             raise InputError(
-                f"evaluate.labels: {column!r}: no such column in metadata.csv; it has {', '.join(known) or 'none'}"
+                f"evaluate.labels: {column!r}: no such column in metadata.csv; it has {', '.join(names) or 'none'}"
             )
         if column == _name(table):
             continue  # the main task
         if _classes(table[key], table) < 2:
-            raise InputError(f"evaluate.labels: {column!r}: needs two classes at least in the training split")
-        found.append(_task(column, table[key], table))
-    return found
+            raise InputError(f"evaluate.labels: {column!r}: needs two classes or more in the training split; remove it")
+        all_tasks.append(_task(column, table[key], table))
+    return all_tasks
 
 
 @dataclass(frozen=True)
@@ -85,54 +84,54 @@ class Result:
     probabilities: np.ndarray  # (N, C), of the linear probe
     c: float  # its inverse regularisation strength
     svc_c: float
-    gains: dict[str, dict[str, float]]  # floor → value, low, high: the probe's accuracy less that of the floor
+    gains: dict[str, dict[str, float]]  # floor → value, low, high: the probe's accuracy minus the floor's accuracy
 
 
 def classify(
     task: Task, features: np.ndarray, floors: Mapping[str, np.ndarray], p: Evaluate, views: Views | None = None
 ) -> Result:
     """Every classifier and floor, scored on the test split; `features`, `views` and `floors` are of all images."""
-    known, labels, classes = ~task.test, task.labels, len(task.names)
-    of_task = features[task.rows]
+    not_test, labels, classes = ~task.test, task.labels, len(task.names)
+    task_features = features[task.rows]
 
     def probe(vectors: np.ndarray, views: Views | None = None) -> Any:
         return linear_probe(vectors, labels, task.split, classes, balanced=p.balanced, views=views)
 
-    linear = probe(of_task)
+    linear = probe(task_features)
     probabilities: dict[str, np.ndarray] = {"linear_probe": linear.probabilities}
     if views:
-        place = np.full(len(features), -1)
-        place[task.rows] = np.arange(len(task.rows))
-        kept = place[views.rows] >= 0
-        views_of_task = Views(views.features[kept], place[views.rows[kept]])
-        probabilities["probe_augmented"] = probe(of_task, views_of_task).probabilities
+        index = np.full(len(features), -1)  # of each image in the task; −1: not in the task
+        index[task.rows] = np.arange(len(task.rows))
+        in_task = index[views.rows] >= 0
+        task_views = Views(views.features[in_task], index[views.rows[in_task]])
+        probabilities["probe_augmented"] = probe(task_features, task_views).probabilities
     probabilities["knn"] = knn_probabilities(
-        of_task[known], labels[known], of_task[task.test], p.knn.k, p.knn.temperature, classes
+        task_features[not_test], labels[not_test], task_features[task.test], p.knn.k, p.knn.temperature, classes
     )
-    svc_predicted, svc_c = svc_probe(of_task, labels, task.split, balanced=p.balanced, seed=p.seed)
+    svc_predicted, svc_c = svc_probe(task_features, labels, task.split, balanced=p.balanced, seed=p.seed)
     predicted = {name: each.argmax(1) for name, each in probabilities.items()} | {"svc": svc_predicted}
     for name, vectors in floors.items():
         probabilities[name] = probe(vectors[task.rows]).probabilities
         predicted[name] = probabilities[name].argmax(1)
-    predicted["majority"] = np.full(task.test.sum(), np.bincount(labels[known]).argmax())
+    predicted["majority"] = np.full(task.test.sum(), np.bincount(labels[not_test]).argmax())
     truth, group = labels[task.test], task.group[task.test]
     scored = {
-        name: scores_with_intervals(truth, guess, group, classes, p.bootstrap, p.seed, probabilities.get(name))
-        for name, guess in predicted.items()
+        name: scores_with_intervals(truth, numbers, group, classes, p.bootstrap, p.seed, probabilities.get(name))
+        for name, numbers in predicted.items()
     }
     per_class = scored["linear_probe"][1].assign(**{"class": task.names})
     scores = {name: score for name, (score, _) in scored.items()}
-    gains = _gains({name: guess == truth for name, guess in predicted.items()}, group)
+    gains = _gains({name: numbers == truth for name, numbers in predicted.items()}, group)
     return Result(scores, predicted, per_class, linear.probabilities, linear.c, svc_c, gains)
 
 
 def beats_floors(gains: dict[str, dict[str, float]]) -> bool:
-    """Whether the linear probe is more accurate than every floor, beyond the interval of the difference."""
+    """Whether the linear probe is more accurate than every floor: all intervals of its gains are above 0."""
     return all(gain["low"] > 0 for gain in gains.values())
 
 
 def small_pixels(images: np.ndarray, full_scale: int, side: int = 16) -> np.ndarray:
-    """(N, C, S, S) packed images averaged down to at most 16×16 and flattened to (N, features) float32 in [0, 1]."""
+    """(N, C, S, S) packed images, averaged to at most 16×16 pixels and flattened to (N, features) float32 in [0, 1]."""
     step = max(1, images.shape[-1] // side)
     n, c, size = *images.shape[:2], images.shape[-1] // step
     cut = images[:, :, : size * step, : size * step].reshape(n, c, size, step, size, step)
@@ -142,8 +141,8 @@ def small_pixels(images: np.ndarray, full_scale: int, side: int = 16) -> np.ndar
 def _gains(correct: dict[str, np.ndarray], group: np.ndarray) -> dict[str, dict[str, float]]:
     """By how much the linear probe is more accurate than each floor, with the interval of the paired difference."""
     floors = [name for name in correct if name in FLOORS]
-    of_probe = np.repeat(correct["linear_probe"][:, None], len(floors), 1)
-    gain = paired(np.stack([correct[name] for name in floors], 1), of_probe, group)
+    probe_correct = np.repeat(correct["linear_probe"][:, None], len(floors), 1)
+    gain = paired(np.stack([correct[name] for name in floors], 1), probe_correct, group)
     return {
         name: {"value": float(gain.value[i]), "low": float(gain.low[i]), "high": float(gain.high[i])}
         for i, name in enumerate(floors)
@@ -151,17 +150,17 @@ def _gains(correct: dict[str, np.ndarray], group: np.ndarray) -> dict[str, dict[
 
 
 def _task(name: str, values: pd.Series, table: pd.DataFrame) -> Task:
-    text = values.astype("object")
-    learnt = set(text[(table["split"] == "train") & text.notna()])
-    unknown = int((text.notna() & ~text.isin(learnt) & (table["split"] == "test")).sum())
-    rows = np.flatnonzero(text.isin(learnt))
-    names, labels = np.unique(text.to_numpy(dtype=str)[rows], return_inverse=True)
+    values = values.astype("object")
+    learnable = set(values[(table["split"] == "train") & values.notna()])
+    unknown = int((values.notna() & ~values.isin(learnable) & (table["split"] == "test")).sum())
+    rows = np.flatnonzero(values.isin(learnable))
+    names, labels = np.unique(values.to_numpy(dtype=str)[rows], return_inverse=True)
     split = table["split"].to_numpy(dtype=str)[rows]
     for part in ("val", "test"):
         if part not in split:
             raise InputError(
-                f"{name}: no labelled image of a class to learn in the {part} split: label more images, or raise "
-                f"prepare.{part}_fraction"
+                f"{name}: the {part} split has no labelled image of a class with training images; label more images, "
+                f"or raise prepare.{part}_fraction"
             )
     return Task(name, rows, labels, names.tolist(), split, table["block"].to_numpy()[rows], unknown)
 
@@ -175,6 +174,6 @@ def _held_out(table: pd.DataFrame) -> pd.Series:
 
 
 def _name(table: pd.DataFrame) -> str:
-    """The column of metadata.csv that the label is, or 'label' where folders are."""
-    same = [c.removeprefix("meta.") for c in table if c.startswith("meta.") and table[c].equals(table["label"])]
-    return same[0] if same else "label"
+    """The column of metadata.csv with the labels, or 'label' if the labels are the names of folders."""
+    columns = [c.removeprefix("meta.") for c in table if c.startswith("meta.") and table[c].equals(table["label"])]
+    return columns[0] if columns else "label"

@@ -1,4 +1,4 @@
-"""The backbone: a model of timm that turns images of any number of bands into one vector of features each."""
+"""The backbone: a timm model that turns each image, of any number of bands, into one vector of features."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from simtrail.params import Architecture, Vit
 
 
 class Backbone(nn.Module):
-    """Maps normalised images to features, (B, bands, size, size) → (B, width), through `net`, a model of timm.
+    """Maps normalised images to features, (B, bands, size, size) → (B, width), with `net`, a timm model.
 
-    A vision transformer with `architecture.vit` gives the class token and/or the mean of the patches of its last
-    layers, each after the final normalisation (as DINO, arXiv 2104.14294, does); every other model what timm gives
-    without a classifier. Raises InputError for a model that is unknown or can't take these images.
+    With `architecture.vit`, the features of a vision transformer are the class token and/or the mean of the patches of
+    its last layers, each after the final normalisation (as in DINO, arXiv 2104.14294). Every other model gives what
+    timm gives without a classifier. Raises InputError for a model that is unknown or can't take these images.
     """
 
     def __init__(self, architecture: Architecture, bands: int, size: int):
@@ -33,96 +33,99 @@ class Backbone(nn.Module):
         try:
             self.net: Any = _net(architecture, bands, size)
             _check(self.net, architecture, size)
-            self.width = self._trial(bands, size)
+            self.width = self._feature_width(bands, size)
         except InputError:
             raise
-        except Exception as error:  # every model of timm refuses in its own way
+        except Exception as error:  # each timm model raises its own errors
             raise InputError(
                 f"pretrain.encoder.model = {architecture.model!r}: can't take images of {bands} bands and "
-                f"{size}×{size} pixels ({_brief(error)}); choose another model, or another prepare.size"
+                f"{size}×{size} pixels ({_one_line(error)}); choose another model, or another prepare.size"
             ) from None
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.net(batch) if self.vit is None else self._transformed(batch, self.vit)[0]
+        return self.net(batch) if self.vit is None else self._transformer_features(batch, self.vit)[0]
 
     def with_map(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The features, and the last map, (B, channels, h, w): of a vision transformer its patches after the final
-        normalisation. Raises ValueError where there is none."""
-        if self.vit is None:
-            found = self.net.forward_features(batch)
-            return self.net.forward_head(found), _as_map(found, self.net)
-        features, patches = self._transformed(batch, self.vit)
-        return features, _as_map(self._normal(patches))
+        """The features, and the last feature map, (B, channels, h, w).
 
-    def _transformed(self, batch: torch.Tensor, vit: Vit) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of a vision transformer, the features and the patches of the last layer, not yet normalised."""
-        found = self.net.forward_intermediates(
+        The map of a vision transformer is made of its patches after the final normalisation. Raises ValueError if the
+        model has no map.
+        """
+        if self.vit is None:
+            last = self.net.forward_features(batch)
+            return self.net.forward_head(last), _as_map(last, self.net)
+        features, patches = self._transformer_features(batch, self.vit)
+        return features, _as_map(self._final_norm(patches))
+
+    def _transformer_features(self, batch: torch.Tensor, vit: Vit) -> tuple[torch.Tensor, torch.Tensor]:
+        """The features of a vision transformer, and the patches of its last layer before the final normalisation."""
+        outputs = self.net.forward_intermediates(
             batch, vit.layers, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True, output_dict=True
         )
-        patches, kinds = found["image_intermediates"], []
+        patches, parts = outputs["image_intermediates"], []
         if vit.features != "mean":
-            kinds.append([self._normal(prefix[:, 0]) for prefix in found["image_intermediates_prefix"]])
+            parts.append([self._final_norm(prefix[:, 0]) for prefix in outputs["image_intermediates_prefix"]])
         if vit.features != "token":
-            kinds.append([self._normal(tokens).mean(1) for tokens in patches])
-        layers = [torch.cat(layer, 1) for layer in zip(*kinds, strict=True)]
+            parts.append([self._final_norm(tokens).mean(1) for tokens in patches])
+        layers = [torch.cat(layer, 1) for layer in zip(*parts, strict=True)]
         return torch.cat(layers, 1) if vit.combine == "concat" else torch.stack(layers).mean(0), patches[-1]
 
-    def _normal(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The final normalisation: `norm`, or `fc_norm` in models that pool the patches; the other is an identity."""
+    def _final_norm(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Normalises by `norm`, or by `fc_norm` in models that pool the patches; the other one is an identity."""
         return self.net.fc_norm(self.net.norm(tokens))
 
     def adopt(self, weights: Mapping[str, torch.Tensor]) -> list[str]:
-        """One line for each tensor that did not fit as it was, after the weights of the same model were taken over.
+        """Takes over weights of the same model; returns one line for each tensor that did not fit unchanged.
 
-        Filters of the first layer go through `adapt_bands`; patch filters and position embeddings of vision
-        transformers are resampled. What has no counterpart stays as it is (random), and is named.
+        Filters of the first layer go through `adapt_bands`. Patch filters and position embeddings of vision
+        transformers are resampled. A tensor without a counterpart keeps its (random) values and is named.
         """
         lines = []
-        for name, own in self.state_dict().items():
-            given = weights.get(name)
-            if given is None:
-                lines.append(f"{name} stays random: the weights have none")
+        for name, current in self.state_dict().items():
+            new = weights.get(name)
+            if new is None:
+                lines.append(f"{name} stays random: the weights do not contain it")
                 continue
             if isinstance(self.net, VisionTransformer) and name == "net.pos_embed":
                 prefix = 0 if self.net.no_embed_class else self.net.num_prefix_tokens
-                given = resample_abs_pos_embed(given, list(self.net.patch_embed.grid_size), num_prefix_tokens=prefix)
+                new = resample_abs_pos_embed(new, list(self.net.patch_embed.grid_size), num_prefix_tokens=prefix)
             if isinstance(self.net, VisionTransformer) and name == "net.patch_embed.proj.weight":
-                given = resample_patch_embed(given, list(own.shape[2:]))
-            if given.ndim == 4 and given.shape[1] != own.shape[1] == self.bands and given.shape[2:] == own.shape[2:]:
-                lines.append(f"{name} adapted from {given.shape[1]} to {own.shape[1]} bands")
-                given = adapt_bands(given, self.bands)
-            if given.shape == own.shape:
-                own.copy_(given)
+                new = resample_patch_embed(new, list(current.shape[2:]))
+            if new.ndim == 4 and new.shape[1] != current.shape[1] == self.bands and new.shape[2:] == current.shape[2:]:
+                lines.append(f"{name} adapted from {new.shape[1]} to {current.shape[1]} bands")
+                new = adapt_bands(new, self.bands)
+            if new.shape == current.shape:
+                current.copy_(new)
             else:
-                lines.append(f"{name} stays random: it is {_shape(own)}, in the weights {_shape(given)}")
+                lines.append(f"{name} stays random: its shape is {_shape(current)}, but {_shape(new)} in the weights")
         return lines
 
-    def _trial(self, bands: int, size: int) -> int:
-        with torch.no_grad():  # one image, so that the width is known and a misfit shows at once
+    def _feature_width(self, bands: int, size: int) -> int:
+        with torch.no_grad():  # one image shows the width, and whether the model takes such images
             features = self.eval()(torch.zeros(1, bands, size, size))
         self.train()
         if features.ndim != 2:
-            raise ValueError(f"it gives {_shape(features)} for an image, no vector")
+            raise ValueError(f"for one image it gives a tensor of {_shape(features)}, not a vector")
         return features.shape[1]
 
 
 def pretrained_weights(architecture: Architecture, size: int) -> dict[str, torch.Tensor]:
-    """The weights that timm offers for a model, by their names in a Backbone; fetched, where not yet in its cache.
+    """The weights that timm offers for a model, by their names in a Backbone; downloaded if not yet in timm's cache.
 
-    Raises InputError where there are none, or they can't be fetched.
+    Raises InputError if there are none, or they can't be downloaded.
     """
     if architecture.width > 1:
         raise InputError(f"pretrain.weights = 'pretrained': needs pretrain.encoder.width: 1, not {architecture.width}")
     try:
-        source: Any = timm.get_pretrained_cfg(architecture.model)
+        pretrained_config: Any = timm.get_pretrained_cfg(architecture.model)
         standard = architecture.model_copy(update={"stem": "standard"})
-        net = _net(standard, source.input_size[0], size, pretrained=True)
+        net = _net(standard, pretrained_config.input_size[0], size, pretrained=True)
     except InputError:
         raise
     except Exception as error:
         raise InputError(
             f"pretrain.weights = 'pretrained': no weights for pretrain.encoder.model = {architecture.model!r} "
-            f"({_brief(error)}); check the network, or that timm.list_models(pretrained=True) has it, or use random"
+            f"({_one_line(error)}); check the network, and timm.list_models(pretrained=True), or set random"
         ) from None
     return {f"net.{name}": value for name, value in net.state_dict().items()}
 
@@ -130,53 +133,53 @@ def pretrained_weights(architecture: Architecture, size: int) -> dict[str, torch
 def adapt_bands(filters: torch.Tensor, bands: int) -> torch.Tensor:
     """First-layer filters for another number of bands, (O, I, h, w) → (O, bands, h, w).
 
-    Given and new bands are paired cyclically; a filter that goes to n bands is divided by n, filters that meet in one
-    band are added. So an image that is the same in all bands gives the response it gave.
+    Old and new bands are paired cyclically. A filter that goes to n bands is divided by n; filters that go to the same
+    band are added. So an image that is the same in all bands gives the same response as before.
     """
-    given = filters.shape[1]
-    pairs = torch.zeros(given, bands, dtype=filters.dtype, device=filters.device)
-    steps = torch.arange(max(given, bands), device=filters.device)
-    pairs[steps % given, steps % bands] = 1
+    old_bands = filters.shape[1]
+    pairs = torch.zeros(old_bands, bands, dtype=filters.dtype, device=filters.device)
+    steps = torch.arange(max(old_bands, bands), device=filters.device)
+    pairs[steps % old_bands, steps % bands] = 1
     return torch.einsum("oihw,ib->obhw", filters, pairs / pairs.sum(1, keepdim=True))
 
 
 def _net(a: Architecture, bands: int, size: int, pretrained: bool = False) -> Any:
     if not timm.is_model(a.model):
-        near = difflib.get_close_matches(a.model, timm.list_models(), n=3)
+        similar = difflib.get_close_matches(a.model, timm.list_models(), n=3)
         raise InputError(
-            f"pretrain.encoder.model = {a.model!r}: no model of timm; "
-            + (f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them")
+            f"pretrain.encoder.model = {a.model!r}: not a model of timm; "
+            + (f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists them")
         )
     options: dict[str, Any] = {"num_classes": 0, "in_chans": bands, "pretrained": pretrained}
-    known = timm.get_pretrained_cfg(a.model)
-    if known is not None and known.fixed_input_size:
+    pretrained_config = timm.get_pretrained_cfg(a.model)
+    if pretrained_config is not None and pretrained_config.fixed_input_size:
         options["img_size"] = size
-    plain: Any = None
+    default: Any = None
     if a.width > 1 or a.vit is not None:
         with torch.device("meta"):
-            plain = timm.create_model(a.model)
-    if a.vit is not None and not isinstance(plain, VisionTransformer):
+            default = timm.create_model(a.model)
+    if a.vit is not None and not isinstance(default, VisionTransformer):
         raise InputError(
-            f"pretrain.encoder.vit: has no effect on pretrain.encoder.model = {a.model!r}, which is no "
+            f"pretrain.encoder.vit: has no effect on pretrain.encoder.model = {a.model!r}, which is not a "
             "VisionTransformer of timm; set it to null"
         )
     if a.vit is not None and a.vit.patch_size is not None:
         options["patch_size"] = a.vit.patch_size
     if a.width > 1:
-        _demand_resnet(plain, f"width = {a.width}: must be 1", a.model)
-        stem, *stages = plain.feature_info
+        _require_resnet(default, f"width = {a.width}: must be 1", a.model)
+        stem, *stages = default.feature_info
         options["channels"] = [
-            stage["num_chs"] * a.width // getattr(plain, stage["module"])[0].expansion for stage in stages
+            stage["num_chs"] * a.width // getattr(default, stage["module"])[0].expansion for stage in stages
         ]
         options["stem_width"] = stem["num_chs"] * a.width // 2
-        if isinstance(plain.conv1, nn.Conv2d):
-            # timm fixes the plain stem at 64 channels: build a deep one of the right width, to be replaced
+        if isinstance(default.conv1, nn.Conv2d):
+            # timm's plain stem always has 64 channels: build a deep one of the right width, and replace it below
             options["stem_type"] = "deep"
     net: Any = timm.create_model(a.model, **options)
     if a.vit is not None:
-        net.attn_pool = None  # pools the last layer in some models; without a gradient it would break DDP
+        net.attn_pool = None  # some models pool with it; unused here, it would get no gradient and break DDP
     if a.stem == "small":
-        _demand_resnet(net, "stem = 'small': must be standard", a.model)
+        _require_resnet(net, "stem = 'small': must be standard", a.model)
         # Appendix B.9 of the paper: a 3×3 convolution of stride 1 and no max-pooling, for CIFAR-sized images
         net.conv1 = _convolution(bands, net.feature_info[0]["num_chs"], 3, stride=1)
         net.maxpool = nn.Identity()
@@ -190,16 +193,16 @@ def _net(a: Architecture, bands: int, size: int, pretrained: bool = False) -> An
 
 def _check(net: Any, a: Architecture, size: int) -> None:
     patch = next((m.patch_size[0] for m in net.modules() if isinstance(m, PatchEmbed)), 1)
-    if size % patch:  # timm would pass over the last rows and columns in some models
+    if size % patch:  # some timm models would ignore the last rows and columns
         raise InputError(
             f"prepare.size = {size}: must be a multiple of {patch}, the patch size of {a.model!r}"
             + ("; or set pretrain.encoder.vit.patch_size" if isinstance(net, VisionTransformer) else "")
         )
     reduction = max((info.get("reduction", 1) for info in getattr(net, "feature_info", [])), default=1)
     if a.stem == "standard" and size < reduction:
-        # the last stage would stride over single pixels, where oneDNN's bf16 weight gradients hold uninitialised memory
+        # the last stage would stride over single pixels; there, oneDNN's bf16 weight gradients are uninitialised memory
         raise InputError(
-            f"prepare.size = {size}: must be ≥ {reduction} with {a.model!r}, which reduces images {reduction} times"
+            f"prepare.size = {size}: must be ≥ {reduction} with {a.model!r}, whose map is {reduction} times smaller"
             + ("; or use pretrain.encoder.stem: small" if isinstance(net, ResNet) else "")
         )
     if a.vit is None:
@@ -215,22 +218,22 @@ def _check(net: Any, a: Architecture, size: int) -> None:
         )
 
 
-def _as_map(found: Any, net: Any = None) -> torch.Tensor:
-    """What timm gives as last features, as (B, channels, h, w)."""
-    if not isinstance(found, torch.Tensor) or found.ndim not in (3, 4):
-        raise ValueError("its last features are no map")
-    if found.ndim == 4:
-        return found.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else found
-    tokens = found[:, getattr(net, "num_prefix_tokens", 0) :]
+def _as_map(last: Any, net: Any = None) -> torch.Tensor:
+    """The last features that timm gives, as a map (B, channels, h, w)."""
+    if not isinstance(last, torch.Tensor) or last.ndim not in (3, 4):
+        raise ValueError("its last features are not a map")
+    if last.ndim == 4:
+        return last.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else last
+    tokens = last[:, getattr(net, "num_prefix_tokens", 0) :]
     side = math.isqrt(tokens.shape[1])
     if side**2 != tokens.shape[1]:
-        raise ValueError(f"its last {tokens.shape[1]} tokens make no square")
+        raise ValueError(f"its last {tokens.shape[1]} tokens don't form a square")
     return tokens.mT.unflatten(2, (side, side))
 
 
-def _demand_resnet(net: Any, error: str, model: str) -> None:
+def _require_resnet(net: Any, error: str, model: str) -> None:
     if not isinstance(net, ResNet):
-        raise InputError(f"pretrain.encoder.{error} with {model!r}, which is no ResNet of timm")
+        raise InputError(f"pretrain.encoder.{error} with {model!r}, which is not a ResNet of timm")
 
 
 def _convolution(bands: int, channels: int, kernel: int, stride: int) -> nn.Conv2d:
@@ -243,5 +246,5 @@ def _shape(tensor: torch.Tensor) -> str:
     return "×".join(map(str, tensor.shape))
 
 
-def _brief(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

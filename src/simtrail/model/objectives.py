@@ -1,7 +1,7 @@
 """Contrastive objectives: pure functions of the projections, in memory that grows with B·D, not with B².
 
-Shapes: V = 2B views, D dimensions, R rows of the similarity matrix at a time. Row i of a (2B, D) tensor and row i + B
-(mod 2B) are the two views of an image: partners.
+Shapes: V = 2B views, D dimensions, R rows of the similarity matrix at a time. Rows i and i + B (mod 2B) of a (2B, D)
+tensor are the two views of an image. Each is the partner of the other.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from simtrail.params import Terms
 def nt_xent(projections: torch.Tensor, temperature: float, *, normalise: bool = True, rows: int = 1024) -> torch.Tensor:
     """The NT-Xent loss, a scalar (Chen et al. 2020, arXiv 2002.05709, equation 1).
 
-    `projections` is (2B, D), B ≥ 2, else ValueError. With s(a, b) the cosine similarity, or the dot product without
-    `normalise` (Table 5), each of the 2B views i with its partner j contributes
+    `projections` is (2B, D) with B ≥ 2; other shapes raise ValueError. s(a, b) is the cosine similarity, or without
+    `normalise` the dot product (Table 5). Each of the 2B views i, with its partner j, contributes
 
         −log( exp(s(i, j)/τ) / Σ_{k ≠ i} exp(s(i, k)/τ) ).
 
-    A view is no negative of itself, so 2B equal vectors give log(2B − 1). Computed in float32, of float64 in float64,
-    also under autocast. `rows` of the similarity matrix are held at a time; it changes the result by rounding only.
+    A view is not a negative of itself, so 2B equal vectors give log(2B − 1). The loss is computed in float32 (float64
+    stays float64), also under autocast. `rows` is the number of rows of the similarity matrix in memory at a time; it
+    changes the result only by rounding.
     """
-    return _mean_over_views(projections, temperature, normalise, rows, decoupled=False)
+    return _mean_loss(projections, temperature, normalise, rows, decoupled=False)
 
 
 def dcl(projections: torch.Tensor, temperature: float, *, normalise: bool = True, rows: int = 1024) -> torch.Tensor:
     """The decoupled contrastive loss, a scalar (Yeh et al. 2022, arXiv 2110.06848, section 3).
 
-    As `nt_xent`, but the sum runs over k ≠ i, j: the positive pair is no term of its own denominator, which in small
-    batches would weaken every gradient. 2B equal vectors give log(2B − 2).
+    As `nt_xent`, but the sum runs over k ≠ i, j. The positive pair is not in its own denominator, where it would weaken
+    every gradient in small batches. 2B equal vectors give log(2B − 2).
     """
-    return _mean_over_views(projections, temperature, normalise, rows, decoupled=True)
+    return _mean_loss(projections, temperature, normalise, rows, decoupled=True)
 
 
 OBJECTIVES = {"nt_xent": nt_xent, "dcl": dcl}
@@ -51,42 +52,43 @@ def terms(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss Σ weight · term, a scalar, and the terms whose weight is above 0, by name, without gradient.
 
-    `projections` is (2B, Σ widths + rest): those of the whole encoder, where `weights.whole`, then, where intra or
-    cross is above 0, z_m of each of M modalities; the rest, where local is, are patches, for `local` to make a scalar
-    of. With L the objective of a (2B, D) tensor, whose halves are the two views:
+    `projections` is (2B, Σ widths + rest). First come the projections z of the whole encoder, if `weights.whole`. Then
+    come the projections z_m of each of M modalities, if intra or cross is above 0. The rest, if local is above 0, are
+    patches, from which `local` computes a scalar. With L the objective of a (2B, D) tensor, whose halves are the two
+    views:
 
-        fused = L(z),  intra = mean_m L(z_m),  cross = mean_{m ≠ n} L(first half of z_m, second half of z_n),
+        fused = L(z),  intra = mean_m L(z_m),  cross = mean_{m ≠ n} L(first half of z_m, second half of z_n).
 
-    the last over all ordered pairs, so that each modality sees each view (as Tian et al. 2020, arXiv 1906.05849, eq. 6,
-    over the full graph of views).
+    The mean for cross is over all ordered pairs, so that both views of each modality are compared (as in Tian et al.
+    2020, arXiv 1906.05849, eq. 6, over the full graph of views).
     """
     heads, rest = list(projections[:, : sum(widths)].split(list(widths), 1)), projections[:, sum(widths) :]
     whole = [heads.pop(0)] if weights.whole else []
-    found = {}
+    values = {}
     if weights.fused:
-        found["fused"] = objective(*whole)
+        values["fused"] = objective(*whole)
     if weights.intra:
-        found["intra"] = torch.stack([objective(z_VD) for z_VD in heads]).mean()
+        values["intra"] = torch.stack([objective(z_VD) for z_VD in heads]).mean()
     if weights.cross:
         images = len(projections) // 2
         pairs = [torch.cat([a_VD[:images], b_VD[images:]]) for a_VD, b_VD in permutations(heads, 2)]
-        found["cross"] = torch.stack([objective(z_VD) for z_VD in pairs]).mean()
+        values["cross"] = torch.stack([objective(z_VD) for z_VD in pairs]).mean()
     if weights.local:
-        found["local"] = local(rest)
-    loss = torch.stack([getattr(weights, name) * value for name, value in found.items()]).sum()
-    return loss, {name: value.detach() for name, value in found.items()}
+        values["local"] = local(rest)
+    loss = torch.stack([getattr(weights, name) * value for name, value in values.items()]).sum()
+    return loss, {name: value.detach() for name, value in values.items()}
 
 
 @torch.no_grad()
 def contrastive_top1(projections: torch.Tensor, *, rows: int = 1024) -> torch.Tensor:
-    """The share of views whose most similar other view, by cosine, is their partner, a scalar in [0, 1].
+    """The fraction of views whose most similar other view, by cosine, is their partner, a scalar in [0, 1].
 
     `projections` is (2B, D), B ≥ 2; `rows` is as in `nt_xent`.
     """
     z_VD = _prepared(projections, normalise=True)
     partner_V = torch.arange(len(z_VD), device=z_VD.device).roll(len(z_VD) // 2)
-    found = [s_RV.argmax(1) == partner_V[here] for here, s_RV in _similarities(z_VD, (0,), rows)]
-    return torch.cat(found).float().mean()
+    correct = [s_RV.argmax(1) == partner_V[piece] for piece, s_RV in _similarities(z_VD, (0,), rows)]
+    return torch.cat(correct).float().mean()
 
 
 def _prepared(projections: torch.Tensor, normalise: bool) -> torch.Tensor:
@@ -96,30 +98,31 @@ def _prepared(projections: torch.Tensor, normalise: bool) -> torch.Tensor:
     return F.normalize(z_VD, dim=1) if normalise else z_VD
 
 
-def _mean_over_views(
+def _mean_loss(
     projections: torch.Tensor, temperature: float, normalise: bool, rows: int, decoupled: bool
 ) -> torch.Tensor:
     with torch.autocast(projections.device.type, enabled=False):
-        z_VD = _prepared(projections, normalise) * temperature**-0.5  # of these, dot products are s/τ
+        z_VD = _prepared(projections, normalise) * temperature**-0.5  # so that dot products are s/τ
         images = len(z_VD) // 2
         return _Contrast.apply(z_VD, (0, images, -images) if decoupled else (0,), rows)
 
 
 def _similarities(z_VD: torch.Tensor, left_out: tuple[int, ...], rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The matrix z zᵀ as (R, V) pieces from top to bottom, each with the slice of its rows; −∞ on some diagonals."""
+    """The matrix z zᵀ in (R, V) pieces, each after the slice of its rows; −∞ on the diagonals `left_out`."""
     for start in range(0, len(z_VD), rows):
-        here = slice(start, start + rows)
-        s_RV = z_VD[here] @ z_VD.T
+        piece = slice(start, start + rows)
+        s_RV = z_VD[piece] @ z_VD.T
         for offset in left_out:
             s_RV.diagonal(start + offset).fill_(-torch.inf)
-        yield here, s_RV
+        yield piece, s_RV
 
 
 class _Contrast(torch.autograd.Function):
-    """mean_i( log Σ_k exp(z_i·z_k) − z_i·z_j ), j the partner of i, k outside the diagonals `left_out`.
+    """mean_i( log Σ_k exp(z_i·z_k) − z_i·z_j ); j is the partner of i, k is outside the diagonals `left_out`.
 
-    With P the softmax over k, the gradient is ( (P + Pᵀ) z − 2 z_j ) / V: every view is a query in its own row and a
-    key in all others. As the loss is a scalar, it is known up to a factor before backward: no piece is needed twice.
+    With P the softmax over k, the gradient is ( (P + Pᵀ) z − 2 z_j ) / V, because every view is a query in its own row
+    and a key in all other rows. The loss is a scalar, so the gradient is known before backward, up to a factor.
+    Therefore each piece is computed only once.
     """
 
     @staticmethod
@@ -127,20 +130,20 @@ class _Contrast(torch.autograd.Function):
         partner_VD = z_VD.roll(len(z_VD) // 2, 0)
         loss_V = -(z_VD * partner_VD).sum(1)
         grad_VD = partner_VD.mul_(-2)
-        for here, s_RV in _similarities(z_VD, left_out, rows):
+        for piece, s_RV in _similarities(z_VD, left_out, rows):
             largest_R1 = s_RV.amax(1, keepdim=True)
             e_RV = s_RV.sub_(largest_R1).exp_()
             sum_R1 = e_RV.sum(1, keepdim=True)
-            loss_V[here] += (largest_R1 + sum_R1.log()).squeeze(1)
+            loss_V[piece] += (largest_R1 + sum_R1.log()).squeeze(1)
             if ctx.needs_input_grad[0]:
-                grad_VD[here] += e_RV @ z_VD / sum_R1
-                grad_VD.addmm_(e_RV.T, z_VD[here] / sum_R1)
+                grad_VD[piece] += e_RV @ z_VD / sum_R1
+                grad_VD.addmm_(e_RV.T, z_VD[piece] / sum_R1)
         ctx.save_for_backward(grad_VD.div_(len(z_VD)))
         return loss_V.mean()
 
     @staticmethod
     def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        if torch.is_grad_enabled():  # create_graph=True would take the gradient for a constant
+        if torch.is_grad_enabled():  # with create_graph=True, autograd would treat this gradient as a constant
             raise RuntimeError("contrastive objectives have no second derivative")
         (grad_VD,) = ctx.saved_tensors
         return grad_VD * factor, None, None

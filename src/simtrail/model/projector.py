@@ -1,4 +1,4 @@
-"""The projection head g(h): what the objective sees (section 4.2 of the paper)."""
+"""The projection head g(h), whose output the objective compares (section 4.2 of the paper)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from simtrail.params import Head
 
 
 def projection_head(features: int, head: Head) -> nn.Sequential:
-    """A head of `head.depth` layers, (V, features) → (V, head.output); of depth 0 the identity.
+    """A head of `head.depth` layers, (V, features) → (V, head.output); the identity for depth 0.
 
-    Each hidden layer is linear, then batch-normalised if asked for, then rectified; the last is linear without bias.
-    `g[:k]` is the head up to and with its layer k.
+    Each hidden layer is linear, then batch normalisation if `head.batch_norm`, then ReLU. The last layer is linear
+    without bias. `g[:k]` is the first k layers of a head g.
     """
     widths = [features, *[head.hidden] * (head.depth - 1), head.output]
     hidden = [
         nn.Sequential(
-            nn.Linear(a, b, bias=not head.batch_norm),  # batch normalisation has a bias of its own
+            nn.Linear(a, b, bias=not head.batch_norm),  # batch normalisation adds its own bias
             *([nn.BatchNorm1d(b)] if head.batch_norm else []),
             nn.ReLU(inplace=True),
         )

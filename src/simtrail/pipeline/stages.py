@@ -116,8 +116,8 @@ def prepare() -> None:
 def pretrain() -> None:
     """The encoder, trained by SimCLR on the training split, and its history, for each seed.
 
-    The encoder of the first seed goes on through the pipeline. Each has one MLflow run, resumed after a kill. In
-    several processes (torchrun) the first keeps the runs and writes; the others only compute.
+    The later stages use the encoder of the first seed. Each training has one MLflow run, which it resumes after a kill.
+    In several processes (torchrun) only the first logs and writes files.
     """
     params = load_params()
     ws.require(params, "prepare")

@@ -1,4 +1,4 @@
-"""The card of a model in Markdown, and what it has in common with the report of the run."""
+"""The model card in Markdown, and the values that both the card and the report of a run show."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from simtrail.evaluation.tasks import UNSEEN, beats_floors
 from simtrail.report.html import render
 from simtrail.report.wording import interval, number, title, verdict
 
-MAIN = "linear_probe"  # fixed in advance: the best of all classifiers would be chosen on the test split
+MAIN = "linear_probe"  # fixed in advance, because choosing the best classifier would use the test split
 SCORES = ("accuracy", "balanced_accuracy", "precision", "f1", "top5", "calibration_error")  # macro recall is the second
 
 
 def model_card(facts: dict[str, Any]) -> str:
-    """The card of the model in Markdown, after Mitchell et al. 2019 (arXiv 1810.03993); `facts` as of report_page."""
+    """The model card in Markdown, after Mitchell et al. 2019 (arXiv 1810.03993); `facts` as for report_page."""
     return render("card.md.j2", **facts, **content(facts))
 
 
 def content(facts: dict[str, Any]) -> dict[str, Any]:
-    """What the report and the model card both show; `facts` as of report_page."""
+    """The values that the report and the model card both show; `facts` as for report_page."""
     tasks, recipe = facts["metrics"]["tasks"], facts["statistics"]["recipe"]
-    nm = recipe.get("wavelengths") or [None] * len(recipe["bands"])
+    wavelengths = recipe.get("wavelengths") or [None] * len(recipe["bands"])
     return {
-        "bands": [band_title(*band) for band in zip(recipe["bands"], nm, strict=True)],
+        "bands": [band_title(*band) for band in zip(recipe["bands"], wavelengths, strict=True)],
         "tasks": tasks,
-        "seen": {name: task for name, task in tasks.items() if not name.endswith(UNSEEN)},
-        "unseen": {name: task for name, task in tasks.items() if name.endswith(UNSEEN)},
+        "seen_tasks": {name: task for name, task in tasks.items() if not name.endswith(UNSEEN)},
+        "unseen_tasks": {name: task for name, task in tasks.items() if name.endswith(UNSEEN)},
         "seeds": {
-            title(name): f"{number(each['mean'])} ± {number(each['sd'])} (standard deviation of {each['seeds']})"
-            for name, each in facts["metrics"].get("seeds", {}).items()
+            title(name): f"{number(s['mean'])} ± {number(s['sd'])} (standard deviation over {s['seeds']} seeds)"
+            for name, s in facts["metrics"].get("seeds", {}).items()
         },
         "main": next(iter(tasks), None),
         "score_names": [
@@ -52,34 +52,34 @@ def content(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def limits(facts: dict[str, Any]) -> list[str]:
-    """One sentence for each limit of the results, such as too few test groups; `facts` as of report_page."""
+    """One sentence for each limit of the results, such as too few test groups; `facts` as for report_page."""
     tasks, checks, params = facts["metrics"]["tasks"], facts["validation"], facts["params"]
     lines = []
     for name, task in tasks.items():
         if not beats_floors(task["gains"]):
-            lines.append(f"{name}: the encoder is not shown to beat its floors.")
+            lines.append(f"{name}: the results do not show that the encoder beats its floors.")
         if task["groups"] == task["images"]:
             lines.append(
-                f"{name}: every test image counts as a group of its own. Where several images show one specimen, the "
+                f"{name}: every test image counts as a separate group. If several images show the same specimen, the "
                 "intervals are too narrow and the scores too high: declare a group column."
             )
         if task["groups"] < FEW_GROUPS:
             lines.append(f"{name}: only {task['groups']} test groups, too few for reliable intervals.")
         if task.get("unknown"):
-            lines.append(f"{name}: {task['unknown']} test images of classes without a training image are not scored.")
+            lines.append(f"{name}: {task['unknown']} test images are not scored: their classes have no training image.")
     if not tasks:
-        lines.append("No labels: the measures say how the features are spread, not whether they mean anything.")
+        lines.append("No labels: the measures describe how the features are distributed, not whether they are useful.")
     else:
         lines.append(
-            "The intervals are for other test groups of the same kind, not for other cameras, places or years."
+            "The intervals apply to other test groups of the same kind, but not to other cameras, places or years."
         )
     if len(seeds := params["pretrain"]["seeds"]) == 1:
-        lines.append(f"One training run (seed {seeds[0]}): how much the scores change with the seed is not known.")
+        lines.append(f"One training run (seed {seeds[0]}): the variation of the scores between seeds is not known.")
     if checks["rejected"]:
         lines.append(f"{len(checks['rejected'])} of {checks['images']} images failed the checks and were left out.")
     if facts["lineage"].get("dirty"):
-        lines.append("The code had uncommitted changes; they are kept with the run as git.diff.")
+        lines.append("The code had uncommitted changes; they are stored with the run as git.diff.")
     return [
         *lines,
-        "Every model chosen by these test scores makes them a little too good; choose on the validation split.",
+        "Choosing a model by these test scores makes them slightly too high; choose models by the validation split.",
     ]

@@ -1,4 +1,4 @@
-"""Runs side by side: their scores, whether they differ by more than chance, and what was different about them."""
+"""Comparison of runs: their scores, whether these differ significantly, and the differences in settings and data."""
 
 from __future__ import annotations
 
@@ -13,38 +13,37 @@ from simtrail.report.html import picture, render
 from simtrail.report.wording import interval, number
 from simtrail.tracking.evaluated import EvaluatedRun, load_runs
 
-VERSIONS = {  # tags that say what a run was made from
+VERSIONS = {  # title → tag with the version of a run's data, split or code
     "data version (DVC md5)": "simtrail.data_md5",
     "split": "simtrail.split_hash",
     "commit": "mlflow.source.git.commit",
     "uncommitted changes": "git.dirty",
 }
-SCORING = ("prepare.", "evaluate.")  # parameters that decide what a score means
+SCORING = ("prepare.", "evaluate.")  # parameters that change the meaning of a score
 VALIDATION_CURVES = {
     "val_probe": "linear probe, validation",
     "val_knn": "kNN, validation",
     "val_effective_rank": "effective rank, validation",
 }
-Runs = dict[str, EvaluatedRun]  # by the letter that stands for a run: A, B, C …
+Runs = dict[str, EvaluatedRun]  # run by its letter: A, B, C …
 
 
 def compare(names: list[str], folder: Path) -> str:
     """The comparison as a table for the terminal; compare.html and the training curves are written to `folder`.
 
-    Each name is a run's id, the beginning of it, the run's name, models:/NAME/VERSION or models:/NAME@ALIAS. The others
-    are compared with the first. Raises InputError for fewer than two different runs, more than 26, a name that
-    matches no run or several, and a run without evaluation.
+    Each name is a run's id, the beginning of an id, the run's name, models:/NAME/VERSION or models:/NAME@ALIAS. Every
+    other run is compared with the first. Raises InputError for fewer than two different runs, for more than 26, for a
+    name that matches no run or several, and for a run without evaluation.
     """
     if not 2 <= len(names) <= len(ascii_uppercase):
         raise InputError(f"compare: {len(names)} runs given: name 2 to 26, as in simtrail compare RUN_A RUN_B")
     runs: Runs = dict(zip(ascii_uppercase, load_runs(names), strict=False))
-    tasks = [
-        _task(runs, name) for name in dict.fromkeys(name for run in runs.values() for name in run.metrics["tasks"])
-    ]
-    warnings = [line for letter in list(runs)[1:] for line in _warnings(runs, letter)]
-    warnings += list(dict.fromkeys(line for task in tasks for line in task["warnings"]))
+    task_names = dict.fromkeys(name for run in runs.values() for name in run.metrics["tasks"])
+    tasks = [_compare_task(runs, name) for name in task_names]
+    warnings = [warning for letter in list(runs)[1:] for warning in _warnings(runs, letter)]
+    warnings += list(dict.fromkeys(warning for task in tasks for warning in task["warnings"]))
     folder.mkdir(parents=True, exist_ok=True)
-    has_curves = _curves(runs, folder / "curves.png")
+    has_curves = _draw_curves(runs, folder / "curves.png")
     measures = dict.fromkeys(key for run in runs.values() for key in run.metrics["features"])
     page = render(
         "compare.html.j2",
@@ -55,14 +54,14 @@ def compare(names: list[str], folder: Path) -> str:
             key.replace("_", " "): [number(run.metrics["features"].get(key)) for run in runs.values()]
             for key in measures
         },
-        differing=_differing(list(runs.values())),
+        differing=_different_values(list(runs.values())),
         curves=picture(folder / "curves") if has_curves else None,
     )
     (folder / "compare.html").write_text(page, encoding="utf-8")
-    return "\n".join(_text(runs, tasks, warnings, folder / "compare.html"))
+    return "\n".join(_terminal_lines(runs, tasks, warnings, folder / "compare.html"))
 
 
-def _task(runs: Runs, name: str) -> dict[str, Any]:
+def _compare_task(runs: Runs, name: str) -> dict[str, Any]:
     """A task's name, warnings, and a row per classifier with a cell per run."""
     first = next(iter(runs))
     results = {letter: run.metrics["tasks"].get(name, {"scores": {}})["scores"] for letter, run in runs.items()}
@@ -70,9 +69,9 @@ def _task(runs: Runs, name: str) -> dict[str, Any]:
     warnings = []
     for letter in list(runs)[1:]:
         if results[first] and results[letter]:
-            by_classifier, lines = _differences(runs, first, letter, name)
+            by_classifier, new_warnings = _differences(runs, first, letter, name)
             differences |= {(letter, classifier): difference for classifier, difference in by_classifier.items()}
-            warnings += lines
+            warnings += new_warnings
     rows = []
     for classifier in (c for c in TITLES if any(c in scores for scores in results.values())):
         cells = [
@@ -93,46 +92,46 @@ def _differences(runs: Runs, first: str, other: str, task: str) -> tuple[dict[st
     classifiers = [c for c in TITLES if c in x and c in y and x[c].notna().all() and y[c].notna().all()]
     correct_x, correct_y = (table[classifiers].eq(table["truth"], axis=0).to_numpy() for table in (x, y))
     block_x, block_y = x["block"].to_numpy(), y["block"].to_numpy()
-    same, lines = x["sha256"].equals(y["sha256"]), []
-    if not same:
-        lines.append(
-            f"{task}: {other} and {first} have different test images ({len(y)} and {len(x)}): differences in accuracy "
-            "come from the images too, and are not paired"
+    same_images, warnings = x["sha256"].equals(y["sha256"]), []
+    if not same_images:
+        warnings.append(
+            f"{task}: {other} and {first} have different test images ({len(y)} and {len(x)}): the images may cause "
+            "part of the difference in accuracy, and the intervals are not paired"
         )
     elif changed := int((x["truth"] != y["truth"]).sum()):
-        lines.append(f"{task}: {changed} test images have another label in {other} than in {first}")
-    result = paired(correct_x, correct_y, block_x) if same else unpaired(correct_x, block_x, correct_y, block_y)
+        warnings.append(f"{task}: the labels of {changed} test images differ between {other} and {first}")
+    result = paired(correct_x, correct_y, block_x) if same_images else unpaired(correct_x, block_x, correct_y, block_y)
     columns = zip(classifiers, *(part.tolist() for part in (*result, result.significant)), strict=True)
     return {
         c: {"difference": f"{value:+.3f} ({low:+.3f} – {high:+.3f})", "significant": significant}
         for c, value, low, high, significant in columns
-    }, lines
+    }, warnings
 
 
 def _warnings(runs: Runs, other: str) -> list[str]:
-    """One line for each difference between a run and the first that makes their scores hard to compare."""
-    first, lines = next(iter(runs)), []
+    """One warning for each difference between a run and the first run that makes their scores hard to compare."""
+    first, warnings = next(iter(runs)), []
     for title in ("data version (DVC md5)", "split"):
         before, after = (runs[letter].tags.get(VERSIONS[title]) or "not recorded" for letter in (first, other))
         if before != after:
-            lines.append(f"{other} has another {title} than {first}: {after} instead of {before}")
+            warnings.append(f"{other} and {first} differ in the {title}: {after} and {before}")
     a, b = runs[first].params, runs[other].params
     keys = sorted(k for k in a.keys() | b.keys() if k.startswith(SCORING) and a.get(k) != b.get(k))
     if keys:
-        lines.append(f"{other} was prepared or evaluated with other settings than {first}: {', '.join(keys)}")
-    return lines
+        warnings.append(f"{other} and {first} differ in the settings of prepare or evaluate: {', '.join(keys)}")
+    return warnings
 
 
-def _differing(runs: list[EvaluatedRun]) -> dict[str, list[str]]:
-    """Parameters and versions that are not the same in all runs: a value per run."""
+def _different_values(runs: list[EvaluatedRun]) -> dict[str, list[str]]:
+    """Parameters and versions that are not the same in all runs, with a value per run."""
     keys = dict.fromkeys(key for run in runs for key in run.params)
     rows = {title: [run.tags.get(tag, "–") for run in runs] for title, tag in VERSIONS.items()}
     rows |= {key: [run.params.get(key, "–") for run in runs] for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
-def _curves(runs: Runs, path: Path) -> bool:
-    """Draws the loss and a validation measure of the runs; False where no run has either."""
+def _draw_curves(runs: Runs, path: Path) -> bool:
+    """Draws the loss and a validation measure of the runs; False if no run has either of them."""
 
     def curves(name: str) -> dict[str, tuple[list[int], list[float]]]:
         points = {letter: run.curve(name) for letter, run in runs.items()}
@@ -150,9 +149,9 @@ def _curves(runs: Runs, path: Path) -> bool:
     return True
 
 
-def _text(runs: Runs, tasks: list[dict[str, Any]], warnings: list[str], page: Path) -> list[str]:
+def _terminal_lines(runs: Runs, tasks: list[dict[str, Any]], warnings: list[str], page: Path) -> list[str]:
     lines = [f"{letter}  {run.run_id[:8]}  {run.name}" for letter, run in runs.items()]
-    lines += [f"warning: {line}" for line in warnings]
+    lines += [f"warning: {warning}" for warning in warnings]
     for task in tasks:
         lines += ["", f"{task['name']:<28}{'accuracy':<25}difference to {next(iter(runs))}, with 95 % intervals"]
         for row in task["rows"]:

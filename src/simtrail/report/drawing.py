@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from simtrail.data.pack import PackedImages
-from simtrail.evaluation.evidence import EXAMPLE_KINDS, metadata
+from simtrail.evaluation.evidence import EXAMPLE_ROLES, metadata
 from simtrail.evaluation.scores import TITLES
 from simtrail.report.figures import charts, map, pictures
 from simtrail.report.figures.spectra import importance_bars, spectra
@@ -20,24 +20,24 @@ from simtrail.report.map import map_page
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the evaluate stage has written, and the images and the split table that it was made from."""
+    """The results of the evaluate stage, with the images and the split table that they were computed from."""
 
     metrics: dict[str, Any]
-    tables: dict[str, pd.DataFrame]  # without those that are empty
+    tables: dict[str, pd.DataFrame]  # without empty tables
     predictions: pd.DataFrame
     map: pd.DataFrame
-    arrays: dict[str, np.ndarray]  # as of evaluation.evidence.Evidence
+    arrays: dict[str, np.ndarray]  # as in evaluation.evidence.Evidence
     images: PackedImages
     table: pd.DataFrame
 
     @cached_property
     def labels(self) -> list[str]:
-        """The label of every packed image, '' for none."""
+        """The label of every packed image, '' for an image without a label."""
         return self.table["label"].fillna("").astype(str).to_list()
 
     @cached_property
     def main(self) -> str | None:
-        """The name of the main task, None without labels."""
+        """The name of the main task; None without labels."""
         return next(iter(self.metrics["tasks"]), None)
 
     def classes(self, task: str) -> pd.DataFrame:
@@ -52,11 +52,11 @@ def draw(evaluation: Evaluation, seed: int, figures: Path, map_file: Path) -> No
     charts.explained_variance(arrays["explained_variance"], figures / "explained_variance.png")
     if "dimensions" in tables:
         charts.dimension_relations(tables["dimensions"], figures / "dimensions.png")
-    _maps(evaluation, seed, figures, map_file)
+    _draw_maps(evaluation, seed, figures, map_file)
     for task in evaluation.metrics["tasks"]:
-        _task(evaluation, task, figures)
+        _draw_task(evaluation, task, figures)
     if evaluation.main is not None:
-        _main_task(evaluation, evaluation.main, figures)
+        _draw_main_task(evaluation, evaluation.main, figures)
     if "fine_tune" in tables:
         charts.fine_tune_bars(tables["fine_tune"], figures / "fine_tune.png")
     if "importance_bands" in tables:
@@ -74,44 +74,44 @@ def draw(evaluation: Evaluation, seed: int, figures: Path, map_file: Path) -> No
     pictures.saliency_grid(display, arrays["saliency"], titles, figures / "saliency.png")
 
 
-def _task(evaluation: Evaluation, task: str, figures: Path) -> None:
+def _draw_task(evaluation: Evaluation, task: str, figures: Path) -> None:
     metrics, classes = evaluation.metrics["tasks"][task], evaluation.classes(task)
     predictions, names = evaluation.predictions[evaluation.predictions["task"] == task], classes["class"].to_list()
-    truth, predicted = (_codes(predictions[column], names) for column in ("truth", "linear_probe"))
+    truth, predicted = (_class_numbers(predictions[column], names) for column in ("truth", "linear_probe"))
     path = figures / f"scores-{task}.png"
     charts.score_bars(metrics["scores"], TITLES, path, metrics["images"], metrics["groups"])
     charts.confusion_matrix(truth, predicted, names, figures / f"confusion-{task}.png")
     charts.per_class_bars(classes, figures / f"per_class-{task}.png")
 
 
-def _main_task(evaluation: Evaluation, task: str, figures: Path) -> None:
-    """The figures that only the main task has."""
+def _draw_main_task(evaluation: Evaluation, task: str, figures: Path) -> None:
+    """Draws the figures that only the main task has."""
     tables, arrays, classes = evaluation.tables, evaluation.arrays, evaluation.classes(task)
     predictions, names = evaluation.predictions[evaluation.predictions["task"] == task], classes["class"].to_list()
     charts.angle_heat_map(arrays["angles"], names, classes["images"].to_numpy(), figures / "angles.png")
     correct = (predictions["truth"] == predictions["linear_probe"]).to_numpy()
     charts.reliability(predictions["confidence"].to_numpy(), correct, figures / "reliability.png")
     examples = {
-        names[c]: {kind: rows[rows >= 0] for kind, rows in zip(EXAMPLE_KINDS, of_class, strict=True)}
-        for c, of_class in zip(arrays["example_classes"], arrays["example_rows"], strict=True)
+        names[c]: {role: rows[rows >= 0] for role, rows in zip(EXAMPLE_ROLES, class_rows, strict=True)}
+        for c, class_rows in zip(arrays["example_classes"], arrays["example_rows"], strict=True)
     }
     pictures.class_examples(evaluation.images, examples, evaluation.labels, figures / "class_examples.png")
     if "label_efficiency" in tables:
         summary = tables["label_efficiency"]
-        with_all = (
+        full_accuracy = (
             summary[summary["labels"] == summary["labels"].max()].groupby("classifier", sort=False)["mean"].first()
         )
-        charts.label_efficiency(summary, with_all.to_dict(), figures / "label_efficiency.png")
+        charts.label_efficiency(summary, full_accuracy.to_dict(), figures / "label_efficiency.png")
 
 
-def _maps(evaluation: Evaluation, seed: int, figures: Path, map_file: Path) -> None:
+def _draw_maps(evaluation: Evaluation, seed: int, figures: Path, map_file: Path) -> None:
     table, points = evaluation.table, evaluation.map[["umap_1", "umap_2"]].to_numpy()
     rows = pd.Index(table["path"]).get_indexer(evaluation.map["path"])
     labels = table["label"].fillna("(no label)").to_numpy(dtype=str)[rows].tolist()
     labels = labels if len(set(labels)) > 1 else None
 
-    def thumbnails(positions: np.ndarray) -> np.ndarray:
-        return pictures.thumbnails(evaluation.images, rows[positions])
+    def thumbnails(indices: np.ndarray) -> np.ndarray:
+        return pictures.thumbnails(evaluation.images, rows[indices])
 
     map.static_map(points, labels, None, figures / "map.png")
     map.static_map(points, labels, thumbnails, figures / "map_thumbnails.png")
@@ -119,5 +119,5 @@ def _maps(evaluation: Evaluation, seed: int, figures: Path, map_file: Path) -> N
     map_page(points, thumbnails, columns, map_file, "Embeddings of the test images", seed)
 
 
-def _codes(values: pd.Series, names: list[str]) -> np.ndarray:
+def _class_numbers(values: pd.Series, names: list[str]) -> np.ndarray:
     return pd.Categorical(values, names).codes.astype(int)

@@ -1,4 +1,4 @@
-"""The interactive map of an embedding: one HTML file to move about in, without network."""
+"""The interactive map of an embedding, as one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from simtrail.report.figures.map import OTHER, Thumbnails, most_frequent
 from simtrail.report.figures.style import COLOURS, MARKERS
 from simtrail.report.html import render
 
-PAGE_POINTS = 5_000  # images on the page, whose thumbnails make up its size
+PAGE_POINTS = 5_000  # images on the page; their thumbnails make up most of its size
 
 
 def map_page(
     points: np.ndarray, thumbnails: Thumbnails, columns: pd.DataFrame, path: Path, title: str, seed: int = 0
 ) -> None:
-    """Writes one HTML file that needs no network: the (N, 2) points to zoom, point at and colour by a column.
+    """Writes the (N, 2) points as an HTML page on which they can be zoomed, inspected and coloured by a column.
 
-    `columns` has a row per point: numbers of more than 20 different values are coloured as such, everything else as
-    classes. Of more than 5,000 points a seeded sample is shown, which the page says.
+    The page needs no network. `columns` has a row per point: numbers with more than 20 different values get a colour
+    scale, all other columns are coloured as classes. With more than 5,000 points the page shows a seeded random sample,
+    and says so.
     """
     rows = sample(len(points), PAGE_POINTS, seed)
     pictures = thumbnails(rows)
@@ -51,15 +52,15 @@ def map_page(
         "other": OTHER,
         "scale": [to_hex(c) for c in colormaps["cividis"](np.linspace(0, 1, 64))],
     }
-    note = f"a random {len(rows)} of {len(points)} images" if len(rows) < len(points) else f"{len(points)} images"
+    sampled = f"a random sample of {len(rows)} of " if len(rows) < len(points) else ""
     atlas_jpeg = base64.b64encode(jpeg.getvalue()).decode()
-    text = render("map.html.j2", title=title, note=note, data=data, atlas=atlas_jpeg)
+    text = render("map.html.j2", title=title, note=f"{sampled}{len(points)} images", data=data, atlas=atlas_jpeg)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
 
 def _column(values: pd.Series) -> dict[str, Any]:
-    """What the page needs of a column: texts for each row, and its numbers, or classes and their names."""
+    """A column for the page: a text for each row, and either the numbers or the class codes with their names."""
     texts = ["" if missing else str(v) for v, missing in zip(values, values.isna(), strict=True)]
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > 20:
         numbers = values.astype(float)

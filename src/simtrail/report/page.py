@@ -14,19 +14,19 @@ from simtrail.report.card import content
 from simtrail.report.html import picture, render
 from simtrail.report.wording import interval, title
 
-ROWS = 20  # of a table; the rest are in its CSV file
+ROWS = 20  # rows shown of a table; all rows are in its CSV file
 LARGEST_MAP = 5_000_000  # bytes
 HEADINGS = {"r2": "R²", "f1": "F1", "q": "q (false discovery rate)", "angle": "angle, °", "limit": "limit, °"}
 HEADINGS |= {"top5": "top 5", "same_group": "same group", "drop": "accuracy lost"}
 
 
 def report_page(facts: dict[str, Any], folder: Path) -> str:
-    """The page as text, which loads nothing from the network; parts without data are left out.
+    """The page as text. It loads nothing from the network; sections without data are left out.
 
     `facts` holds name, created (ISO), params, validation, statistics, history (list of rows), metrics, tables (name →
-    DataFrame) and lineage (commit, dirty, run_id, run_url, versions). `folder` holds what the stages wrote:
-    pretrain/*.png and evaluate/figures/*; the page is meant to be in a folder inside it, from which it links a map too
-    big to embed.
+    DataFrame) and lineage (commit, dirty, run_id, run_url, versions). `folder` holds the files of the stages:
+    pretrain/*.png and evaluate/figures/*. Save the page in a subfolder of `folder`: it links a map that is too big to
+    embed as ../evaluate/map.html.
     """
     map_page = folder / "evaluate/map.html"
     size = map_page.stat().st_size if map_page.exists() else 0
@@ -52,7 +52,7 @@ def _grid(
     descending: bool = False,
     rows: int = ROWS,
 ) -> dict[str, Any] | None:
-    """A table to show, or None where there are no rows: columns with bounds become one, the first rows are kept."""
+    """The first rows of a table for the template, each value with its interval in one cell; None without rows."""
     table = tables.get(name)
     if table is not None and task is not None:
         table = table[table["task"] == task].drop(columns="task")

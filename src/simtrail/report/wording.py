@@ -1,4 +1,4 @@
-"""How reports say things: numbers, intervals, names of classifiers, and whether an encoder beats its floors."""
+"""The wording of reports: numbers, intervals, names of classifiers, and whether an encoder beats its floors."""
 
 from __future__ import annotations
 
@@ -11,26 +11,32 @@ from simtrail.evaluation.tasks import beats_floors
 
 
 def verdict(task: dict[str, Any]) -> str:
-    """One sentence: whether the linear probe of a task (of metrics.json) beats every floor.
+    """A text that says whether the linear probe of a task (of metrics.json) beats every floor.
 
-    It does where the 95 % interval of the difference on the same test images lies above 0.
+    It beats a floor if the 95 % interval of their difference on the same test images is above 0.
     """
     closest = min(task["gains"], key=lambda name: task["gains"][name]["low"])
     gain = task["gains"][closest]
-    floor = f"{title(closest).removeprefix('floor: ')}, {interval(task['scores'][closest], 'accuracy')}"
-    by = f"by {number(gain['value'])} (95 % interval {number(gain['low'])} – {number(gain['high'])})"
+    name, score = title(closest).removeprefix("floor: "), interval(task["scores"][closest], "accuracy")
+    difference = f"{number(gain['value'])} (95 % interval {number(gain['low'])} – {number(gain['high'])})"
     if beats_floors(task["gains"]):
-        return f"It beats every floor; the closest of them, {floor}, {by}."
+        return (
+            f"The accuracy is above every floor. The closest floor is {name} with {score}: the difference is "
+            f"{difference}."
+        )
     if gain["value"] <= 0:
-        return f"It does not beat its floor, {floor}: nothing here shows that this encoder is of use for it."
+        return (
+            f"The accuracy is not above the floor {name} with {score}: these results do not show that the encoder is "
+            "useful for this task."
+        )
     return (
-        f"It is above its floor, {floor}, {by}, but that interval includes 0: the difference may be chance, or there "
-        "are too few test groups to tell."
+        f"The accuracy is above the floor {name} with {score}, but the interval of the difference includes 0: "
+        f"{difference}. The difference may be due to chance, or there may be too few test groups to show it."
     )
 
 
 def interval(scores: dict[str, float], score: str) -> str:
-    """A score with its 95 % interval, as `0.881 (0.851 – 0.907)`; a dash where there is none."""
+    """A score with its 95 % interval, as `0.881 (0.851 – 0.907)`; a dash without a score."""
     if scores.get(score) is None:
         return "–"
     value, low, high = (scores.get(score + bound) for bound in ("", "_low", "_high"))
@@ -47,5 +53,5 @@ def number(value: Any) -> str:
 
 
 def title(name: str) -> str:
-    """The name of a classifier or floor as people read it: `linear probe`, `floor: random weights`."""
+    """The name of a classifier or floor for readers: `linear probe`, `floor: random weights`."""
     return TITLES.get(name, name.replace("_", " "))

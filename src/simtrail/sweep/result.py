@@ -1,4 +1,4 @@
-"""The result of a study: tables, figures, a report; its best encoder in the registry; its values in params.yaml."""
+"""The result of a study: table, figures and report; registers the best encoder; writes its values into params.yaml."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from simtrail.sweep.space import FOLDER, Space, trial_settings
 from simtrail.sweep.validation import validation_scores
 from simtrail.sweep.worker import MEASURES
 
-RANKED = 10  # of fewer trials, a rank correlation says next to nothing
+RANKED = 10  # the rank correlation of fewer trials says almost nothing
 SECONDS = ("seconds_to_start", "seconds_logging")
 LABEL_FREE = ("val_effective_rank", "val_alignment", "val_uniformity", "val_feature_std")
 FIGURES = {
@@ -41,13 +41,13 @@ FIGURES = {
 
 
 def report(study: optuna.Study, name: str, space: Space, params: Params) -> None:
-    """Writes best.yaml, trials.csv, figures and report.md to sweeps/NAME/, and logs them to the active run."""
+    """Writes best.yaml, trials.csv, figures and report.md to sweeps/NAME/, and logs them to the active MLflow run."""
     from simtrail.tracking.run import log_result
 
     folder = FOLDER / name
     trials = study.get_trials(deepcopy=False)
     ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    done = [t for t in trials if t.state == TrialState.COMPLETE]
+    completed = [t for t in trials if t.state == TrialState.COMPLETE]
     rows = [
         {"trial": t.number, "state": t.state.name.lower(), space.objective: t.value, **t.params}
         | {k: t.user_attrs[k] for k in ("epoch", "ended", *MEASURES, *SECONDS, "run") if k in t.user_attrs}
@@ -59,13 +59,13 @@ def report(study: optuna.Study, name: str, space: Space, params: Params) -> None
     ]
     table = pd.DataFrame(rows)
     table.to_csv(folder / "trials.csv", index=False)
-    if not done:
+    if not completed:
         raise InputError(f"study {space.study!r}: no trial has completed; see {folder}/worker-*.log")
     best = study.best_trial
     with (folder / "best.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(best.params, file)
     figures = _figures(study, folder)
-    text = _text(study, table, space, params)
+    text = _report_text(study, table, space, params)
     (folder / "report.md").write_text(text, encoding="utf-8")
     files = [folder / "best.yaml", folder / "trials.csv", folder / "report.md", FOLDER / f"{name}.yaml", *figures]
     log_result({"objective": float(best.value or 0), "trials": len(ended)}, files)
@@ -73,33 +73,36 @@ def report(study: optuna.Study, name: str, space: Space, params: Params) -> None
 
 
 def register_best(study: optuna.Study, name: str, space: Space, params: Params, parent: str) -> str:
-    """The best trial's encoder, tested once and registered through the gate; says as which version."""
+    """Tests the encoder of the best trial once on the test split, and registers it; returns its scores and version.
+
+    The version becomes champion only if it passes the gate, else challenger.
+    """
     from simtrail.tracking.registry import encoder_hash
     from simtrail.tracking.run import ENCODER, tag_run
 
     best, folder = study.best_trial, FOLDER / name / "encoder"
-    encoder, history, chosen = _winner(study, space, params)
+    encoder, history, best_params = _best_encoder(study, space, params)
     encoder.save(folder)
     source = prepared()
     features = features_of(encoder, source.images, params.embed.batch_size)
     embedded = Embedded(encoder, source.images, source.table, features)
-    assessment = assess(embedded, chosen.pretrain.augment, params.evaluate)
+    assessment = assess(embedded, best_params.pretrain.augment, params.evaluate)
     metrics, files = assessment.metrics, [folder.parent / "metrics.json", folder.parent / "predictions.parquet"]
     files[0].write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     predictions(assessment, source.table).to_parquet(files[1])
     tag_run(best.user_attrs["run"], ENCODER, encoder_hash(folder))
-    log_evaluation(chosen, folder, metrics, files)  # so that it can be compared
-    version = register_encoder(chosen, folder, history, metrics)
+    log_evaluation(best_params, folder, metrics, files)  # for `simtrail compare`
+    version = register_encoder(best_params, folder, history, metrics)
     tag_run(parent, "simtrail.winner", f"{version['name']} version {version['version']}")
     lines = "\n".join(score_lines(metrics))
     return f"{lines}\n{version['name']} version {version['version']} is {version['alias']}: {version['reason']}"
 
 
 def apply(name: str) -> None:
-    """Writes the best values of a study into params.yaml; comments, order and all else stay."""
+    """Writes the best values of a study into params.yaml; comments, order and all other values stay."""
     best = FOLDER / name / "best.yaml"
     if not best.exists():
-        raise InputError(f"{best}: no such file; run make sweep NAME={name} first")
+        raise InputError(f"{best}: no such file; first run: make sweep NAME={name}")
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
@@ -107,24 +110,24 @@ def apply(name: str) -> None:
     tree, values = yaml.load(path), YAML(typ="safe").load(best)
     changed = False
     for key, value in values.items():
-        *above, last = key.split(".")
+        *path_to_node, last = key.split(".")
         node = tree
-        for part in above:
+        for part in path_to_node:
             node = node[part]
         if node[last] != value:
             print(f"{key}: {node[last]} → {value}")
             node[last], changed = value, True
     if not changed:
-        print("params.yaml has the best values already")
+        print("params.yaml already has the best values")
         return
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(tree, file)
     load_params(path)
-    print("params.yaml has the best values; dvc repro trains with them in full")
+    print("params.yaml now has the best values; dvc repro trains with them for pretrain.epochs")
 
 
-def _winner(study: optuna.Study, space: Space, params: Params) -> tuple[Any, list[dict[str, float]], Params]:
-    """The encoder of the best trial, its history and its parameters: read from its last checkpoint."""
+def _best_encoder(study: optuna.Study, space: Space, params: Params) -> tuple[Any, list[dict[str, float]], Params]:
+    """The encoder of the best trial, its history and its parameters, read from the last checkpoint of the trial."""
     best = study.best_trial
     pretrain = trial_settings(params, space, best.params)
     group = f"sweeps/{space.study}-{best.user_attrs.get('first', best.number)}"
@@ -132,88 +135,91 @@ def _winner(study: optuna.Study, space: Space, params: Params) -> tuple[Any, lis
     return trained.encoder, trained.history, params.model_copy(update={"pretrain": pretrain})
 
 
-def _text(study: optuna.Study, table: pd.DataFrame, space: Space, params: Params) -> str:
+def _report_text(study: optuna.Study, table: pd.DataFrame, space: Space, params: Params) -> str:
     best = study.best_trial
     lines = [
         f"# Study {space.study}",
         "",
-        f"{len(table)} trials ended, {(table['state'] == 'pruned').sum()} of them early.",
+        f"{len(table)} trials ended, {(table['state'] == 'pruned').sum()} of them before their last epoch.",
     ]
     lines += [
         "",
         f"Best {space.objective}: **{best.value:.4g}** (trial {best.number}){_interval(study, space, params)}",
     ]
-    present = table[table["present"] & (table["state"] == "complete")]
-    if len(present):
-        then = float(present[space.objective].iloc[0])
-        lines += [
-            f"params.yaml as it was: {then:.4g} (trial {present['trial'].iloc[0]}); gain {study.best_value - then:+.4g}"
-        ]
+    baseline = table[table["present"] & (table["state"] == "complete")]
+    if len(baseline):
+        number, value = baseline["trial"].iloc[0], float(baseline[space.objective].iloc[0])
+        lines += [f"params.yaml before the sweep: {value:.4g} (trial {number}); gain {study.best_value - value:+.4g}"]
     else:
-        lines += ["params.yaml as it was: its trial did not complete"]
+        lines += ["params.yaml before the sweep: its trial did not complete"]
     lines += ["", "| parameter | best | params.yaml |", "|---|---|---|"]
     flat = params.flat()
     lines += [f"| {key} | {value} | {flat[key]} |" for key, value in best.params.items()]
-    judge = next((m for m in ("val_probe", "val_knn") if m in table), None)
-    done = table[table["state"] == "complete"]
-    if judge and len(done) >= RANKED:
-        lines += ["", f"Spearman's rank correlation with {judge}, over {len(done)} completed trials:", ""]
+    accuracy = next((m for m in ("val_probe", "val_knn") if m in table), None)
+    completed = table[table["state"] == "complete"]
+    if accuracy and len(completed) >= RANKED:
+        lines += ["", f"Spearman's rank correlation with {accuracy}, over {len(completed)} completed trials:", ""]
         lines += [
-            f"- {m}: {spearmanr(done[m], done[judge]).statistic:+.2f}" for m in LABEL_FREE if done[m].nunique() > 1
+            f"- {m}: {spearmanr(completed[m], completed[accuracy]).statistic:+.2f}"
+            for m in LABEL_FREE
+            if completed[m].nunique() > 1
         ]
     return "\n".join(lines) + "\n"
 
 
 def _interval(study: optuna.Study, space: Space, params: Params) -> str:
-    """The 95 % interval of the best value, over groups of the validation split; empty where there are no labels."""
+    """The 95 % interval of the best value over groups of the validation split, as a text; empty without labels."""
     if space.objective not in ("val_probe", "val_knn"):
         return ""
-    scores = validation_scores(_winner(study, space, params)[0], params).get(space.objective)
+    scores = validation_scores(_best_encoder(study, space, params)[0], params).get(space.objective)
     if not scores:
         return ""
     text = f", 95 % interval {scores['accuracy_low']:.3f} – {scores['accuracy_high']:.3f} over the validation groups"
-    if abs(scores["accuracy"] - study.best_value) > 0.002:  # of the kept weights, read back: should be the same
+    if abs(scores["accuracy"] - study.best_value) > 0.002:  # the best value is of the same weights and should agree
         text += f" (measured again, on classes with training images: {scores['accuracy']:.4g})"
     return text
 
 
 def _figures(study: optuna.Study, folder: Path) -> list[Path]:
+    """Draws the figures of Optuna that have enough completed trials, and returns their paths."""
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as draw
 
     paths = []
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    short, parameters = _short_names(done, study.direction), len(study.best_trial.params)
-    for kind, function in FIGURES.items():
-        crossed = kind in ("importance", "contour", "parallel", "slice")
-        if (crossed and len(done) < 3) or (kind == "contour" and parameters < 2):
-            continue  # nothing to see in fewer
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    renamed, parameters = _short_names(completed, study.direction), len(study.best_trial.params)
+    for name, function in FIGURES.items():
+        by_parameter = name in ("importance", "contour", "parallel", "slice")
+        if (by_parameter and len(completed) < 3) or (name == "contour" and parameters < 2):
+            continue  # these figures show nothing with fewer trials or parameters
         with warnings.catch_warnings(), plt.style.context("default"):
             warnings.simplefilter("ignore")
-            figure = np.ravel(getattr(draw, f"plot_{function}")(short if crossed else study))[0].figure
+            figure = np.ravel(getattr(draw, f"plot_{function}")(renamed if by_parameter else study))[0].figure
         side = 2.6 * parameters
-        if kind in ("contour", "slice"):
-            figure.set_size_inches(side + 1, side if kind == "contour" else 3.4)
-        if kind == "contour":  # drawn for a fixed size: every panel has labels of its own
+        if name in ("contour", "slice"):
+            figure.set_size_inches(side + 1, side if name == "contour" else 3.4)
+        if name == "contour":  # Optuna labels the axes of every panel, and they would overlap
             for axis in figure.axes[: parameters**2]:
                 axis.label_outer()
                 axis.tick_params(which="both", labelsize=7)
                 axis.tick_params(axis="x", which="both", rotation=60)
-        figure.savefig(folder / f"{kind}.png", dpi=110, bbox_inches="tight")
+        figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
         plt.close(figure)
-        paths.append(folder / f"{kind}.png")
+        paths.append(folder / f"{name}.png")
     return paths
 
 
 def _short_names(trials: list[optuna.trial.FrozenTrial], direction: optuna.study.StudyDirection) -> optuna.Study:
-    """The trials with parameters' names that fit on an axis."""
+    """A study of the same trials, in which the names of the parameters are short enough for an axis."""
     study = optuna.create_study(direction=direction)
 
-    def short(tree: dict[str, Any]) -> dict[str, Any]:
-        return {".\n".join(key.split(".")[-2:]).removeprefix("pretrain.\n"): value for key, value in tree.items()}
+    def shortened(values: dict[str, Any]) -> dict[str, Any]:
+        return {".\n".join(key.split(".")[-2:]).removeprefix("pretrain.\n"): value for key, value in values.items()}
 
     for trial in trials:
         study.add_trial(
-            optuna.create_trial(value=trial.value, params=short(trial.params), distributions=short(trial.distributions))
+            optuna.create_trial(
+                value=trial.value, params=shortened(trial.params), distributions=shortened(trial.distributions)
+            )
         )
     return study

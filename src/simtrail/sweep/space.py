@@ -1,4 +1,4 @@
-"""Search spaces: what a sweep varies, by what it judges, and what it may cost; checked before anything runs."""
+"""Search spaces: what a sweep varies, its objective and its budget; checked before any trial starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 FOLDER = Path("sweeps")
-# what the contrastive loss is compared against changes with these, and so does its scale
+# settings that change the negatives or the scale of the contrastive loss
 LOSS_DEPENDS_ON = ("augment", "batch_size", "temperature", "objective", "normalise", "epochs")
 
 
@@ -24,8 +24,11 @@ class _Strict(BaseModel):
 
 
 class Axis(_Strict):
-    """The values of one parameter: from `low` to `high`, one of `choices`, or `powers_of_two` from the first to the
-    second. With `when`, only where other parameters of the space have these values; elsewhere params.yaml's."""
+    """The values of a parameter: from `low` to `high`, one of `choices`, or `powers_of_two` from the first to the last.
+
+    With `when`, the parameter is only searched if other parameters of the space have these values; else it has the
+    value of params.yaml.
+    """
 
     low: int | float | None = None
     high: int | float | None = None
@@ -35,22 +38,22 @@ class Axis(_Strict):
     when: Settings = {}
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Axis:
+    def _valid(self) -> Axis:
         low, high = self.low, self.high
-        kinds = [low is not None or high is not None, self.choices is not None, self.powers_of_two is not None]
-        if sum(kinds) != 1 or (low is None) != (high is None):
+        forms = [low is not None or high is not None, self.choices is not None, self.powers_of_two is not None]
+        if sum(forms) != 1 or (low is None) != (high is None):
             raise ValueError("must have low and high, or choices, or powers_of_two")
         if low is not None and high is not None and low >= high:
             raise ValueError(f"low = {low}, high = {high}: an empty range; low must be < high")
         if self.log and (low is None or low <= 0):
-            raise ValueError(f"log: true needs low > 0, not {low}")
+            raise ValueError(f"low = {low}: must be > 0 with log: true")
         if low is None and not self.values:
-            raise ValueError("no value to choose; choices or powers_of_two must hold one at least")
+            raise ValueError("no value to choose; choices or powers_of_two must have at least one value")
         return self
 
     @property
     def values(self) -> list[Any] | None:
-        """The values there are, or None for a range."""
+        """The list of values, or None for a range."""
         if self.powers_of_two:
             low, high = self.powers_of_two
             return [2**n for n in range(31) if low <= 2**n <= high]
@@ -64,15 +67,15 @@ class Axis(_Strict):
 
 class Budget(_Strict):
     trials: int = Field(ge=1)
-    """Trials that end, completed or pruned."""
+    """Number of trials that end, completed or pruned."""
     minutes: float | None = Field(default=None, gt=0)
-    """No trial is begun later than this."""
+    """After this time, no new trial starts; null: no limit."""
     epochs: int = Field(ge=1)
-    """Epochs of a trial that is not pruned."""
+    """Number of epochs of a trial that is not pruned."""
 
 
 class Space(_Strict):
-    """A file sweeps/NAME.yaml."""
+    """The content of a file sweeps/NAME.yaml."""
 
     study: str = Field(pattern=r"^[\w.-]+$")
     objective: Literal["val_probe", "val_knn", "val_effective_rank", "loss"]
@@ -83,86 +86,90 @@ class Space(_Strict):
     set: Settings = {}
     """Settings of all trials."""
     space: dict[str, Axis] = Field(min_length=1)
-    """What is searched: dotted keys of params.yaml."""
+    """The parameters that are searched, by their dotted keys in params.yaml."""
 
     @model_validator(mode="after")
     def _comparable(self) -> Space:
-        moved = [key for key in self.space if key.removeprefix("pretrain.").split(".")[0] in LOSS_DEPENDS_ON]
-        if self.objective == "loss" and moved:
+        changes_loss = [key for key in self.space if key.removeprefix("pretrain.").split(".")[0] in LOSS_DEPENDS_ON]
+        if self.objective == "loss" and changes_loss:
             raise ValueError(
-                f"objective = 'loss': not comparable between trials that differ in {', '.join(moved)}; "
-                "choose val_probe or val_knn, or val_effective_rank where there are no labels"
+                f"objective = 'loss': not comparable between trials that differ in {', '.join(changes_loss)}; "
+                "choose val_probe or val_knn, or val_effective_rank if there are no labels"
             )
         if (self.objective == "loss") != (self.direction == "minimize"):
-            raise ValueError(f"direction = {self.direction!r}: {self.objective} is better the other way")
-        known: dict[str, Axis] = {}
+            direction = "minimize" if self.objective == "loss" else "maximize"
+            raise ValueError(f"direction = {self.direction!r}: must be {direction!r} for {self.objective}")
+        earlier: dict[str, Axis] = {}
         for key, axis in self.space.items():
             for other, value in axis.when.items():
-                if other not in known or value not in known[other]:
+                if other not in earlier or value not in earlier[other]:
                     raise ValueError(
-                        f"space.{key}.when.{other} = {value!r}: must be a parameter listed before, and a value of it"
+                        f"space.{key}.when.{other} = {value!r}: must be a value of a parameter that is listed before"
                     )
             if self.sampler == "grid" and (axis.values is None or axis.when):
-                raise ValueError(f"space.{key}: sampler = 'grid' needs choices or powers_of_two, and no condition")
-            known[key] = axis
+                raise ValueError(f"space.{key}: sampler = 'grid' needs choices or powers_of_two, and no `when`")
+            earlier[key] = axis
         if self.sampler == "cmaes" and all(axis.values is not None for axis in self.space.values()):
-            raise ValueError("sampler = 'cmaes': needs a range; choices are drawn at random")
+            raise ValueError("sampler = 'cmaes': needs a parameter with low and high; it draws choices only at random")
         return self
 
     @property
     def decided(self) -> Settings:
-        """What budget and objective set in every trial."""
+        """Settings of every trial that follow from budget and objective."""
         return {
             "pretrain.epochs": self.budget.epochs,
             "pretrain.max_steps": None,
             "pretrain.monitor.metric": "last" if self.objective == "loss" else self.objective.removeprefix("val_"),
-            "pretrain.monitor.patience": None,  # stopping is the pruner's
+            "pretrain.monitor.patience": None,  # only the pruner stops a trial early
         }
 
     def settings(self, values: Settings) -> Settings:
-        """What a trial sets, of these values of the space."""
+        """All settings of a trial with these values of the space."""
         return {**self.set, **self.decided, **values}
 
     def active(self, values: Settings) -> Iterator[tuple[str, Axis]]:
-        """The parameters that a trial has; `values` is filled by the caller as they come."""
+        """The parameters of a trial, in order. The caller adds the value of each to `values` before the next one."""
         for key, axis in self.space.items():
             if all(values.get(other) == value for other, value in axis.when.items()):
                 yield key, axis
 
 
 def load_space(name: str, params: Params) -> Space:
-    """The checked space of sweeps/NAME.yaml; InputError names every key at fault, or the spaces there are.
+    """The checked space of sweeps/NAME.yaml.
 
-    Every end of a range and every choice must be possible, and what params.yaml has must lie within: it is trial 0.
+    All choices and the limits of all ranges must be valid, and the space must include the values of params.yaml, which
+    are trial 0. Raises InputError that names every key with an error, or the existing spaces if there is no such file.
     """
     path = FOLDER / f"{name}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml"))) or "none"
-        raise InputError(f"{path}: no such search space; {FOLDER} holds {known}")
+        existing = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml"))) or "none"
+        raise InputError(f"{path}: no such search space; {FOLDER} has {existing}")
     space = parse(Space, read_yaml(path.read_bytes(), path), path)
     for key in (*space.set, *space.space):
         if not key.startswith("pretrain."):
-            raise InputError(f"{path}: {key}: only pretrain is searched; the data are prepared once for all trials")
+            raise InputError(
+                f"{path}: {key}: only pretrain is searched, because all trials use the same prepared data; remove it"
+            )
         if key in space.decided:
-            raise InputError(f"{path}: {key}: is decided by budget and objective; remove it")
+            raise InputError(f"{path}: {key}: is set by budget and objective; remove it")
     base = changed(params, space.settings({}), str(path))
     flat = base.flat()
     for key, axis in space.space.items():
         for value in axis.values if axis.values is not None else (axis.low, axis.high):
             changed(params, space.settings({**axis.when, key: value}), str(path))
         if key not in flat:
-            raise InputError(f"{path}: space.{key}: params.yaml has no single value there; give it one, for trial 0")
+            raise InputError(f"{path}: space.{key}: params.yaml has no single value for this key; set one, for trial 0")
     for key, axis in space.active({**flat}):
         if flat[key] not in axis:
             raise InputError(
-                f"{path}: space.{key}: params.yaml has {flat[key]!r}, which is outside; trial 0 measures params.yaml: "
-                "widen the space"
+                f"{path}: space.{key}: params.yaml has {flat[key]!r}, which is outside the space; extend the space, "
+                "because trial 0 has the values of params.yaml"
             )
     return space
 
 
 def suggest(trial: Trial, space: Space) -> Settings:
-    """The values that a trial tries."""
+    """The values of a trial, chosen by the sampler of the study."""
     values: Settings = {}
     for key, axis in space.active(values):
         if axis.values is not None:
@@ -180,6 +187,6 @@ def trial_settings(params: Params, space: Space, values: Settings) -> Pretrain:
 
 
 def current_values(params: Params, space: Space) -> Settings:
-    """The values that params.yaml has in the space."""
+    """The values of params.yaml for the parameters of the space."""
     flat = changed(params, space.settings({}), "params.yaml").flat()
     return {key: flat[key] for key, _ in space.active(flat)}

@@ -1,4 +1,4 @@
-"""`make sweep`: workers that try trials until the budget is spent, watched, and replaced when they die."""
+"""`make sweep`: starts workers that run trials until the budget is used up, and replaces workers that die."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from simtrail.sweep.space import FOLDER, Space, current_values, load_space
 from simtrail.sweep.study import count_trials, open_study, requeue_dead
 from simtrail.sweep.worker import study_base
 
-DEATHS = 5  # of workers in a row, without a trial that ended in between, that are too many
+DEATHS = 5  # the sweep gives up after this many deaths of workers without a trial that ended in between
 
 
 def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> None:
-    """Runs the study of sweeps/NAME.yaml to its budget, reports it, and registers the best encoder through the gate.
+    """Runs the study of sweeps/NAME.yaml up to its budget, writes its report and registers the best encoder.
 
-    Goes on where an earlier call was ended. `join` only adds this machine's workers to a study that another one runs
-    (OPTUNA_STORAGE). Raises InputError before any trial for a space at fault, TrainingError when workers keep dying.
+    Continues where an earlier call was interrupted. `join` only adds workers of this machine to a study that another
+    machine runs (OPTUNA_STORAGE). The encoder becomes champion only if it passes the gate of `register`. Raises
+    InputError before any trial for errors in the space, and TrainingError if workers die again and again.
     """
     params = load_params()
     space = load_space(name, params)
@@ -44,7 +45,9 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
     if space.sampler == "grid" and space.budget.trials > (
         cells := prod(len(a.values or []) for a in space.space.values())
     ):
-        raise InputError(f"sweeps/{name}.yaml: budget.trials = {space.budget.trials}: the grid has {cells} cells")
+        raise InputError(
+            f"sweeps/{name}.yaml: budget.trials = {space.budget.trials}: must be ≤ {cells}, the cells of the grid"
+        )
     base = study_base(params, space)
     require(params, "prepare")
     if join:
@@ -52,10 +55,10 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
         return
     from simtrail.tracking.run import Trail, run
 
-    ready = training_run(params.pretrain)
-    for line in ready.warnings:
+    training = training_run(params.pretrain)
+    for line in training.warnings:
         print(f"sweep: warning: {line}", flush=True)
-    trail = Trail(params, ready.data_md5)
+    trail = Trail(params, training.data_md5)
     with run(trail, key=f"sweep {space.study} {base}", resumed=True, name=f"sweep {space.study}") as parent:
         study = open_study(name, space, base, create=True)
         study.set_user_attr("parent", parent)
@@ -64,11 +67,11 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
         _supervise(study, name, space, workers)
         report(study, name, space, params)
     print(register_best(study, name, space, params, parent))
-    print(f"apply it to params.yaml: simtrail apply {name}; the study: {FOLDER / name / 'report.md'}")
+    print(f"to write the best values into params.yaml: simtrail apply {name}; report: {FOLDER / name / 'report.md'}")
 
 
 def _enqueue_present(study: optuna.Study, params: Params, space: Space) -> None:
-    """Trial 0 is what params.yaml has, with which the best is compared; in a grid it has its turn anyway."""
+    """Queues the values of params.yaml as trial 0, for comparison with the best; a grid includes them anyway."""
     if "present" not in study.user_attrs:
         study.set_user_attr("present", current_values(params, space))
     if space.sampler != "grid" and not study.get_trials(deepcopy=False):
@@ -76,48 +79,50 @@ def _enqueue_present(study: optuna.Study, params: Params, space: Space) -> None:
 
 
 def _supervise(study: optuna.Study, name: str, space: Space, count: int | None) -> None:
-    """Keeps the workers going until the budget is spent."""
+    """Starts workers, and replaces those that die, until the budget is used up."""
     gpus = torch.cuda.device_count()
     count = count or max(1, gpus)
     deadline = time.time() + 60 * space.budget.minutes if space.budget.minutes else None
-    jobs: dict[int, subprocess.Popen[bytes]] = {}
+    processes: dict[int, subprocess.Popen[bytes]] = {}
     deaths, ended = 0, count_trials(study)[0]
     try:
         with _display(study, space, count) as show:
-            while count_trials(study)[0] < space.budget.trials and (deadline is None or time.time() < deadline or jobs):
+            while count_trials(study)[0] < space.budget.trials and (
+                deadline is None or time.time() < deadline or processes
+            ):
                 for number in range(count):
-                    job = jobs.get(number)
-                    if job and job.poll():
+                    process = processes.get(number)
+                    if process and process.poll():
                         deaths += 1
                         requeue_dead(study)
-                    if job is None or job.poll():
-                        jobs[number] = _start(name, space, number, count, gpus, deadline)
+                    if process is None or process.poll():
+                        processes[number] = _start(name, space, number, count, gpus, deadline)
                 if count_trials(study)[0] > ended:
                     deaths, ended = 0, count_trials(study)[0]
                 if deaths >= DEATHS:
-                    last = (FOLDER / name / "worker-0.log").read_text(errors="replace").strip().splitlines()[-1:]
+                    end = (FOLDER / name / "worker-0.log").read_text(errors="replace").strip().splitlines()[-1:]
                     raise TrainingError(
-                        f"workers died {deaths} times in a row; see {FOLDER / name}/worker-*.log: {last}"
+                        f"workers died {deaths} times in a row; see {FOLDER / name}/worker-*.log: {end}"
                     )
-                if all(job.poll() == 0 for job in jobs.values()):
+                if all(process.poll() == 0 for process in processes.values()):
                     break
                 show()
                 time.sleep(0.5)
             show()
     finally:
-        for job in jobs.values():
-            job.terminate()
-        for job in jobs.values():
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
             try:
-                job.wait(30)
+                process.wait(30)
             except subprocess.TimeoutExpired:
-                job.kill()
+                process.kill()
 
 
 def _start(
     name: str, space: Space, number: int, count: int, gpus: int, deadline: float | None
 ) -> subprocess.Popen[bytes]:
-    """A worker, on the GPU that is its turn, or with its share of the processors."""
+    """Starts a worker. It gets one GPU (the workers take turns), or an equal part of the processor cores."""
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(str(i) for i in range(gpus))
@@ -132,25 +137,26 @@ def _start(
 
 @contextmanager
 def _display(study: optuna.Study, space: Space, workers: int) -> Iterator[Callable[[], None]]:
-    """A function that shows the trials: a live table on a terminal, else a line for each that has ended."""
-    console, begun = Console(), time.time()
-    told = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+    """A function that shows the trials: a live table on a terminal, else one line for each trial that has ended."""
+    console, start = Console(), time.time()
+    shown = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2) as live:
-            yield lambda: live.update(_table(study, space, workers, begun, len(told)))
+            yield lambda: live.update(_table(study, space, workers, start))
         return
 
-    def lines() -> None:
+    def print_ended() -> None:
         for trial in study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and trial.number not in told:
-                told.add(trial.number)
-                print(f"{_describe(trial)}; {_progress(study, space, workers, begun)}", flush=True)
+            if trial.state.is_finished() and trial.number not in shown:
+                shown.add(trial.number)
+                print(f"{_describe(trial)}; {_progress(study, space, workers, start)}", flush=True)
 
-    yield lines
+    yield print_ended
 
 
-def _table(study: optuna.Study, space: Space, workers: int, begun: float, before: int) -> Table:
-    table = Table(title=f"{space.study}: {_progress(study, space, workers, begun)}", title_justify="left")
+def _table(study: optuna.Study, space: Space, workers: int, start: float) -> Table:
+    """The last 25 trials, the best one in bold."""
+    table = Table(title=f"{space.study}: {_progress(study, space, workers, start)}", title_justify="left")
     for column in ("trial", "state", "epoch", space.objective, *(key.removeprefix("pretrain.") for key in space.space)):
         table.add_column(column)
     trials = study.get_trials(deepcopy=False)
@@ -163,12 +169,13 @@ def _table(study: optuna.Study, space: Space, workers: int, begun: float, before
     return table
 
 
-def _progress(study: optuna.Study, space: Space, workers: int, begun: float) -> str:
+def _progress(study: optuna.Study, space: Space, workers: int, start: float) -> str:
+    """How many trials have ended, the best value, and the minutes left, estimated from trials since `start`."""
     ended, best = count_trials(study)[0], _best(study)
-    done = [t for t in study.get_trials(deepcopy=False) if t.duration and t.datetime_start.timestamp() > begun]  # type: ignore[union-attr]
+    recent = [t for t in study.get_trials(deepcopy=False) if t.duration and t.datetime_start.timestamp() > start]  # type: ignore[union-attr]
     text = f"{ended}/{space.budget.trials}" + (f", best {best.value:.4g} (trial {best.number})" if best else "")
-    if done and ended < space.budget.trials:
-        mean = sum(t.duration.total_seconds() for t in done if t.duration) / len(done)
+    if recent and ended < space.budget.trials:
+        mean = sum(t.duration.total_seconds() for t in recent if t.duration) / len(recent)
         text += f", about {mean * (space.budget.trials - ended) / workers / 60:.0f} min left"
     return text
 
@@ -182,7 +189,7 @@ def _describe(trial: FrozenTrial) -> str:
 def _state(trial: FrozenTrial) -> str:
     if trial.state == TrialState.PRUNED:
         return str(trial.user_attrs.get("ended", f"pruned after epoch {trial.user_attrs.get('epoch')}"))
-    return {"COMPLETE": "completed", "FAIL": "killed, tried again"}.get(trial.state.name, trial.state.name.lower())
+    return {"COMPLETE": "completed", "FAIL": "killed, will run again"}.get(trial.state.name, trial.state.name.lower())
 
 
 def _best(study: optuna.Study) -> FrozenTrial | None:

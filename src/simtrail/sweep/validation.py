@@ -1,4 +1,4 @@
-"""What an encoder reaches on the validation split, with intervals over groups."""
+"""Scores of an encoder on the validation split, with intervals over groups."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from simtrail.training.monitors import NEIGHBOURS
 
 
 def validation_scores(encoder: Encoder, params: Params) -> dict[str, Scores]:
-    """The scores of val_knn and val_probe, the classifiers of validation during training; {} without labels.
+    """The scores of val_knn and val_probe, the classifiers that validate during training; {} without labels.
 
-    They learn from the training split of the prepared images. Each accuracy has a 95 % interval over groups.
+    They are fitted on the training split of the prepared images. Each accuracy has a 95 % interval over groups.
     """
     source = prepared()
     task = main_task(source.table)

@@ -1,4 +1,4 @@
-"""Evaluated runs, found by a name and read back from the store."""
+"""Evaluated runs: finds them by name in the store and loads their results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class EvaluatedRun:
 
 
 def load_runs(names: list[str]) -> list[EvaluatedRun]:
-    """The evaluated runs of these names, each as for `find`; InputError for a run twice or without evaluation."""
+    """The evaluated runs of these names, each as for `find`.
+
+    Raises InputError for a run that is named twice or has no evaluation.
+    """
     client = open_store()
     runs: list[EvaluatedRun] = []
     for name in names:
@@ -54,7 +57,10 @@ def load_runs(names: list[str]) -> list[EvaluatedRun]:
 
 
 def find(client: MlflowClient, name: str) -> Run:
-    """The run of a run id, the beginning of one, a run name, or a registered version; InputError unless exactly one."""
+    """The run of a run id, the beginning of an id, a run name, or a registered version.
+
+    Raises InputError unless exactly one run matches.
+    """
     if name.startswith("models:/"):
         return client.get_run(_run_of_version(client, name))
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -64,13 +70,13 @@ def find(client: MlflowClient, name: str) -> Run:
     runs = {run.info.run_id: run for query in queries for run in client.search_runs(experiments, query, max_results=6)}
     matches = [run for run in runs.values() if run.info.run_id.startswith(name) or run.info.run_name == name]
     if len(matches) > 1:
-        raise InputError(f"{name}: matches several runs: {_brief(matches[:5])}; give the id of one")
+        raise InputError(f"{name}: matches several runs: {_short_list(matches[:5])}; give the id of one")
     if matches:
         return matches[0]
     latest = client.search_runs(experiments, max_results=5)
     raise InputError(
-        f"{name}: no such run; give a run's id, the beginning of it, its name, or models:/NAME/VERSION; the latest are "
-        f"{_brief(list(latest)) or 'none'}"
+        f"{name}: no such run; give a run's id, the beginning of it, its name, or models:/NAME/VERSION; the latest "
+        f"runs are {_short_list(list(latest)) or 'none'}"
     )
 
 
@@ -86,7 +92,7 @@ def _run_of_version(client: MlflowClient, uri: str) -> str:
     return str(version.run_id)
 
 
-def _brief(runs: list[Run]) -> str:
+def _short_list(runs: list[Run]) -> str:
     return ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in runs)
 
 

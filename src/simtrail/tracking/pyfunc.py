@@ -1,4 +1,4 @@
-"""The registered model, as code: MLflow runs this file when the model is loaded, so that nothing is pickled."""
+"""The registered model as code: MLflow runs this file to load the model, so that nothing is pickled."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from simtrail.model.encoder import Encoder
 
 
 class EncoderModel(PythonModel):
-    """Embeds an array (N, C, H, W), in the bands, type and range of the image files, as (N, width) float32."""
+    """Embeds an array (N, C, H, W), with the bands, type and range of the image files, as (N, width) float32."""
 
     def load_context(self, context: Any) -> None:
         self.encoder = Encoder.load(Path(context.artifacts["encoder"]))

@@ -1,4 +1,4 @@
-"""The model registry: one version per encoder, its numbers and lineage attached, aliases moved through the gate."""
+"""The model registry: one version per encoder, with its metrics and lineage; the best version is `champion`."""
 
 from __future__ import annotations
 
@@ -34,49 +34,49 @@ REQUIREMENTS += ["pydantic", "pyyaml", "tqdm", "mlflow"]
 
 
 def encoder_hash(folder: Path) -> str:
-    """The sha256 that identifies an encoder: of its weights and its configuration."""
+    """The sha256 of an encoder's weights and configuration, which identifies it."""
     return hashlib.sha256((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An encoder to register, with all that its version shall record."""
+    """An encoder to register, and everything that its version records."""
 
-    encoder: Path  # folder of its weights and configuration
-    history: list[dict[str, float]]  # of its training
+    encoder: Path  # the folder with its weights and configuration
+    history: list[dict[str, float]]  # the training history
     metrics: dict[str, float]
-    deciding: str  # the metric that decides between versions
-    comparable: str  # identifies test images and settings: versions that share it may be compared
+    deciding: str  # the metric that decides which version is champion
+    comparable: str  # identifies the test images and settings: versions with the same value are comparable
     checks: str  # the result of the data checks, in a few words
     signature: tuple[np.dtype, int]  # type and number of bands of the image files
     card: Callable[[str], str]  # run id → model card
 
 
 def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
-    """The registered version and its alias: name, version, alias, reason, encoder_sha256, run_id.
+    """Registers an encoder and returns name, version, alias, reason, encoder_sha256 and run_id.
 
-    The same encoder registered again is the same version, brought up to date. The version becomes `champion` when there
-    is none, or when its deciding metric is higher than the champion's on the same data version and with the same
-    `comparable`; otherwise `challenger`.
+    Registering the same encoder again updates its version. The version becomes `champion` if there is no champion, or
+    if its deciding metric is higher than the champion's and both have the same data version and the same `comparable`.
+    Otherwise it becomes `challenger`.
     """
     name, sha = trail.params.register_.name, encoder_hash(candidate.encoder)
     client = open_store()
     with store_lock():
         _create_model(client, name)
         versions = client.search_model_versions(f"name = '{name}'")
-        known = next((v for v in versions if v.tags.get("encoder_sha256") == sha), None)
+        existing = next((v for v in versions if v.tags.get("encoder_sha256") == sha), None)
         with run(trail, encoder=sha) as run_id:
-            curve_logger(run_id)(candidate.history)  # only needed where the encoder came from DVC's cache without a run
+            curve_logger(run_id)(candidate.history)  # only needed if the encoder came from DVC's cache, without a run
             log_result(candidate.metrics, [])
-            version = known or _create_version(client, name, trail, candidate, run_id)
+            version = existing or _create_version(client, name, trail, candidate, run_id)
         tags = _tags(trail, candidate, sha)
         for key, value in tags.items():
-            if version.tags.get(key) != value and not (known and key in ("git_commit", "params_hash")):
+            if version.tags.get(key) != value and not (existing and key in ("git_commit", "params_hash")):
                 client.set_model_version_tag(name, version.version, key, value)
         description = _description(tags, candidate.metrics, candidate.deciding)
         client.update_model_version(name, version.version, description)
         client.set_tag(run_id, "mlflow.note.content", description)
-        alias, reason = _gate(client, name, version, tags, candidate)
+        alias, reason = _set_alias(client, name, version, tags, candidate)
     return {
         "name": name,
         "version": int(version.version),
@@ -88,31 +88,29 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
 
 
 def fetch(uri: str, out: Path | None = None) -> Path:
-    """The folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3): `out`, when it is given."""
+    """The folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3): a copy in `out`, if given."""
     client = open_store()
     if not uri.startswith("models:/"):
         raise InputError(f"{uri}: must look like models:/NAME@champion or models:/NAME/VERSION")
     try:
         folder = Path(mlflow.artifacts.download_artifacts(f"{uri.rstrip('/')}/artifacts/encoder"))
     except (MlflowException, OSError, ValueError) as error:
-        known = ", ".join(sorted(f"models:/{model.name}" for model in client.search_registered_models())) or "no model"
+        names = ", ".join(sorted(f"models:/{model.name}" for model in client.search_registered_models())) or "no model"
         raise InputError(
-            f"{uri}: {' '.join(str(error).split())[:200].rstrip('.')}; the registry holds {known}"
+            f"{uri}: {' '.join(str(error).split())[:200].rstrip('.')}; the registry holds {names}"
         ) from None
     if out is None:
         return folder
     out.mkdir(parents=True, exist_ok=True)
     for file in (WEIGHTS, CONFIG, CARD):
-        if (folder / file).exists():  # versions registered before cards were have none
+        if (folder / file).exists():  # old versions have no model card
             shutil.copy(folder / file, out)
     return out
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
     try:
-        client.create_registered_model(
-            name, description="SimCLR encoder: see each version for its numbers and lineage."
-        )
+        client.create_registered_model(name, description="SimCLR encoder: each version has its metrics and lineage.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -123,12 +121,12 @@ def _create_version(client: MlflowClient, name: str, trail: Trail, candidate: Ca
     mlflow.log_metrics(candidate.metrics, model_id=model.model_id, dataset=trail.dataset())
     version = client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
     link = json.dumps([{"name": name, "version": version.version}])
-    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})  # the run page links it
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})  # for the link on the page of the run
     return version
 
 
 def _tags(trail: Trail, candidate: Candidate, sha: str) -> dict[str, str]:
-    """What a version records of its origin, and its metrics of the linear probe."""
+    """The tags of a version: its origin, and the metrics of the linear probe."""
     deciding = candidate.deciding
     return {
         "encoder_sha256": sha,
@@ -154,7 +152,7 @@ def _log_model(encoder: Path, signature: tuple[np.dtype, int], card: str) -> Any
     )
     package = Path(simtrail.__file__).parent
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # advice to give an example: the signature says it all
+        warnings.simplefilter("ignore", UserWarning)  # MLflow advises an input example, but the signature is enough
         weights, code = Path(scratch, "encoder"), Path(scratch, "simtrail")
         weights.mkdir()
         for file in (WEIGHTS, CONFIG):
@@ -171,22 +169,22 @@ def _log_model(encoder: Path, signature: tuple[np.dtype, int], card: str) -> Any
         )
 
 
-def _gate(
+def _set_alias(
     client: MlflowClient, name: str, version: ModelVersion, tags: dict[str, str], candidate: Candidate
 ) -> tuple[str, str]:
-    """The alias of a version, and the reason for it."""
+    """Sets the alias of a version; returns the alias and the reason for it."""
     deciding = candidate.deciding
     try:
         champion = client.get_model_version_by_alias(name, "champion")
     except MlflowException:
         champion = None
     if champion is None:
-        alias, reason = "champion", "the first of its name"
+        alias, reason = "champion", "the first champion"
     elif str(champion.version) == str(version.version):
-        return "champion", "it is the present champion"
+        return "champion", "it is the champion already"
     elif any(champion.tags.get(key) != tags[key] for key in ("data_md5", "comparable")):
         alias = "challenger"
-        reason = f"not comparable with champion version {champion.version}: other data, split or evaluation settings"
+        reason = f"not comparable with champion version {champion.version}: its data, split or settings differ"
     else:
         value, best = candidate.metrics[deciding], float(champion.tags.get(f"metric.{deciding}", "nan"))
         alias = "champion" if value > best else "challenger"
@@ -200,7 +198,7 @@ def _description(tags: dict[str, str], metrics: dict[str, float], deciding: str)
         return f"{metrics[f'{name}/{score}']:.3f}"
 
     lines = [
-        f"{deciding.replace('_', ' ').replace('/', ' ')} {metrics[deciding]:.3f}, which decides between versions",
+        f"{deciding.replace('_', ' ').replace('/', ' ')} {metrics[deciding]:.3f}: the metric that decides the champion",
         "",
     ]
     if names := [name.removesuffix("/accuracy") for name in metrics if name.endswith("/accuracy")]:
@@ -209,14 +207,14 @@ def _description(tags: dict[str, str], metrics: dict[str, float], deciding: str)
             interval = f"{cell(name, 'accuracy_low')} – {cell(name, 'accuracy_high')}"
             scores = f"{cell(name, 'accuracy')} | {interval} | {cell(name, 'balanced_accuracy')} | {cell(name, 'f1')}"
             lines.append(f"| {TITLES.get(name, name)} | {scores} |")
-    free = ", ".join(
+    features = ", ".join(
         f"{k.split('/')[1].replace('_', ' ')} {v:.3g}" for k, v in metrics.items() if k.startswith("features/")
     )
     return "\n".join(
         [
             *lines,
             "",
-            f"- features: {free}",
+            f"- features: {features}",
             f"- data: `{tags['data']}` {tags['data_md5']}, checks {tags['checks']}",
             f"- code: commit {tags['git_commit']}, parameters {tags['params_hash']}",
             f"- encoder: sha256 {tags['encoder_sha256']}",

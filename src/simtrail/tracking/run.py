@@ -1,4 +1,4 @@
-"""Runs: what every one of them carries, how it is found again, and how it ends."""
+"""MLflow runs: what each of them records, how it is found again, and how it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from simtrail.tracking.store import VIEW, open_store
 KEY, ENCODER, PARAMS, OWNER = "simtrail.key", "simtrail.encoder_sha256", "simtrail.params_hash", "simtrail.process"
 
 
-# The runs table as a user first wants it: MLflow's own has no metric in it.
+# The columns of the runs table in the MLflow UI: its default has no metric.
 _VIEW = {
     "searchFilter": "",
     "orderByKey": "attributes.start_time",
@@ -52,7 +52,7 @@ _VIEW = {
 
 @dataclass(frozen=True)
 class Trail:
-    """Where a result comes from: its parameters, and the version of its data."""
+    """The origin of a result: its parameters and the version of its data."""
 
     params: Params
     data_md5: str
@@ -60,7 +60,7 @@ class Trail:
     def dataset(self) -> MetaDataset:
         """The dataset as MLflow records it, with DVC's md5 as digest."""
         name = self.params.data.name
-        source = sources.LocalArtifactDatasetSource(f"data/{name}")  # type: ignore[attr-defined]  # made at run time
+        source = sources.LocalArtifactDatasetSource(f"data/{name}")  # type: ignore[attr-defined]  # created at run time
         return MetaDataset(source, name=name, digest=self.data_md5)  # type: ignore[abstract]
 
 
@@ -78,33 +78,35 @@ def run(
 ) -> Iterator[str]:
     """The id of the active MLflow run for one piece of work; it ends FINISHED, FAILED, or KILLED (Ctrl-C, SIGTERM).
 
-    Work with the same `key` (a training run) or about the same `encoder` under the same parameters goes on in the run
-    it already has; a `key` whose run is FINISHED gets a new one, unless the work is `resumed` from what that run left
-    (it was killed after its end, before its results were used). A `parent` shows it below another run; exceptions
-    that mean that the work is `cut_short` end it as KILLED too, tagged by their name. The run carries all parameters,
-    params.yaml, the dataset, and the git commit with the diff where the tree is dirty.
+    Work with the same `key` (a training run), or on the same `encoder` with the same parameters, continues in its
+    existing run. If the run of a `key` is FINISHED, a new one starts, unless the work is `resumed` from the results of
+    that run: then the process was killed after the run ended and before its results were used. With a `parent`, the run
+    is shown below that run. Exceptions of the `cut_short` types end the run as KILLED too, with a tag of their name.
+    The run records all parameters, params.yaml, the dataset, and the git commit, with the diff if there are uncommitted
+    changes.
     """
     client = open_store()
     experiment = mlflow.set_experiment(trail.params.data.name).experiment_id
     client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(_VIEW))
     _end_orphans(client, experiment)
-    found = find_run(client, experiment, key=key, finished=resumed, encoder=encoder, params=trail.params.hash())
-    # with the run itself, in one transaction: a kill leaves no run that nobody owns or finds again
+    existing = find_run(client, experiment, key=key, finished=resumed, encoder=encoder, params=trail.params.hash())
+    # set in the transaction that creates the run: a kill must not leave a run without its process and key
     tags = {OWNER: _this_process()} | ({KEY: key} if key else {}) | ({ENCODER: encoder} if encoder else {})
     tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+    new_name = name or f"{trail.params.pretrain.encoder.model} {time.strftime('%m-%d %H:%M')}"
     with _terminable():
         if system_metrics:
             mlflow.set_system_metrics_sampling_interval(5)
         active = mlflow.start_run(
-            run_id=found.info.run_id if found else None,
-            run_name=None if found else name or f"{trail.params.pretrain.encoder.model} {time.strftime('%m-%d %H:%M')}",
+            run_id=existing.info.run_id if existing else None,
+            run_name=None if existing else new_name,
             tags=tags,
             log_system_metrics=system_metrics,
         )
         status = "FAILED"
         try:
-            if not found or PARAMS not in found.data.tags:
-                _describe(trail)
+            if not existing or PARAMS not in existing.data.tags:
+                _log_origin(trail)
             yield active.info.run_id
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -127,8 +129,10 @@ def find_run(
     params: str | None,
     finished: bool = False,
 ) -> Run | None:
-    """The latest run with the key (that did not finish, unless `finished`), or about the encoder under the parameters,
-    or None."""
+    """The latest run with the key, or on the encoder with the parameters; None without such a run.
+
+    A FINISHED run with the key counts only if `finished`.
+    """
     if key:
         query = f"tags.`{KEY}` = '{key}'" + ("" if finished else " AND attributes.status != 'FINISHED'")
     elif encoder:
@@ -140,10 +144,10 @@ def find_run(
 
 
 def curve_logger(run_id: str, objective: str | None = None) -> Callable[[list[dict[str, float]]], None]:
-    """A function that logs the rows of a training history that the run does not have yet, at their epoch.
+    """A function that logs those rows of a training history that the run does not have yet; steps are epochs.
 
-    With an `objective`, the column of that name is logged as the metric `objective` too, as the best so far (of a loss,
-    the last).
+    With an `objective`, the column of that name is also logged as the metric `objective`: its best value so far, or its
+    last value if the column is the loss.
     """
     client, logged = MlflowClient(), -1
 
@@ -156,9 +160,9 @@ def curve_logger(run_id: str, objective: str | None = None) -> Callable[[list[di
             points = [(f"curves/{k}", v) for k, v in row.items() if k not in ("epoch", "step")]
             if objective in row and not math.isnan(row[objective]):
                 best = row[objective] if objective == "loss" else max(best, row[objective])
-                points.insert(0, ("objective", best))  # first: MLflow compares runs by their first metric
+                points.insert(0, ("objective", best))  # first, because MLflow compares runs by the first metric
             if (epoch := int(row["epoch"])) > logged:
-                # one transaction: an epoch is logged whole or not at all; no look, no value
+                # one transaction logs a whole epoch or nothing; epochs without validation have NaN, which is not logged
                 client.log_batch(run_id, [Metric(k, float(v), now, epoch) for k, v in points if not math.isnan(v)])
                 logged = epoch
 
@@ -166,42 +170,42 @@ def curve_logger(run_id: str, objective: str | None = None) -> Callable[[list[di
 
 
 def log_result(metrics: dict[str, float], files: list[Path]) -> None:
-    """Logs final metrics that the active run does not have with that value, and files and figures as artifacts."""
+    """Logs final metrics that are new or changed to the active run, and files and figures as artifacts."""
     active = mlflow.active_run()
-    known = MlflowClient().get_run(active.info.run_id).data.metrics if active else {}
-    mlflow.log_metrics({k: v for k, v in metrics.items() if known.get(k) != v})
+    logged = MlflowClient().get_run(active.info.run_id).data.metrics if active else {}
+    mlflow.log_metrics({k: v for k, v in metrics.items() if logged.get(k) != v})
     for file in files:
         mlflow.log_artifact(str(file), "figures" if file.suffix == ".png" else None)
 
 
 def tag_encoder(encoder: str, first_weights: str) -> None:
-    """Marks the active run as the one that made the encoder of this sha256, from these first weights."""
+    """Tags the active run with the sha256 of the encoder it trained and with the initial weights of this encoder."""
     mlflow.set_tags({ENCODER: encoder, "simtrail.first_weights": first_weights})
 
 
 def tag_run(run_id: str, key: str, value: str) -> None:
-    """Tags a run, active or not."""
+    """Sets a tag of a run, which need not be active."""
     open_store().set_tag(run_id, key, value)
 
 
 def lineage(run_id: str) -> dict[str, Any]:
-    """Where a result comes from, as the report tells it: commit, dirty, run_id, run_url, versions of what made it."""
+    """The origin of a result, for the report: commit, dirty, run_id, run_url, and versions of the software."""
     commit, diff = git_state()
     client = open_store()
     experiment, server = client.get_run(run_id).info.experiment_id, mlflow.get_tracking_uri()
     url = f"{server}/#/experiments/{experiment}/runs/{run_id}" if server.startswith("http") else None
     versions = {name: version(name) for name in ("torch", "timm", "kornia", "numpy", "scikit-learn", "mlflow", "dvc")}
     versions = {"python": platform.python_version(), "simtrail": version("simtrail"), **versions}
-    touched = {line.removeprefix("+++ b/") for line in diff.splitlines() if line.startswith("+++ b/")}
-    dirty = bool(touched - {"params.yaml"})  # parameters are told by themselves
+    changed = {line.removeprefix("+++ b/") for line in diff.splitlines() if line.startswith("+++ b/")}
+    dirty = bool(changed - {"params.yaml"})  # the report lists the parameters separately
     return {"commit": commit, "dirty": dirty, "run_id": run_id, "run_url": url, "versions": versions}
 
 
 def git_state() -> tuple[str | None, str]:
-    """The commit checked out, None where there is none, and the diff of tracked files against it."""
+    """The commit that is checked out, and the diff of tracked files against it; (None, "") outside git."""
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, errors="replace").stdout
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, errors="replace").stdout
 
     try:
         return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", ".", ":!dvc.lock")
@@ -209,12 +213,12 @@ def git_state() -> tuple[str | None, str]:
         return None, ""
 
 
-def _describe(trail: Trail) -> None:
+def _log_origin(trail: Trail) -> None:
     commit, diff = git_state()
     mlflow.log_params(trail.params.flat())
     if trail.params == load_params():
         mlflow.log_artifact("params.yaml")
-    else:  # a trial has values of its own
+    else:  # the parameters of a sweep's trial are not those of params.yaml
         mlflow.log_dict(trail.params.model_dump(by_alias=True), "params.yaml")
     mlflow.log_input(trail.dataset(), context="training")
     tags: dict[str, Any] = {PARAMS: trail.params.hash(), "simtrail.data_md5": trail.data_md5}
@@ -222,7 +226,7 @@ def _describe(trail: Trail) -> None:
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": bool(diff)}
     if diff:
         mlflow.log_text(diff, "git.diff")
-    mlflow.set_tags(tags)  # last: says that the description is whole
+    mlflow.set_tags(tags)  # last: the tags show that the origin is logged completely
 
 
 def _this_process() -> str:
@@ -230,7 +234,7 @@ def _this_process() -> str:
 
 
 def _end_orphans(client: MlflowClient, experiment: str) -> None:
-    """Ends as KILLED the runs whose process is gone: kill -9 leaves nobody to say so."""
+    """Ends runs as KILLED whose process no longer exists: after kill -9, a process can't end its run."""
     for orphan in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         host, pid, started = (orphan.data.tags.get(OWNER, "") + "  ").split(" ")[:3]
         if host == socket.gethostname():
@@ -244,15 +248,19 @@ def _end_orphans(client: MlflowClient, experiment: str) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Turns SIGTERM into SystemExit, so that what is open gets closed."""
+    """Turns SIGTERM into SystemExit, so that open runs and files are closed."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def exit_on_signal(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        print(f"ended by {name}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        print(
+            f"ended by {name}; to continue from the last checkpoint, run the same command again",
+            file=sys.stderr,
+            flush=True,
+        )
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    previous = signal.signal(signal.SIGTERM, exit_on_signal)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

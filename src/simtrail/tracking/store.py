@@ -1,4 +1,4 @@
-"""The MLflow store: SQLite under mlruns/, created once, found again after the project folder has moved."""
+"""The MLflow store: SQLite under mlruns/, created once, with paths that are updated when the project folder moves."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 
-VIEW = "simtrail"  # name of the view of an experiment's runs that shows their metrics
+VIEW = "simtrail"  # name of the view of the runs table that shows metrics
 
-# where MLflow keeps absolute artifact paths
+# tables and columns in which MLflow stores absolute artifact paths
 _LOCATIONS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -31,19 +31,22 @@ _LOCATIONS = (
 
 
 def project_root() -> Path | None:
-    """The project's folder: DVC's root inside a stage (also in `dvc exp run --temp`), else the nearest one upwards with
-    a dvc.yaml; None outside any project."""
+    """The project's folder, or None outside a project.
+
+    Inside a DVC stage (also in `dvc exp run --temp`) it is DVC's root, otherwise the nearest folder with a dvc.yaml,
+    from the current one upwards.
+    """
     if root := os.environ.get("DVC_ROOT"):
         return Path(root)
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), None)
+    current = Path.cwd()
+    return next((folder for folder in (current, *current.parents) if (folder / "dvc.yaml").exists()), None)
 
 
 def open_store() -> MlflowClient:
-    """A client of the store, which `mlflow` itself then uses too.
+    """A client of the store; `mlflow` itself then uses the same store.
 
-    MLFLOW_TRACKING_URI names another store or a server; a relative sqlite:/// path in it is relative to the project, as
-    is the default. Outside a project, MLflow's own setting stands.
+    MLFLOW_TRACKING_URI names another store or a server. A relative sqlite:/// path in it is relative to the project, as
+    is the default. Outside a project, MLflow's own setting applies.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -59,16 +62,16 @@ def open_store() -> MlflowClient:
 
 
 def serve(port: int) -> NoReturn:
-    """Becomes the MLflow UI of the store, on 127.0.0.1."""
+    """Replaces this process by the MLflow UI of the store, on 127.0.0.1."""
     runs = open_store().search_runs([e.experiment_id for e in open_store().search_experiments()], max_results=1)
-    # straight to the latest run's experiment: MLflow's front page is about language models
+    # links to the experiment of the latest run, because MLflow's start page is about language models
     page = (
         f"/#/experiments/{runs[0].info.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
         if runs
         else ""
     )
     print(f"MLflow UI: http://127.0.0.1:{port}{page}\n(stop with Ctrl-C)", flush=True)
-    where = [
+    arguments = [
         "--backend-store-uri",
         mlflow.get_tracking_uri(),
         "--host",
@@ -78,11 +81,11 @@ def serve(port: int) -> NoReturn:
         "--workers",
         "1",
     ]
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *where])
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])
 
 
 def store_lock() -> FileLock:
-    """A lock that one process at a time holds, for what must not be done twice; of this project on this machine."""
+    """A lock for steps that only one process at a time may do, for this project on this machine."""
     folder = (project_root() or Path.cwd()) / "mlruns"
     folder.mkdir(exist_ok=True)
     return FileLock(folder / ".lock")
@@ -94,22 +97,23 @@ def _local_store(folder: Path) -> Path:
     with store_lock():
         if not database.exists():
             _create(database, folder)
-        _follow_move(database, folder)
+        _update_paths(database, folder)
     return database
 
 
 def _create(database: Path, folder: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    fresh = database.with_suffix(".new")  # a kill half-way through the migrations must leave no half database
-    fresh.unlink(missing_ok=True)
-    SqlAlchemyStore(f"sqlite:///{fresh}", str(folder)).engine.dispose()
-    with closing(sqlite3.connect(fresh)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")  # readers and writers of several processes side by side
-    fresh.replace(database)
+    new = database.with_suffix(".new")  # a kill during the migrations must not leave an incomplete database
+    new.unlink(missing_ok=True)
+    SqlAlchemyStore(f"sqlite:///{new}", str(folder)).engine.dispose()
+    with closing(sqlite3.connect(new)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")  # several processes can read and write at the same time
+    new.replace(database)
 
 
-def _follow_move(database: Path, folder: Path) -> None:
+def _update_paths(database: Path, folder: Path) -> None:
+    """Replaces the old folder in the artifact paths if the project has moved."""
     with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         (default,) = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
         old, new = default.rsplit("/", 1)[0], str(folder)

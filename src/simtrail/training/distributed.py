@@ -1,4 +1,4 @@
-"""One run in several processes, started by torchrun: DDP, all ranks' negatives, batch statistics of the whole batch."""
+"""One run in several processes, started by torchrun: DDP, negatives and batch statistics of the whole batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """The number of this process, 0 for the one that writes."""
+    """The number of this process; process 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -29,9 +29,9 @@ def world() -> int:
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Joins the processes that torchrun started, one GPU each where there are any; alone, does nothing.
+    """Joins the processes that torchrun started, each with one GPU if there are any; does nothing in a single process.
 
-    Raises TrainingError in the processes that are left when another has died.
+    Raises TrainingError in the remaining processes when one has died.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -42,11 +42,12 @@ def processes() -> Iterator[None]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield
-    except RuntimeError as error:  # gloo knows no class of its own for a peer that is gone
+    except RuntimeError as error:  # gloo has no exception class for a lost process
         if isinstance(error, dist.DistError) or "onnection" in str(error):
             raise TrainingError(
-                f"process {rank()} of {world()} lost another one ({' '.join(str(error).split())[:120]}); see the first "
-                "error above; the same command goes on from the last checkpoint"
+                f"process {rank()} of {world()} lost the connection to another one "
+                f"({' '.join(str(error).split())[:120]}); see the first error above; to continue from "
+                "the last checkpoint, run the same command again"
             ) from None
         raise
     finally:
@@ -54,19 +55,19 @@ def processes() -> Iterator[None]:
 
 
 def from_first(value: T) -> T:
-    """The first process's value, in every process."""
+    """The value that the first process has, in every process."""
     if world() == 1:
         return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def gathered(projections: torch.Tensor) -> torch.Tensor:
-    """The projections of the whole batch, (2B, D), of every process's (2B/N, D), in the order of the whole batch.
+    """The projections of the whole batch, (2B, D), in its order, from the (2B/N, D) of each of N processes.
 
-    Every process then computes the same, whole loss, and keeps N times the gradient of its own rows: after DDP's mean
-    over the processes, weights have the gradient that one process with the whole batch would give them.
+    Every process then computes the same loss of the whole batch, and keeps N times the gradient of its rows. After
+    DDP's mean over the processes, weights have the same gradient as in one process with the whole batch.
     """
     return projections if world() == 1 else _Gathered.apply(projections)
 
@@ -84,7 +85,7 @@ class _Gathered(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes, of values and, on the way back, of gradients."""
+    """The sum over all processes: of values in the forward pass, of gradients in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
@@ -98,7 +99,7 @@ class _Sum(torch.autograd.Function):
 
 
 def synchronised(module: nn.Module) -> nn.Module:
-    """The module with batch normalisation over all processes; its state dict has the same keys."""
+    """The same module, now with batch normalisation over all processes; its state dict keeps its keys."""
     if next(module.parameters()).is_cuda:
         return convert_sync_batchnorm(module)
     for child in module.modules():
@@ -108,7 +109,7 @@ def synchronised(module: nn.Module) -> nn.Module:
 
 
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation with statistics over all processes where torch has none: on the CPU."""
+    """Batch normalisation with statistics over all processes, on the CPU, for which torch does not have it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -118,9 +119,9 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         dims = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * world()
-        wide = x.float()
-        mean = _Sum.apply(wide.sum(dims)) / count
-        centred = wide - mean.view(shape)
+        values = x.float()
+        mean = _Sum.apply(values.sum(dims)) / count
+        centred = values - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(dims)) / count
         with torch.no_grad():
             assert self.running_mean is not None
@@ -130,17 +131,17 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * count / (count - 1), momentum)
-        normal = centred * (variance + self.eps).rsqrt().view(shape)
+        normalised = centred * (variance + self.eps).rsqrt().view(shape)
         if self.weight is not None:
-            normal = normal * self.weight.view(shape) + self.bias.view(shape)
-        return normal.to(x.dtype)
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised.to(x.dtype)
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         pass
 
 
 class _SyncBatchNormAct(_SyncBatchNorm):
-    """timm's batch normalisation with an activation behind it."""
+    """timm's batch normalisation, followed by an activation."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.drop(super().forward(x)))  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""The gradient of one step, over all processes and however little of the batch fits in memory at once."""
+"""The gradient of one step, over all processes, and in parts if the batch does not fit in memory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def backward(
     autocast: AbstractContextManager,
     micro_batch: int | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-    """The loss, its terms, and the projections (2B, D) of the whole batch; the weights keep the gradient, scaled.
+    """The loss, its terms, and the projections (2B, D) of the whole batch; the weights keep the scaled gradient.
 
-    `batch` is this process's share, `draw(images, start)` gives the two views of a part of it, `network` turns views
-    into projections, `objective` these into a loss and its terms by name. With a `micro_batch`, projections are
-    computed without a graph first; the loss leaves its gradient in them; then each part is computed again and led on
-    from there (GradCache, arXiv 2101.06983). The result is that of the whole batch, except that batch normalisation
-    sees one part at a time.
+    `batch` is the part of this process. `draw(images, start)` gives the two views of some of its images, `network`
+    turns views into projections, and `objective` turns projections into a loss and its terms by name. With a
+    `micro_batch`, all projections are first computed without a graph, and the gradient of the loss with respect to them
+    is stored. Then each part is computed again, and its backward pass starts from this gradient (GradCache, arXiv
+    2101.06983). The result is the same as for the whole batch, except that batch normalisation sees one part at a time.
     """
     if micro_batch is None or micro_batch >= len(batch):
-        views = draw(batch, 0)  # in float32: warps lose accuracy in less
+        views = draw(batch, 0)  # in float32, because warps lose accuracy in lower precision
         with autocast:
             local = network(views)
         projections = gathered(local.float())
@@ -65,7 +65,7 @@ def backward(
 
 @contextmanager
 def _unchanged_statistics(network: nn.Module) -> Iterator[None]:
-    """Keeps the running statistics of batch normalisation from counting a batch twice."""
+    """Keeps the running statistics of batch normalisation unchanged, so that no image counts twice."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""What learns: encoder, optimiser and all else that a step changes, and the step itself."""
+"""The learner: the encoder, the optimiser and everything else that a training step changes, and the step itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOW = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 class Learner:
     """Trains an encoder (on its device, with its projection head) one batch at a time.
 
-    Where its loss has a local term, the `views` must have coordinates.
+    If the loss has a local term, the `views` must have coordinates.
     """
 
     def __init__(self, encoder: Encoder, views: TwoViews, params: Pretrain):
@@ -67,14 +67,14 @@ class Learner:
 
     @property
     def kept(self) -> Encoder:
-        """The encoder that is validated and kept: the moving average, where there is one."""
+        """The encoder that is validated and kept: the moving average if there is one."""
         return self.average.module if self.average else self.encoder  # type: ignore[return-value]
 
     def step(self, batch: torch.Tensor, rate: float, *seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Trains on a batch; returns the loss of the whole batch, and further measures of it by name.
 
-        `batch` is this process's part of the whole. The measures are contrastive_top1 and, where the loss has several
-        terms, each of them: loss_fused, loss_intra, loss_cross, loss_local.
+        `batch` is the part of this process. The measures are contrastive_top1 and, if the loss has several terms, each
+        of them: loss_fused, loss_intra, loss_cross, loss_local.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -87,8 +87,8 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:
             self.average.update_parameters(self.encoder)
-        of_terms = {f"loss_{name}": value for name, value in terms_of_loss.items() if len(terms_of_loss) > 1}
-        return loss, {"contrastive_top1": contrastive_top1(self.encoder.joined(projections)), **of_terms}
+        term_losses = {f"loss_{name}": value for name, value in terms_of_loss.items() if len(terms_of_loss) > 1}
+        return loss, {"contrastive_top1": contrastive_top1(self.encoder.joined(projections)), **term_losses}
 
     def _gradient(
         self, batch: torch.Tensor, seed: tuple[int, ...]
@@ -107,7 +107,7 @@ class Learner:
         except RuntimeError as error:
             if world() > 1 or not is_out_of_memory(error):
                 raise
-        raise batch_too_large(whole, at_once, attempt)  # outside the handler, which holds on to the step's memory
+        raise batch_too_large(whole, at_once, attempt)  # outside the handler, which keeps the memory of the failed step
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._parts().items()}
@@ -122,7 +122,7 @@ class Learner:
 
 
 class _Projections(nn.Module):
-    """Views to projections, as one module that can be compiled and distributed."""
+    """Maps views to projections, as one module that can be compiled and distributed."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()

@@ -45,19 +45,19 @@ def fit(
 ) -> Trained:
     """The trained encoder, one history row per epoch, and the epoch that the encoder is from.
 
-    Trains on the training rows of the data alone; every few epochs it validates, with labels where there are any, and
-    keeps the weights that did best there. The loss is made of `params.terms`, and the encoder keeps the projection
-    heads that they train. After an interruption the same call goes on from the last checkpoint and ends with the same
-    weights. `on_validation` gets the encoder at each validation and returns further measures for the history,
-    `on_epoch` gets the history so far after each epoch, `log` one line of text for each event. In several processes,
-    only the first writes.
+    It trains only on the training rows of the data. Every few epochs it validates, with labels if there are any, and
+    it keeps the weights of the best validation. The loss is the weighted sum of `params.terms`, and the encoder keeps
+    the projection heads that they train. After an interruption, the same call continues from the last checkpoint and
+    ends with the same weights. `on_validation` gets the encoder at each validation and returns more measures for the
+    history. `on_epoch` gets the history so far after each epoch, and `log` gets one line of text for each event. In
+    several processes, only the first one writes.
 
     Raises InputError for settings that the images or the memory don't allow, TrainingError when the loss is not finite.
     """
     per_epoch, steps = _plan(len(data.train), params)
     epochs, device, peak = math.ceil(steps / per_epoch), best_device(), peak_rate(params)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(params.seed)  # on the CPU, so that a GPU starts from the same weights
+        torch.manual_seed(params.seed)  # the encoder is built on the CPU, so that a GPU starts from the same weights
         encoder = Encoder(config.model_copy(update={"terms": params.terms}))
         for line in load_weights(encoder, params.weights):
             log(line)
@@ -71,19 +71,19 @@ def fit(
         saver.restore()
         if rank() == 0:
             millions = sum(w.numel() for w in encoder.parameters()) / 1e6
-            where = f"{world()} processes on {device.type}" if world() > 1 else device.type
-            begin = f"resumes at step {state.step} of" if state.step else "trains for"
-            log(f"{config.architecture.model}, {millions:.1f} M weights, {where}; {begin} {steps} steps")
+            processes = f"{world()} processes on {device.type}" if world() > 1 else device.type
+            action = f"resumes at step {state.step} of" if state.step else "trains for"
+            log(f"{config.architecture.model}, {millions:.1f} M weights, {processes}; {action} {steps} steps")
         finite = _FiniteLoss(steps, saver)
         bar = tqdm(total=steps, initial=state.step, desc="pretrain", unit="step", disable=True if rank() else None)
         for epoch in range(len(state.history), epochs):
             if metric and params.monitor.patience and state.validations_since_best >= params.monitor.patience:
                 log(f"stopped after epoch {epoch}: {metric} did not rise in {state.validations_since_best} validations")
                 break
-            start, first = time.perf_counter(), state.step
+            start, first_step = time.perf_counter(), state.step
             batches = epoch_batches(
                 data.images, data.train, params.batch_size, params.seed, epoch, device,
-                skip=first - epoch * per_epoch, shard=(rank(), world()),
+                skip=first_step - epoch * per_epoch, shard=(rank(), world()),
             )  # fmt: skip
             for batch in batches:
                 rate = learning_rate(state.step, steps, peak, params.warmup)
@@ -103,7 +103,7 @@ def fit(
                 "step": state.step,
                 **{name: float(total) / (state.step - epoch * per_epoch) for name, total in state.sums.items()},
                 "learning_rate": learning_rate(state.step - 1, steps, peak, params.warmup),
-                "images_per_second": (state.step - first) * params.batch_size / (time.perf_counter() - start),
+                "images_per_second": (state.step - first_step) * params.batch_size / (time.perf_counter() - start),
             }
             if (epoch + 1) % params.monitor.every == 0 or state.step == steps:
                 kept = learner.kept
@@ -118,10 +118,10 @@ def fit(
                 saver.save()
             if rank() == 0:
                 on_epoch(state.history)
-                if bar.disable and any(key.startswith("val_") for key in row):  # off a terminal: a line per validation
+                if bar.disable and any(key.startswith("val_") for key in row):  # no terminal: a line per validation
                     scores = ", ".join(f"{key} {row[key]:.3f}" for key in ("val_probe", "val_knn") if key in row)
-                    left = (steps - state.step) * (time.perf_counter() - start) / (state.step - first)
-                    time_left = f"; {tqdm.format_interval(left)} left" if left else ""
+                    seconds_left = (steps - state.step) * (time.perf_counter() - start) / (state.step - first_step)
+                    time_left = f"; {tqdm.format_interval(seconds_left)} left" if seconds_left else ""
                     log(f"epoch {epoch + 1} of {epochs}: loss {row['loss']:.3f}{scores and ', ' + scores}{time_left}")
         bar.close()
         if state.best:
@@ -130,7 +130,7 @@ def fit(
 
 
 def _plan(images: int, params: Pretrain) -> tuple[int, int]:
-    """Steps per epoch, and in all."""
+    """Steps per epoch, and steps in total."""
     if params.batch_size > images:
         raise InputError(
             f"pretrain.batch_size = {params.batch_size}: must be ≤ {images}, the number of training images"
@@ -144,14 +144,14 @@ def _plan(images: int, params: Pretrain) -> tuple[int, int]:
 
 
 class _Saver:
-    """Writes and reads checkpoints; in several processes the first does, for all."""
+    """Writes and reads checkpoints; in several processes, only the first one does, for all of them."""
 
     def __init__(self, checkpoints: Checkpoints | None, learner: Learner, state: TrainingState):
         self.checkpoints, self.learner, self.state = checkpoints, learner, state
         self.step, self.time = 0, time.monotonic()
 
     def due(self, params: Checkpoint) -> bool:
-        """Whether enough steps or minutes have passed."""
+        """Whether enough steps or minutes have passed since the last checkpoint."""
         steps, seconds = self.state.step - self.step, time.monotonic() - self.time
         return bool(params.every_steps and steps >= params.every_steps) or seconds > 60 * params.every_minutes
 
@@ -172,7 +172,7 @@ class _Saver:
 
 
 class _FiniteLoss:
-    """Stops at the first loss that is not finite. On a GPU, one step late: reading at once would make it wait."""
+    """Stops at the first loss that is not finite; on a GPU one step late, so that it need not wait for the loss."""
 
     def __init__(self, steps: int, saver: _Saver):
         self.steps, self.saver = steps, saver
@@ -194,8 +194,8 @@ class _FiniteLoss:
         loss, step, rate = self.last
         if not math.isfinite(loss):
             saved = self.saver.step
-            left = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint yet"
+            checkpoint = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint yet"
             raise TrainingError(
-                f"the loss is {loss.item()} at step {step} of {self.steps}, learning rate {rate:.3g}; {left}; "
+                f"the loss is {loss.item()} at step {step} of {self.steps}, learning rate {rate:.3g}; {checkpoint}; "
                 "lower pretrain.learning_rate, set pretrain.clip, or choose pretrain.precision: fp32"
             )

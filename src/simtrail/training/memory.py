@@ -17,9 +17,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def batch_too_large(batch_size: int, images: int, attempt: Callable[[int], Any]) -> OutOfMemory:
-    """The error that names the batch size, and the number of images at once that fits, found by trying.
+    """The error that names the batch size, and a number of images at once that fits, which is found by trying.
 
-    `images` went through the encoder at once and were too many; `attempt(n)` is the work of n.
+    `images` is the number that went through the encoder at once and did not fit; `attempt(n)` tries n images.
     """
     size = images
     while smaller := [n for n in range(2, size // 2 + 1) if images % n == 0]:

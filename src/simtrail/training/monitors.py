@@ -1,4 +1,4 @@
-"""Validation during training: it chooses the weights that are kept, and shows a collapse."""
+"""Validation during training: it chooses the weights that are kept, and detects a collapse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simtrail.evaluation.geometry import alignment, effective_rank, feature_std,
 from simtrail.model.encoder import Encoder
 from simtrail.model.objectives import contrastive_top1
 
-BANK, VALIDATION = 10_000, 4096  # images at most: labelled ones of the training split, all of the validation split
+BANK, VALIDATION = 10_000, 4096  # most images used: labelled training images; validation images
 NEIGHBOURS, BATCH = 10, 256
 IGNORED = 0.02  # a mean weight of attention below this means that a modality is ignored
 
@@ -24,7 +24,7 @@ IGNORED = 0.02  # a mean weight of attention below this means that a modality is
 class Monitor:
     """Measures an encoder at every validation on the same images, views and labelled training images.
 
-    Of more images than `BANK` and `VALIDATION`, `seed` draws that many.
+    If there are more images than `BANK` or `VALIDATION`, that many are drawn by `seed`.
     """
 
     def __init__(self, data: TrainingData, two_views: TwoViews, seed: int):
@@ -34,17 +34,17 @@ class Monitor:
         train, val = rng.permutation(data.train), rng.permutation(data.val)
         self.val = val[:VALIDATION]
         self.bank = train[self.labels[train] >= 0][:BANK]
-        self.queries = val[self.labels[val] >= 0][:VALIDATION]  # not only the labelled of self.val: labels may be few
+        self.queries = val[self.labels[val] >= 0][:VALIDATION]  # not only from self.val: few may have labels
         self.labelled = all(len(np.unique(self.labels[rows])) >= 2 for rows in (self.bank, self.queries))
 
-    @torch.no_grad()  # not inference_mode: what a module keeps from here must be usable in training again
+    @torch.no_grad()  # not inference_mode: tensors that a module keeps must be usable in training
     def validate(self, encoder: Encoder) -> dict[str, float]:
-        """The measures by name, none when there are fewer than two validation images; keeps the encoder's mode.
+        """The measures by name; none if there are fewer than two validation images. Keeps the encoder's mode.
 
-        val_knn, val_probe: accuracy on labelled validation images, learnt from labelled training images; left out where
-        either have fewer than two classes. val_effective_rank, val_feature_std: of the features of the images without
-        augmentation. val_alignment, val_uniformity, val_contrastive_top1: of the projections of two views of each
-        image; for the last, the other view is sought among the views of all images. Where modalities have a branch
+        val_knn, val_probe: accuracy on labelled validation images of classifiers fitted to labelled training images;
+        left out if either have fewer than two classes. val_effective_rank, val_feature_std: of the features of images
+        without augmentation. val_alignment, val_uniformity, val_contrastive_top1: of the projections of two views of
+        each image; for the last, the other view is searched among the views of all images. If modalities have a branch
         each, also val_feature_std_<modality>, and val_weight_<modality>, the mean weight that attention gives it.
         """
         if len(self.val) < 2:
@@ -64,7 +64,7 @@ class Monitor:
                 "val_contrastive_top1": float(contrastive_top1(torch.cat([first, second]))),
                 "val_effective_rank": effective_rank(val),
                 "val_feature_std": feature_std(val),
-                **self._of_modalities(encoder),
+                **self._modality_measures(encoder),
             }
             if self.labelled:
                 bank, labels = self._features(encoder, self.bank), self.labels[self.bank]
@@ -76,9 +76,9 @@ class Monitor:
             encoder.train(training)
 
     def choose(self, metric: str) -> str | None:
-        """The measure that `pretrain.monitor.metric` stands for, higher is better; None: the last weights are kept.
+        """The name of the measure for `pretrain.monitor.metric`, higher is better; None: the last weights are kept.
 
-        Raises InputError for a measure that these images and labels can't give.
+        Raises InputError for a measure that can't be computed from these images and labels.
         """
         match metric:
             case "last":
@@ -93,13 +93,13 @@ class Monitor:
                 return f"val_{metric}"
         raise InputError(f"pretrain.monitor.metric = {metric!r}: needs {needs}, or set auto")
 
-    def _of_modalities(self, encoder: Encoder) -> dict[str, float]:
+    def _modality_measures(self, encoder: Encoder) -> dict[str, float]:
         if not encoder.modalities:
             return {}
         batches = [encoder.parts(batch) for batch in self._batches(self.val, encoder.device)]
         parts = [torch.cat(part) for part in zip(*batches, strict=True)]
-        named = zip(encoder.modalities, parts, strict=True)
-        measures = {f"val_feature_std_{name}": feature_std(part) for name, part in named}
+        by_name = zip(encoder.modalities, parts, strict=True)
+        measures = {f"val_feature_std_{name}": feature_std(part) for name, part in by_name}
         if encoder.backbone.scores:
             weights = encoder.backbone.weights(parts).mean(0).tolist()
             measures |= {f"val_weight_{name}": w for name, w in zip(encoder.modalities, weights, strict=True)}
@@ -115,18 +115,18 @@ class Monitor:
 
 
 def kept_epoch(history: list[dict[str, float]], metric: str) -> int:
-    """The epoch of a finished training history whose weights were kept, by `pretrain.monitor.metric`."""
+    """The epoch whose weights were kept, from a finished training history and `pretrain.monitor.metric`."""
     if metric == "auto":
         metric = "probe" if any("val_probe" in row for row in history) else "effective_rank"
-    best = max(history, key=lambda row: _value(row, f"val_{metric}"))  # the first of equals
+    best = max(history, key=lambda row: _value(row, f"val_{metric}"))  # the first if several are equal
     return int((history[-1] if math.isinf(_value(best, f"val_{metric}")) else best)["epoch"])
 
 
 def problems(row: dict[str, float], encoder: Encoder) -> list[str]:
-    """One line for each problem of a validation; none for a row of the history without validation.
+    """One line for each problem of a validation; no lines for a row of the history without validation.
 
-    Problems: features, of all bands or of one modality, that nearly all point one way; a modality that attention
-    ignores, with a mean weight under `IGNORED`.
+    Problems are: features, of all bands or of one modality, that nearly all point in one direction; a modality that
+    attention ignores, with a mean weight below `IGNORED`.
     """
     lines = []
     for name, width in [("", encoder.width), *((name, encoder.branches[name].width) for name in encoder.modalities)]:
@@ -139,8 +139,10 @@ def problems(row: dict[str, float], encoder: Encoder) -> list[str]:
 
 
 def collapsed(feature_std: float, width: int) -> bool:
-    """Whether features, `width` wide, all point nearly one way: their val_feature_std is under a tenth of the 1/√width
-    of vectors that point every way."""
+    """Whether features of this width nearly all point in one direction.
+
+    Their val_feature_std is then below a tenth of 1/√width, the value for vectors that point in all directions.
+    """
     return feature_std < 0.1 / math.sqrt(width)
 
 

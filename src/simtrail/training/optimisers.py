@@ -14,7 +14,7 @@ from simtrail.params import Pretrain
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The learning rate of step 0 … steps − 1: a linear rise over the first share `warmup`, then a cosine to 0."""
+    """The learning rate of step 0 … steps − 1: a linear rise over the fraction `warmup`, then a cosine to 0."""
     rise = round(warmup * steps)
     if step < rise:
         return peak * (step + 1) / rise
@@ -22,15 +22,15 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def peak_rate(params: Pretrain) -> float:
-    """The highest learning rate, scaled to the batch size linearly or by its root (arXiv 2002.05709, appendix B.1)."""
+    """The peak learning rate, scaled with the batch size or its square root (arXiv 2002.05709, appendix B.1)."""
     ratio = params.batch_size / 256
     return params.learning_rate * (ratio if params.learning_rate_scaling == "linear" else math.sqrt(ratio))
 
 
 def make_optimiser(modules: list[nn.Module], params: Pretrain) -> torch.optim.Optimizer:
-    """The optimiser `params` names over the modules, its learning rate 0 until the loop sets it in every group.
+    """The optimiser that `params` names, for the modules; its learning rate is 0 until the loop sets it in every group.
 
-    Vectors (biases and normalisation layers) are neither decayed nor, by LARS, adapted.
+    Vectors (biases and normalisation layers) have no weight decay, and LARS does not adapt their learning rate.
     """
     weights = [w for module in modules for w in module.parameters()]
     groups = [
@@ -43,8 +43,8 @@ def make_optimiser(modules: list[nn.Module], params: Pretrain) -> torch.optim.Op
 class Lars(torch.optim.Optimizer):
     """LARS with the classic momentum of SimCLR's published code (You et al. 2017, arXiv 1708.03888).
 
-    For each weight w with gradient g: g ← g + decay·w; v ← momentum·v + lr·r·g; w ← w − v, where r = trust·‖w‖/‖g‖, or
-    1 where a norm is 0 or the group has `adapt` False.
+    For each weight w with gradient g: g ← g + decay·w; v ← momentum·v + lr·r·g; w ← w − v. Here r = trust·‖w‖/‖g‖, or
+    r = 1 if a norm is 0 or `adapt` of the group is False.
     """
 
     def __init__(

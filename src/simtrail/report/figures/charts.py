@@ -14,29 +14,30 @@ from matplotlib.cm import ScalarMappable
 from simtrail.evaluation.scores import BINS, TITLES, Scores, confusion
 from simtrail.report.figures.style import COLOURS, GREY, MARKERS, WIDTH, mark, save, shorten
 
-CLASSES = 40  # more can't be read on a page: the most frequent are shown
+CLASSES = 40  # more are unreadable on a page: only the most frequent are shown
 
 
 def training_curve(history: list[dict[str, float]], kept: int, path: Path) -> None:
-    """The loss, and the validation measures with the epoch whose weights are kept."""
+    """Draws the loss, the fractions of correct images and the effective rank, with the epoch whose weights are kept."""
     epochs = [row["epoch"] for row in history]
-    looks = [row for row in history if not np.isnan(row.get("val_feature_std", np.nan))]
-    seen = [row["epoch"] for row in looks]
-    shares = {"contrastive top-1, training": (epochs, [row["contrastive_top1"] for row in history])}
+    validated = [row for row in history if not np.isnan(row.get("val_feature_std", np.nan))]
+    validated_epochs = [row["epoch"] for row in validated]
+    fractions = {"contrastive top-1, training": (epochs, [row["contrastive_top1"] for row in history])}
     names = {"knn": "kNN", "probe": "linear probe", "contrastive_top1": "contrastive top-1"}
     for name, title in names.items():
-        if looks and f"val_{name}" in looks[0]:
-            shares[f"{title}, validation"] = (seen, [row[f"val_{name}"] for row in looks])
-    figure, axes = plt.subplots(1, 3 if looks else 2, figsize=(WIDTH, 3.2))
-    few = "o" if len(epochs) < 15 else ""
-    axes[0].plot(epochs, [row["loss"] for row in history], color=COLOURS[0], marker=few, markersize=4)
+        if validated and f"val_{name}" in validated[0]:
+            fractions[f"{title}, validation"] = (validated_epochs, [row[f"val_{name}"] for row in validated])
+    figure, axes = plt.subplots(1, 3 if validated else 2, figsize=(WIDTH, 3.2))
+    loss_marker = "o" if len(epochs) < 15 else ""
+    axes[0].plot(epochs, [row["loss"] for row in history], color=COLOURS[0], marker=loss_marker, markersize=4)
     axes[0].set(xlabel="epoch", ylabel="loss")
-    for (title, (x, y)), colour, marker in zip(shares.items(), COLOURS[1:], MARKERS, strict=False):
+    for (title, (x, y)), colour, marker in zip(fractions.items(), COLOURS[1:], MARKERS, strict=False):
         axes[1].plot(x, y, color=colour, label=title, marker=marker if len(x) < 15 else "", markersize=4)
-    axes[1].set(xlabel="epoch", ylabel="share of the images", ylim=(0, 1))
-    if looks:
-        rank = [row["val_effective_rank"] for row in looks]
-        axes[2].plot(seen, rank, color=COLOURS[5], marker="o" if len(seen) < 15 else "", markersize=4)
+    axes[1].set(xlabel="epoch", ylabel="fraction of the images", ylim=(0, 1))
+    if validated:
+        rank = [row["val_effective_rank"] for row in validated]
+        rank_marker = "o" if len(validated_epochs) < 15 else ""
+        axes[2].plot(validated_epochs, rank, color=COLOURS[5], marker=rank_marker, markersize=4)
         axes[2].set(xlabel="epoch", ylabel="effective rank, validation")
         axes[2].set_ylim(0, 1.1 * axes[2].get_ylim()[1])
         for axis in axes:
@@ -48,7 +49,7 @@ def training_curve(history: list[dict[str, float]], kept: int, path: Path) -> No
 
 
 def score_bars(scores: dict[str, Scores], titles: dict[str, str], path: Path, images: int, groups: int) -> None:
-    """Accuracy and balanced accuracy of every classifier and floor, with 95 % intervals."""
+    """Draws accuracy and balanced accuracy of every classifier and floor, with 95 % intervals."""
     names = list(scores)[::-1]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.9 + 0.32 * len(names)), sharey=True)
     for axis, score in zip(axes, ("accuracy", "balanced_accuracy"), strict=True):
@@ -60,29 +61,31 @@ def score_bars(scores: dict[str, Scores], titles: dict[str, str], path: Path, im
             axis.text(high + 0.02, i, f"{value:.3f}", va="center", fontsize=8)
         axis.set(xlim=(0, 1.25), xticks=np.arange(0, 1.01, 0.25), xlabel=score.replace("_", " "))
     axes[0].set_yticks(range(len(names)), [titles[n] for n in names])
-    figure.suptitle(f"Test split: {images} images of {groups} groups; bars span 95 % of bootstraps over groups")
+    size = f"{images} images of {groups} groups"
+    figure.suptitle(f"Test split: {size}; error bars: 95 % intervals, bootstrapped over groups")
     save(figure, path)
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, names: list[str], path: Path) -> None:
-    """Rows true, columns predicted, as shares of the true class; the 40 most frequent classes."""
+    """Draws the confusion matrix of the 40 most frequent classes, as fractions of each true class (row)."""
     matrix = confusion(truth, predicted, len(names))
     shown, note = _most_frequent(matrix.sum(1) + matrix.sum(0))
-    of_true = matrix.sum(1)[shown]
+    true_images = matrix.sum(1)[shown]
     matrix = matrix[np.ix_(shown, shown)]
-    written = np.where(matrix > 0, matrix.astype(str), "") if len(shown) <= 20 else None
+    texts = np.where(matrix > 0, matrix.astype(str), "") if len(shown) <= 20 else None
     _class_matrix(
-        matrix / np.maximum(of_true, 1)[:, None], [names[i] for i in shown], written, "Blues", (0, 1),
-        "share of the true class", f"Test split: {len(truth)} images{note}", path,
+        matrix / np.maximum(true_images, 1)[:, None], [names[i] for i in shown], texts, "Blues", (0, 1),
+        "fraction of the true class", f"Test split: {len(truth)} images{note}", path,
         ("predicted (linear probe)", "true"),
     )  # fmt: skip
 
 
 def angle_heat_map(matrix_CC: np.ndarray, names: list[str], images: np.ndarray, path: Path) -> None:
-    """The mean true angle between the images of two classes, in degrees; within a class on the diagonal.
+    """Draws the mean angle, in degrees, between the images of two classes; the diagonal is within a class.
 
-    `images` is the number of images of each class, of which classes without any are left out. From four classes on the
-    order is that of average-linkage clustering by these angles, so that like classes are neighbours.
+    It is a mean of true angles, not the angle of a mean cosine. `images` is the number of images of each class; classes
+    without images are left out. Four or more classes are sorted by average-linkage clustering of these angles, so that
+    similar classes are neighbours.
     """
     shown, note = _most_frequent(images)
     matrix = matrix_CC[np.ix_(shown, shown)]
@@ -93,14 +96,14 @@ def angle_heat_map(matrix_CC: np.ndarray, names: list[str], images: np.ndarray, 
         tree = linkage(squareform(matrix, checks=False), "average", optimal_ordering=True)
         order = leaves_list(tree)
         shown, matrix = shown[order], matrix[np.ix_(order, order)]
-    written = np.array([[f"{v:.0f}" if v == v else "–" for v in row] for row in matrix]) if len(shown) <= 15 else None
+    texts = np.array([[f"{v:.0f}" if v == v else "–" for v in row] for row in matrix]) if len(shown) <= 15 else None
     limits = (float(np.nanmin(matrix)), float(np.nanmax(matrix)))
     title = f"{images[shown].sum()} images of {len(shown)} classes{note}"
-    _class_matrix(matrix, [names[i] for i in shown], written, "cividis", limits, "mean angle, degrees", title, path)
+    _class_matrix(matrix, [names[i] for i in shown], texts, "cividis", limits, "mean angle, degrees", title, path)
 
 
 def run_curves(panels: dict[str, dict[str, tuple[list[int], list[float]]]], runs: list[str], path: Path) -> None:
-    """A panel per measure of training, in it a line per run: panels[title][run] are its epochs and values."""
+    """Draws a panel per training measure with a line per run: panels[title][run] holds the epochs and the values."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), squeeze=False)
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for i, run in enumerate(runs):
@@ -115,10 +118,10 @@ def run_curves(panels: dict[str, dict[str, tuple[list[int], list[float]]]], runs
 
 
 def label_efficiency(summary: pd.DataFrame, full: dict[str, float], path: Path) -> None:
-    """Accuracy on the test split against the number of labelled images, a line per classifier, a panel per draw.
+    """Draws test accuracy against the number of labelled images: a line per classifier, a panel per way to draw them.
 
-    `summary` has the columns classifier, draw, labels, mean, low, high, seeds; `full` the accuracy with all labels, of
-    which 90 % is dashed, of the classifiers that were fitted to them.
+    `summary` has the columns classifier, draw, labels, mean, low, high, seeds. `full` holds the accuracy with all
+    labels of those classifiers that were fitted to all of them; a dashed line shows 90 % of it.
     """
     draws = [draw for draw in ("balanced", "proportional") if draw in set(summary["draw"])]
     figure, axes = plt.subplots(1, len(draws), figsize=(WIDTH, 3.3), sharey=True, squeeze=False)
@@ -131,10 +134,10 @@ def label_efficiency(summary: pd.DataFrame, full: dict[str, float], path: Path) 
             style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
             axis.plot(part["labels"], part["mean"], label=TITLES.get(classifier, classifier), **style)
         axis.set(xscale="log", xlabel="labelled images", title=f"{draw} draws")
-        ticks = np.unique(summary.loc[summary["draw"] == draw, "labels"])
-        _log_ticks(axis, ticks)
+        _log_ticks(axis, np.unique(summary.loc[summary["draw"] == draw, "labels"]))
     axes[0, 0].set_ylabel("accuracy, test split")
-    axes[0, 0].plot([], [], color="#606060", linewidth=0.9, linestyle="--", label="90 % of that with all labels")
+    dashes: dict[str, Any] = {"color": "#606060", "linewidth": 0.9, "linestyle": "--"}
+    axes[0, 0].plot([], [], label="90 % of the accuracy with all labels", **dashes)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     seeds = int(summary["seeds"].max())
     figure.legend(
@@ -145,7 +148,7 @@ def label_efficiency(summary: pd.DataFrame, full: dict[str, float], path: Path) 
 
 
 def fine_tune_bars(table: pd.DataFrame, path: Path) -> None:
-    """Accuracy after fine-tuning on few labels, from the encoder's weights and from scratch, with 95 % intervals.
+    """Draws accuracy after fine-tuning on few labels, from the encoder's weights and from scratch, with 95 % intervals.
 
     `table` has the columns fraction, images, start ('pretrained' or 'scratch'), accuracy, accuracy_low, accuracy_high.
     """
@@ -164,38 +167,38 @@ def fine_tune_bars(table: pd.DataFrame, path: Path) -> None:
             "ecolor": "#404040",
         }
         axis.bar(x, part["accuracy"], 0.38, yerr=errors, label=title, **bars)
-        for at, value, high in zip(x, part["accuracy"], part["accuracy_high"], strict=True):
-            axis.text(at, high + 0.015, f"{value:.2f}", ha="center", fontsize=8)
+        for center, value, high in zip(x, part["accuracy"], part["accuracy_high"], strict=True):
+            axis.text(center, high + 0.015, f"{value:.2f}", ha="center", fontsize=8)
     texts = [f"{100 * f:g} %\n{n:.0f} images" for f, n in sizes.to_numpy()]
     axis.set_xticks(range(len(sizes)), texts)
     axis.set(xlabel="labelled training images", ylabel="accuracy, test split", ylim=(0, 1.1))
     axis.set_yticks(np.arange(0, 1.01, 0.25))
-    figure.legend(
-        loc="outside lower center", ncol=2, title="Bars span 95 % of bootstraps over groups", title_fontsize=8
-    )
+    title = "Error bars: 95 % intervals, bootstrapped over groups"
+    figure.legend(loc="outside lower center", ncol=2, title=title, title_fontsize=8)
     save(figure, path)
 
 
 def explained_variance(cumulative: np.ndarray, path: Path) -> None:
-    """The cumulative share of variance of the first 1, 2, … principal components, 90, 95 and 99 % marked."""
+    """Draws the cumulative fraction of variance of the first 1, 2, … principal components; marks 90, 95 and 99 %."""
     figure, axis = plt.subplots(figsize=(4.6, 3.3))
     axis.plot(np.arange(1, len(cumulative) + 1), cumulative, color=COLOURS[0])
-    for share, colour, marker in zip((90, 95, 99), COLOURS[1:], MARKERS, strict=False):
-        n = int(np.searchsorted(cumulative, share / 100 - 1e-9)) + 1
-        axis.vlines(n, 0, share / 100, color=colour, linewidth=0.9, linestyle=":")
-        axis.plot(n, share / 100, color=colour, marker=marker, linestyle="", label=f"{share} %: {n}")
-    axis.set(xscale="log", xlabel="principal components", ylabel="share of the variance", ylim=(0, 1.03))
+    for percent, colour, marker in zip((90, 95, 99), COLOURS[1:], MARKERS, strict=False):
+        n = int(np.searchsorted(cumulative, percent / 100 - 1e-9)) + 1
+        axis.vlines(n, 0, percent / 100, color=colour, linewidth=0.9, linestyle=":")
+        axis.plot(n, percent / 100, color=colour, marker=marker, linestyle="", label=f"{percent} %: {n}")
+    axis.set(xscale="log", xlabel="principal components", ylabel="fraction of the variance", ylim=(0, 1.03))
     _log_ticks(axis, np.array([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, len(cumulative)]), len(cumulative))
-    title = f"Components for a share of the variance of {len(cumulative)} features"
+    title = f"Components for a fraction of the variance of {len(cumulative)} features"
     figure.legend(loc="outside lower center", ncol=3, title=title, title_fontsize=8)
     save(figure, path)
 
 
 def dimension_relations(table: pd.DataFrame, path: Path) -> None:
-    """R² between embedding dimensions and metadata columns; a star where it is more than chance (q ≤ 0.05).
+    """Draws R² between embedding dimensions and metadata columns; a star marks significant relations (q ≤ 0.05).
 
-    `table` has the columns column, dimension, r2, p, q, a row for each pair. Shown are the (up to 12) dimensions that
-    say most about each column, at most 40 in all, in the order of the columns they say most about.
+    `table` has the columns column, dimension, r2, p, q, with a row for each pair. The figure shows the (up to 12)
+    dimensions with the highest R² for each column, at most 40 in all. Each dimension is sorted to the column for which
+    its R² is highest.
     """
     columns = list(dict.fromkeys(table["column"]))
     strongest = table.sort_values("r2", ascending=False).groupby("column").head(max(1, min(12, 40 // len(columns))))
@@ -203,20 +206,20 @@ def dimension_relations(table: pd.DataFrame, path: Path) -> None:
     shown = first.sort_values("column", key=lambda c: c.map(columns.index), kind="stable")["dimension"]
     r2, q = (table.pivot(index="column", columns="dimension", values=v).loc[columns, shown] for v in ("r2", "q"))
     figure, axis = plt.subplots(figsize=(WIDTH, min(1.6 + 0.24 * len(columns), 10.4)))
-    drawn = axis.imshow(r2, cmap="cividis", vmin=0, vmax=max(float(np.nanmax(r2)), 1e-3), aspect="auto")
+    image = axis.imshow(r2, cmap="cividis", vmin=0, vmax=max(float(np.nanmax(r2)), 1e-3), aspect="auto")
     for i, j in np.argwhere(q.to_numpy() <= 0.05):
-        axis.plot(j, i, "*", color=_contrast(drawn, r2.iat[i, j]), markersize=5, markeredgewidth=0)
+        axis.plot(j, i, "*", color=_contrasting_colour(image, r2.iat[i, j]), markersize=5, markeredgewidth=0)
     axis.set_xticks(range(len(shown)), shown.astype(str).to_list(), rotation=90)
     axis.set_yticks(range(len(columns)), [shorten(str(c)) for c in columns])
     axis.set_xlabel("embedding dimension")
     dimensions = f"{len(shown)} of {table['dimension'].nunique()} dimensions"
-    axis.set_title(f"{dimensions}; ★: more than chance, q ≤ 0.05 (Benjamini–Hochberg)")
-    figure.colorbar(drawn, ax=axis, label="R²", pad=0.02)
+    axis.set_title(f"{dimensions}; ★: significant, q ≤ 0.05 (Benjamini–Hochberg)")
+    figure.colorbar(image, ax=axis, label="R²", pad=0.02)
     save(figure, path)
 
 
 def per_class_bars(table: pd.DataFrame, path: Path) -> None:
-    """F1 of every class (the 40 with most test images) with its 95 % interval and number of test images, best first.
+    """Draws F1 of the 40 classes with most test images, with 95 % intervals and numbers of test images, best first.
 
     `table` has the columns class, images, f1, f1_low, f1_high.
     """
@@ -229,16 +232,17 @@ def per_class_bars(table: pd.DataFrame, path: Path) -> None:
     axis.set_yticks(
         range(len(part)), [f"{shorten(c)} ({n})" for c, n in zip(part["class"], part["images"], strict=True)]
     )
-    axis.set(xlim=(0, 1.02), ylim=(-0.7, len(part) - 0.3), xlabel="F1, linear probe (95 % of bootstraps over groups)")
-    figure.suptitle(f"Classes and their test images, {table['images'].sum()} in all{note}")
+    axis.set(xlim=(0, 1.02), ylim=(-0.7, len(part) - 0.3))
+    axis.set_xlabel("F1, linear probe (error bars: 95 % intervals over groups)")
+    figure.suptitle(f"Classes with their number of test images, {table['images'].sum()} in total{note}")
     save(figure, path)
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path) -> None:
-    """Accuracy against confidence, the probability of the predicted class, in 15 bins of equal width.
+    """Draws accuracy against confidence, the probability of the predicted class, in 15 bins of equal width.
 
-    The expected calibration error is the mean over images of the gap in their bin (Guo et al. 2017, arXiv 1706.04599,
-    eq. 3).
+    The expected calibration error is the mean over images of the gap between accuracy and confidence in their bin (Guo
+    et al. 2017, arXiv 1706.04599, eq. 3).
     """
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     images = np.bincount(bins, minlength=BINS)
@@ -246,10 +250,10 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path) -> None
         np.bincount(bins, values, BINS) / np.maximum(images, 1) for values in (confidence, np.asarray(correct, float))
     )
     error = float((images * np.abs(mean - accuracy)).sum() / len(confidence))
-    here = images > 0
+    filled = images > 0
     figure, (axis, below) = plt.subplots(2, 1, figsize=(3.8, 4.4), sharex=True, height_ratios=(3, 1))
     axis.plot([0, 1], [0, 1], color="#808080", linewidth=0.9, linestyle="--", label="perfectly calibrated")
-    axis.plot(mean[here], accuracy[here], color=COLOURS[0], marker="o", markersize=4, label="linear probe")
+    axis.plot(mean[filled], accuracy[filled], color=COLOURS[0], marker="o", markersize=4, label="linear probe")
     axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=f"Expected calibration error {error:.3f}")
     axis.legend(loc="upper left")
     below.bar((np.arange(BINS) + 0.5) / BINS, images, 0.9 / BINS, color=GREY)
@@ -261,45 +265,46 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path) -> None
 def ablation_panels(
     axes: dict[str, list[str]], measures: dict[str, tuple[np.ndarray, np.ndarray]], title: str, note: str, path: Path
 ) -> None:
-    """A panel per measure: a bar for every setting of one axis, or a heat map of two, rows × columns.
+    """Draws a panel per measure: a bar for every setting of one axis, or a heat map of two axes, rows × columns.
 
-    `measures` holds means, of the shape of the axes, and the ends of their intervals, of that shape and 2, NaN for
-    none; what intervals they are, `note` says. A mean that is NaN is drawn as missing. Accuracies, ≤ 1, reach to 1.
+    `measures` holds the means, in the shape of the axes, and the bounds of their intervals, in that shape with a last
+    axis of 2, NaN for no interval. `note` says which intervals they are. A NaN mean is labelled as failed. The bars of
+    a measure whose means are all ≤ 1, such as an accuracy, have an axis that ends at 1.
     """
-    (down, rows), *across = axes.items()
-    names, columns = across[0] if across else ("", [""])
-    body = max(0.75 * len(columns), 2.2) if across else 2.2
-    width = 0.6 + 0.085 * max(map(len, rows)) + (body + 0.8) * len(measures)  # the rows are named once, on the left
-    height = 1.4 + 0.5 * len(rows) + (0.07 * max(map(len, columns)) if across else 0)
+    (row_name, rows), *other_axes = axes.items()
+    column_name, columns = other_axes[0] if other_axes else ("", [""])
+    body = max(0.75 * len(columns), 2.2) if other_axes else 2.2
+    width = 0.6 + 0.085 * max(map(len, rows)) + (body + 0.8) * len(measures)  # row labels only on the left
+    height = 1.4 + 0.5 * len(rows) + (0.07 * max(map(len, columns)) if other_axes else 0)
     figure, panels = plt.subplots(1, len(measures), figsize=(width, height), squeeze=False, sharey=True)
-    for panel, (measure, (means, ends)) in zip(panels[0], measures.items(), strict=True):
+    for panel, (measure, (means, bounds)) in zip(panels[0], measures.items(), strict=True):
         digits = 3 if np.nanmax(means) <= 1 else 1
-        if across:
-            drawn = panel.imshow(means, cmap=plt.get_cmap("Blues").with_extremes(bad="#E0E0E0"), aspect="auto")
+        if other_axes:
+            image = panel.imshow(means, cmap=plt.get_cmap("Blues").with_extremes(bad="#E0E0E0"), aspect="auto")
             panel.set_xticks(range(len(columns)), columns, rotation=0 if max(map(len, columns)) < 6 else 90)
             panel.set_title(measure, fontsize=10)
-            panel.set_xlabel(names)
+            panel.set_xlabel(column_name)
             panel.spines[:].set_visible(False)
         else:
-            errors = np.maximum([means - ends[:, 0], ends[:, 1] - means], 0)  # an interval need not hold the value
+            errors = np.maximum([means - bounds[:, 0], bounds[:, 1] - means], 0)  # an interval may not contain the mean
             style = {"color": COLOURS[0], "height": 0.65, "capsize": 3, "ecolor": "#404040"}
             panel.barh(range(len(rows)), means, xerr=errors, **style)
-            highest = max(np.nanmax(means), np.nanmax(ends, initial=0, where=~np.isnan(ends)))
+            highest = max(np.nanmax(means), np.nanmax(bounds, initial=0, where=~np.isnan(bounds)))
             panel.set(xlabel=measure, xlim=(0, 1 if digits == 3 else 1.05 * highest))
-        for at, mean in np.ndenumerate(means):
+        for index, mean in np.ndenumerate(means):
             text = "failed" if np.isnan(mean) else f"{mean:.{digits}f}"
-            if across:
-                style = {"ha": "center", "va": "center", "fontsize": 8, "color": _contrast(drawn, float(mean))}
-                low, high = ends[at]
-                panel.text(
-                    at[1], at[0], text if np.isnan(low) else f"{text}\n{low:.{digits}f}–{high:.{digits}f}", **style
-                )
+            if other_axes:
+                style = {"ha": "center", "va": "center", "fontsize": 8}
+                low, high = bounds[index]
+                if not np.isnan(low):
+                    text = f"{text}\n{low:.{digits}f}–{high:.{digits}f}"
+                panel.text(index[1], index[0], text, color=_contrasting_colour(image, float(mean)), **style)
             else:
-                end = np.nanmax([mean, ends[at][1], 0])
-                panel.annotate(text, (end, at[0]), (5, 0), textcoords="offset points", va="center", fontsize=8)
+                end = np.nanmax([mean, bounds[index][1], 0])
+                panel.annotate(text, (end, index[0]), (5, 0), textcoords="offset points", va="center", fontsize=8)
     panels[0, 0].set_yticks(range(len(rows)), rows)
-    panels[0, 0].set_ylabel(down)
-    if not across:
+    panels[0, 0].set_ylabel(row_name)
+    if not other_axes:
         panels[0, 0].invert_yaxis()
     figure.suptitle(f"{title}\n{note}")
     save(figure, path)
@@ -308,7 +313,7 @@ def ablation_panels(
 def _class_matrix(
     matrix: np.ndarray,
     labels: list[str],
-    written: np.ndarray | None,
+    cell_texts: np.ndarray | None,
     colours: str,
     limits: tuple[float, float],
     unit: str,
@@ -317,38 +322,39 @@ def _class_matrix(
     axes: tuple[str, str] = ("", ""),
 ) -> None:
     n, longest = len(labels), max(len(shorten(label)) for label in labels)
-    side = min(0.3 * n + 0.07 * longest + 1.4, WIDTH)  # the labels are as wide as they are high, below
+    side = min(0.3 * n + 0.07 * longest + 1.4, WIDTH)  # the labels below are as high as those on the left are wide
     figure, axis = plt.subplots(figsize=(max(side, 3.6), max(side, 3) + 0.7))
-    drawn = axis.imshow(matrix, cmap=plt.get_cmap(colours).with_extremes(bad="#E0E0E0"), vmin=limits[0], vmax=limits[1])
+    image = axis.imshow(matrix, cmap=plt.get_cmap(colours).with_extremes(bad="#E0E0E0"), vmin=limits[0], vmax=limits[1])
     texts = [shorten(label) for label in labels]
     axis.set_xticks(range(n), texts, rotation=90)
     axis.set_yticks(range(n), texts)
     axis.set(xlabel=axes[0], ylabel=axes[1])
     axis.spines[:].set_visible(False)
-    if written is not None:
-        for (i, j), text in np.ndenumerate(written):
-            color = _contrast(drawn, float(matrix[i, j]))
+    if cell_texts is not None:
+        for (i, j), text in np.ndenumerate(cell_texts):
+            color = _contrasting_colour(image, float(matrix[i, j]))
             axis.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
-    figure.colorbar(drawn, ax=axis, label=unit, location="top", shrink=0.7, pad=0.02)
+    figure.colorbar(image, ax=axis, label=unit, location="top", shrink=0.7, pad=0.02)
     figure.suptitle(title)
     save(figure, path)
 
 
 def _most_frequent(images: np.ndarray) -> tuple[np.ndarray, str]:
-    """The classes that have images, in their order, cut to the most frequent; and words about the cut for a title."""
+    """The numbers of the most frequent classes with images, sorted, and a note for the title if some are left out."""
     order = np.argsort(-images, kind="stable")
     shown = np.sort(order[: min(CLASSES, np.count_nonzero(images))])
-    cut_off = np.count_nonzero(images) - len(shown)
-    return shown, f"; the {CLASSES} most frequent of {len(shown) + cut_off} classes" if cut_off else ""
+    left_out = np.count_nonzero(images) - len(shown)
+    return shown, f"; the {CLASSES} most frequent of {len(shown) + left_out} classes" if left_out else ""
 
 
-def _contrast(drawn: ScalarMappable, value: float) -> str:
-    red, green, blue, _ = drawn.to_rgba(np.ma.masked_invalid([value]))[0]
+def _contrasting_colour(image: ScalarMappable, value: float) -> str:
+    """Black or white, whichever can be read on the colour of a value."""
+    red, green, blue, _ = image.to_rgba(np.ma.masked_invalid([value]))[0]
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
 
 
 def _log_ticks(axis: Axes, ticks: np.ndarray, largest: float = np.inf) -> None:
-    """Plain numbers at those of the ticks that are a readable distance apart, the largest always."""
+    """Labels ticks with plain numbers and drops those too close to the next larger one; the largest is always kept."""
     kept: list[float] = []
     for tick in sorted(ticks[ticks <= largest], reverse=True):
         if not kept or tick < kept[-1] / 1.6:

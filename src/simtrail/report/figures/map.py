@@ -1,4 +1,4 @@
-"""Pictures of a map of an embedding: points in the colours of their classes, or the images themselves."""
+"""Figures of the map of an embedding: points in the colours of their classes, or thumbnails of the images."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from PIL import Image
 
 from simtrail.report.figures.style import POINTS, WIDTH, mark, save, shorten
 
-NAMED = 28  # most frequent classes that have a colour and marker of their own, the others are grey
+NAMED = 28  # the most frequent classes, which have a colour and a marker; all other classes are grey
 OTHER = "#C8C8C8"
-Thumbnails = Callable[[np.ndarray], np.ndarray]  # positions among the points → (n, h, w, 3) uint8
+Thumbnails = Callable[[np.ndarray], np.ndarray]  # indices of points → (n, h, w, 3) uint8
 
 
 def static_map(points: np.ndarray, labels: list[str] | None, thumbnails: Thumbnails | None, path: Path) -> None:
-    """The (N, 2) points, coloured by label; with thumbnails, these where they do not overlap, framed in that colour."""
+    """Draws the (N, 2) points, coloured by label; with `thumbnails`, also those that fit without overlap.
+
+    The frame of a thumbnail has the colour of its label.
+    """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.6))
     names, codes = most_frequent(pd.Series(labels)) if labels else ([], np.zeros(len(points), int))
     size = float(np.clip(4e4 / max(len(points), 1), 2, 14))
-    for code in np.unique(codes):  # the grey ones, −1, below
-        here, (colour, marker) = codes == code, mark(code) if code >= 0 else (OTHER, "o")
+    for code in np.unique(codes):  # −1 first, so that grey points are below all others
+        rows, (colour, marker) = codes == code, mark(code) if code >= 0 else (OTHER, "o")
         label = names[code] if code >= 0 and names else f"{len(set(labels or ())) - len(names)} other classes"
         style: dict[str, Any] = {
             "color": colour,
@@ -34,41 +37,41 @@ def static_map(points: np.ndarray, labels: list[str] | None, thumbnails: Thumbna
             "label": shorten(label, 22),
             "s": size * (1 if code >= 0 else 0.6),
         }
-        axis.scatter(*points[here].T, alpha=0.85, linewidths=0, rasterized=len(points) > POINTS, **style)
+        axis.scatter(*points[rows].T, alpha=0.85, linewidths=0, rasterized=len(points) > POINTS, **style)
     if thumbnails is not None:
-        _lay(axis, points, [mark(c)[0] if c >= 0 else OTHER for c in codes], thumbnails)
+        _draw_thumbnails(axis, points, [mark(c)[0] if c >= 0 else OTHER for c in codes], thumbnails)
     if names:
         legend = axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.1)
         for handle in legend.legend_handles:
             handle.set_sizes([28])  # type: ignore[union-attr]
-    axis.set_box_aspect(1)  # the sheet of thumbnails is square
+    axis.set_box_aspect(1)  # because the picture of all thumbnails is square
     axis.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=f"Embeddings of {len(points)} test images")
     save(figure, path)
 
 
 def most_frequent(labels: pd.Series) -> tuple[list[str], np.ndarray]:
-    """The (up to 28) most frequent labels in alphabetical order, and each row's number among them, −1 for others."""
+    """The (up to 28) most frequent labels in alphabetical order, and the number of each row's label, −1 for others."""
     counts = labels.dropna().astype(str).value_counts()
     names = sorted(counts.index[:NAMED])
     return names, pd.Categorical(labels.astype(str).where(labels.notna()), names).codes.astype(int)
 
 
-def _lay(axis: Axes, points: np.ndarray, colours: list[str], thumbnails: Thumbnails) -> None:
-    """Thumbnails on a map, each at its point, left out where it would cover one laid before."""
+def _draw_thumbnails(axis: Axes, points: np.ndarray, colours: list[str], thumbnails: Thumbnails) -> None:
+    """Draws thumbnails at their points; a thumbnail that would cover an earlier one is left out."""
     side, frame, size = 70, 4, np.array([1000, 1000])  # pixels of a thumbnail, its frame, and the map
     low, high = points.min(0), points.max(0)
-    at = ((points - low) / np.maximum(high - low, 1e-9) * (size - side)).astype(int)
-    left, laid = np.arange(len(at)), []
-    while len(left):
-        laid.append(left[0])
-        left = left[np.abs(at[left] - at[left[0]]).max(1) >= side]
+    positions = ((points - low) / np.maximum(high - low, 1e-9) * (size - side)).astype(int)
+    remaining, placed = np.arange(len(positions)), []
+    while len(remaining):
+        placed.append(remaining[0])
+        remaining = remaining[np.abs(positions[remaining] - positions[remaining[0]]).max(1) >= side]
     sheet = np.zeros((*size, 4), np.uint8)
     inner = side - 2 * frame
-    for i, picture in zip(laid, thumbnails(np.array(laid)), strict=True):
-        x, y = at[i]
+    for i, picture in zip(placed, thumbnails(np.array(placed)), strict=True):
+        x, y = positions[i]
         sheet[y : y + side, x : x + side] = [*(int(255 * c) for c in to_rgb(colours[i])), 255]
         small = Image.fromarray(picture).resize((inner, inner), Image.Resampling.BILINEAR)
-        sheet[y + frame : y + side - frame, x + frame : x + side - frame, :3] = np.asarray(small)[::-1]  # y is upward
+        sheet[y + frame : y + side - frame, x + frame : x + side - frame, :3] = np.asarray(small)[::-1]  # rows upwards
     margin = (high - low) * side / (size - side) / 2
     extent = np.stack([low - margin, high + margin], 1).ravel()
     axis.imshow(sheet, extent=tuple(extent), origin="lower", aspect="auto", zorder=3)

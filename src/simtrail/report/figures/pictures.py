@@ -1,4 +1,4 @@
-"""Pictures of images: views, examples of classes, neighbours and saliency, each written as PNG and SVG."""
+"""Figures that show images: views, examples of classes, neighbours and saliency, each written as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -22,52 +22,53 @@ from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
 from simtrail.report.figures.style import COLOURS, WIDTH, save, shorten
 
-PAGE, DOWN = 10, 1.0  # classes in one figure of examples, a page of A4; inches for each
-TEXT = WIDTH - 0.16  # inches between the margins
+PAGE, DOWN = 10, 1.0  # classes in one figure of examples (a page of A4), and the height of each in inches
+TEXT = WIDTH - 0.16  # width between the margins, inches
 READ = 64  # images read at once: they may have hundreds of bands
-ALL = 9  # bands that are all drawn, three at a time
-CHANNELS = {1: (0, 0, 0), 2: (0, 1, 0)}  # what is shown as red, green and blue, of fewer than three bands
-COLOURS_NM, REACH = (650, 550, 450), 50  # what looks red, green and blue, and how far from it a band still does
+ALL = 9  # images with at most this many bands are drawn in all of them, three at a time
+CHANNELS = {1: (0, 0, 0), 2: (0, 1, 0)}  # number of bands → the bands shown as red, green and blue
+COLOURS_NM, REACH = (650, 550, 450), 50  # wavelengths of red, green and blue, and the largest distance from them, nm
 TURN = (
-    "how far the features turn, in degrees, when a small square around a pixel is hidden:\n"
-    "large where they depend on what is there, 0 where they do not"
+    "angle by which the features turn, in degrees, when a small square around a pixel is hidden:\n"
+    "large where the features depend on this part of the image, 0 where they do not"
 )
 
 
 def display_bands(recipe: Recipe) -> list[int]:
-    """The bands that `rgb` shows: red, green and blue where they are declared, or lie near to 650, 550 and 450 nm.
+    """The bands that `rgb` shows: those declared as red, green and blue, or those nearest to 650, 550 and 450 nm.
 
-    Else, of bands with wavelengths, three evenly spaced ones, the longest as red; of others the first three.
+    If these are not three different bands within 50 nm: three evenly spaced bands with wavelengths, the longest as red.
+    If fewer than three bands have a wavelength: the first three bands.
     """
-    place = {i: nm for i, nm in enumerate(recipe.wavelengths) if nm is not None}
-    if recipe.rgb or len(place) < 3:
+    wavelengths = {i: nm for i, nm in enumerate(recipe.wavelengths) if nm is not None}
+    if recipe.rgb or len(wavelengths) < 3:
         return recipe.rgb or list(range(min(3, len(recipe.bands))))
-    near = [min((abs(nm - colour), i) for i, nm in place.items()) for colour in COLOURS_NM]
-    shown = [i for distance, i in near if distance <= REACH]
-    return shown if len(set(shown)) == 3 else _middles([i for i in _by_wavelength(recipe) if i in place])
+    nearest = [min((abs(nm - colour), i) for i, nm in wavelengths.items()) for colour in COLOURS_NM]
+    shown = [i for distance, i in nearest if distance <= REACH]
+    return shown if len(set(shown)) == 3 else _middles([i for i in _by_wavelength(recipe) if i in wavelengths])
 
 
 def rgb(
     images: np.ndarray, recipe: Recipe, bands: Sequence[int] | None = None, originals: int | None = None
 ) -> np.ndarray:
-    """Display images, (N, H, W, 3) float32 in [0, 1], of packed rows (N, C, H, W), or of such images in [0, 1].
+    """Display images, (N, H, W, 3) float32 in [0, 1], of images (N, C, H, W), packed or in [0, 1].
 
-    One band is shown as grey, two as red with blue, and green; `bands` are shown instead of `display_bands`. Images
-    packed as 16 bits, whose range may be set by a few pixels, are stretched band by band: all but the darkest and
-    brightest 1 % of the pixels of all given images span 0 to 1. Where the images behind the first `originals` are views
-    of these, the pixels of the originals decide.
+    `bands` replaces `display_bands`. One band is shown as grey. If there are two bands, the first is shown as red and
+    blue, the second as green. Images packed as 16 bits are stretched band by band, because a few pixels may set their
+    range: the 1st percentile of the pixels of all images becomes 0, the 99th becomes 1. With `originals`, the
+    percentiles are those of the first `originals` images, of which all further images are views.
     """
     chosen = images[:, display_bands(recipe) if bands is None else list(bands)]
     unit = chosen.astype(np.float32) / np.float32(recipe.full_scale if chosen.dtype.kind == "u" else 1)
     if recipe.dtype == "uint16" and len(unit):
         low, high = np.percentile(unit[:originals], (1, 99), axis=(0, 2, 3), keepdims=True).astype(np.float32)
-        low, high = np.where(high > low, low, 0), np.where(high > low, high, 1)  # a constant band stays as it is
+        low, high = np.where(high > low, low, 0), np.where(high > low, high, 1)  # a constant band is not stretched
         unit = np.clip((unit - low) / (high - low), 0, 1)
     return unit[:, CHANNELS.get(unit.shape[1], (0, 1, 2))].transpose(0, 2, 3, 1)
 
 
 def thumbnails(images: PackedImages, rows: np.ndarray, side: int = 48) -> np.ndarray:
-    """Small display images, (N, s, s, 3) uint8 with s = min(side, size), of the given rows."""
+    """Small display images, (N, s, s, 3) uint8 with s = min(side, size), of the images `rows`."""
     shown, small = display_bands(images.recipe), []
     for part in np.array_split(rows, len(rows) // READ + 1):
         batch = images.rows(part)[:, shown]
@@ -78,64 +79,65 @@ def thumbnails(images: PackedImages, rows: np.ndarray, side: int = 48) -> np.nda
 
 
 def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed: int, path: Path) -> None:
-    """A row for each image, with two pairs of its views; below, a row in false colour for every three further bands.
+    """Draws a row for each image with two pairs of its views, and below it rows in false colours for further bands.
 
-    With more than nine bands, six are drawn: those of `display_bands` and three of the others, evenly spaced. Beside a
-    row are the names of the bands shown as red, green and blue, or their wavelengths (nm) where only six are drawn. The
-    corner of a view names bands that are left out of it. Only the images set stretch and brightness, so that an image
-    looks the same whatever its views are.
+    Up to nine bands, all are drawn, three per row. With more bands, six are drawn: `display_bands` and three of the
+    others, evenly spaced. Beside a row are the names of the bands shown as red, green and blue, or their wavelengths
+    (nm) where only six bands are drawn. A text in the corner of a view names the bands that the view leaves out.
+    Stretch and brightness depend only on the images, so that an image looks the same whatever its views are.
     """
-    recipe, small = images.recipe, len(images.recipe.bands) <= ALL
+    recipe, all_bands = images.recipe, len(images.recipe.bands) <= ALL
     batch = to_unit(images.rows(rows), recipe.full_scale, torch.device("cpu"))
     views = [view for pair in (0, 1) for view in two_views(batch, seed, pair).chunk(2)]
     stack = torch.cat([batch, *views]).numpy()
-    left_out = np.isnan(stack).all((2, 3)).reshape(5, len(rows), -1)  # bands that a view goes without
+    left_out = np.isnan(stack).all((2, 3)).reshape(5, len(rows), -1)  # per view, image and band
     stack = np.where(np.isnan(stack), recipe.packed_background / recipe.full_scale, stack)
     first = display_bands(recipe)
     others = [i for i in _by_wavelength(recipe) if i not in first]
-    others = others if small else _middles(others)
-    kinds = [first, *(others[i : i + 3] for i in range(0, len(others), 3))]
-    margin, head, gap = (0.7, 0.62, 0.1) if others else (0, 0.36, 0)
-    side = max(0.5, ((PAGE * DOWN - head) / len(rows) - gap) / len(kinds))  # so that a page will do, if it can
+    others = others if all_bands else _middles(others)
+    band_rows = [first, *(others[i : i + 3] for i in range(0, len(others), 3))]
+    margin, header, gap = (0.7, 0.62, 0.1) if others else (0, 0.36, 0)
+    side = max(0.5, ((PAGE * DOWN - header) / len(rows) - gap) / len(band_rows))  # to fit on one page, if possible
     side = min(side, (TEXT - margin) / 5)
-    down = len(kinds) * side + gap
-    figure, axis = _sheet(head + down * len(rows))
+    image_height = len(band_rows) * side + gap
+    figure, axis = _page_axis(header + image_height * len(rows))
     if others:
-        shown = f"All {len(recipe.bands)}" if small else f"{len(first) + len(others)} of {len(recipe.bands)}"
-        note = "bands; beside each row those shown as red, green and blue. Further bands: false colours, brightened."
-        axis.text(0, 0.12, f"{shown} {note}", color="#505050", va="center", fontsize=8)
+        count = f"All {len(recipe.bands)}" if all_bands else f"{len(first) + len(others)} of {len(recipe.bands)}"
+        note = "bands; on the left, those shown as red, green and blue. Further bands: false colours, brightened."
+        axis.text(0, 0.12, f"{count} {note}", color="#505050", va="center", fontsize=8)
     for column, title in enumerate(["image", *(f"pair {i}\nview {j}" for i in (1, 2) for j in (1, 2))]):
-        axis.text(margin + column * side, head - 0.06, title, fontsize=8, linespacing=1.0)
-    for j, kind in enumerate(kinds):
-        grid = rgb(stack, recipe, kind, len(rows)).reshape(5, len(rows), recipe.size, recipe.size, 3)
-        if j:  # ultraviolet, say, is so dark beside the visible that nothing would be seen
+        axis.text(margin + column * side, header - 0.06, title, fontsize=8, linespacing=1.0)
+    for j, bands in enumerate(band_rows):
+        grid = rgb(stack, recipe, bands, len(rows)).reshape(5, len(rows), recipe.size, recipe.size, 3)
+        if j:  # ultraviolet, for example, is too dark beside the visible bands
             grid = np.clip(grid / max(float(np.percentile(grid[0], 99)), 1e-3), 0, 1)
-        names = "\n".join(_band(recipe, kind[c]) for c in CHANNELS.get(len(kind), (0, 1, 2)))
+        names = "\n".join(_band_label(recipe, bands[c]) for c in CHANNELS.get(len(bands), (0, 1, 2)))
         for i, pictures in enumerate(grid.swapaxes(0, 1)):
-            y = head + i * down + j * side
+            y = header + i * image_height + j * side
             if others:
                 axis.text(0, y + side / 2 - 0.02, names, fontsize=8, va="center")
             for column, picture in enumerate(pictures):
-                x, gone = margin + column * side, [_band(recipe, c) for c in kind if left_out[column, i, c]]
-                _lay(axis, picture, x, y, side - 0.04)
-                if gone:
-                    _missing(axis, [] if len(gone) == len(kind) else gone, x + 0.04, y + side - 0.08, side - 0.12)
+                x, missing = margin + column * side, [_band_label(recipe, c) for c in bands if left_out[column, i, c]]
+                _draw_picture(axis, picture, x, y, side - 0.04)
+                if missing:
+                    shown = [] if len(missing) == len(bands) else missing
+                    _write_missing(axis, shown, x + 0.04, y + side - 0.08, side - 0.12)
     save(figure, path)
 
 
 def _by_wavelength(recipe: Recipe) -> list[int]:
-    """The bands, the longest wavelength first, those without one behind in their order."""
+    """The bands, sorted from the longest wavelength; bands without a wavelength come last, in their order."""
     nm = recipe.wavelengths or [None] * len(recipe.bands)
     return sorted(range(len(nm)), key=lambda i: -(nm[i] or 0))
 
 
 def _middles(bands: Sequence[int]) -> list[int]:
-    """The middle bands of three equal parts: the ends of a sensor's range are its noisiest."""
+    """The middle bands of three equal parts, because a sensor is noisiest at both ends of its range."""
     return [int(part[len(part) // 2]) for part in np.array_split(bands, 3)]
 
 
-def _band(recipe: Recipe, i: int) -> str:
-    """A band in ten characters: by its name, or its wavelength where names are many or long."""
+def _band_label(recipe: Recipe, i: int) -> str:
+    """The name of a band, in ten characters, or its wavelength if there are many bands or the name is long."""
     nm, name = (recipe.wavelengths or [None] * (i + 1))[i], recipe.bands[i]
     return shorten(name, 10) if nm is None or (len(recipe.bands) <= ALL and len(name) <= 10) else f"{nm:.0f} nm"
 
@@ -143,21 +145,23 @@ def _band(recipe: Recipe, i: int) -> str:
 def class_examples(
     images: PackedImages, examples: dict[str, dict[str, np.ndarray]], labels: Sequence[str], path: Path
 ) -> list[Path]:
-    """The files drawn, STEM-1.png, STEM-2.png, …: a row per class, ten classes a figure.
+    """Draws a row of examples per class, ten classes a figure, and returns the files: STEM-1.png, STEM-2.png, …
 
-    `examples` holds for each class the rows `nearest` to and `farthest` from its images, and those of `others` nearest
-    to it, at most five each; `labels` the class of every packed image, written under the others.
+    For each class, `examples` holds the rows of its images `nearest` to and `farthest` from the class, and of the
+    nearest images of `others` (other classes), at most five each. `labels` is the class of every packed image; it is
+    written under the images of other classes.
     """
     names, paths = list(examples), []
-    columns = {  # where it begins and the side of its pictures, in inches
-        "nearest": ("nearest to its class", 0.0, 0.33),
-        "farthest": ("farthest from its class", 1.73, 0.33),
-        "others": ("nearest of other classes", 3.46, 0.535),
+    columns = {  # title, left edge and side of the pictures, in inches
+        "nearest": ("nearest to the class", 0.0, 0.33),
+        "farthest": ("farthest from the class", 1.73, 0.33),
+        "others": ("nearest images of other classes", 3.46, 0.535),
     }
     for start in range(0, len(names), PAGE):
         part = names[start : start + PAGE]
-        pictures = _pictures(images, np.concatenate([examples[name][kind][:5] for name in part for kind in columns]))
-        figure, axis = _sheet(0.3 + DOWN * len(part))
+        rows = np.concatenate([examples[name][kind][:5] for name in part for kind in columns])
+        pictures = _display_images(images, rows)
+        figure, axis = _page_axis(0.3 + DOWN * len(part))
         for title, x, _ in columns.values():
             axis.text(x, 0.12, title, color="#505050", va="center")
         for i, name in enumerate(part):
@@ -165,9 +169,9 @@ def class_examples(
             axis.text(0, y, shorten(name, 40), va="top", weight="bold")
             for kind, (_, x, side) in columns.items():
                 for j, row in enumerate(examples[name][kind][:5]):
-                    _lay(axis, pictures[row], x + j * side, y + 0.18, side - 0.02)
+                    _draw_picture(axis, pictures[row], x + j * side, y + 0.18, side - 0.02)
                     if kind == "others":
-                        _caption(axis, labels[row], x + j * side, y + 0.18 + side, side)
+                        _write_caption(axis, labels[row], x + j * side, y + 0.18 + side, side)
         paths.append(path.with_name(f"{path.stem}-{start // PAGE + 1}.png"))
         save(figure, paths[-1])
     return paths
@@ -176,56 +180,57 @@ def class_examples(
 def neighbours(
     images: PackedImages, query_rows: np.ndarray, neighbour_rows: np.ndarray, labels: Sequence[str], path: Path
 ) -> None:
-    """Each query (Q,) with its nearest known images (Q, K), nearest first, framed and marked ✓ for its class, ✗ else.
+    """Draws each query (Q,) with its nearest training and validation images (Q, K), nearest first.
 
-    `labels` holds the class of every packed image, '' for none, which is neither right nor wrong.
+    Images are framed and marked: ✓ if they are of the query's class, ✗ if they are not. `labels` is the class of every
+    packed image, '' for none; without both classes there is no mark.
     """
-    gap = 0.2  # between a query and the others
-    across = min(1.1, (TEXT - gap) / (neighbour_rows.shape[1] + 1))
-    down = across + 0.32
-    pictures = _pictures(images, np.append(neighbour_rows, query_rows))
-    figure, axis = _sheet(0.3 + down * len(query_rows))
+    gap = 0.2  # between a query and its neighbours
+    width = min(1.1, (TEXT - gap) / (neighbour_rows.shape[1] + 1))
+    height = width + 0.32
+    pictures = _display_images(images, np.append(neighbour_rows, query_rows))
+    figure, axis = _page_axis(0.3 + height * len(query_rows))
     axis.text(0, 0.12, "query", va="center", color="#505050")
-    legend = "its nearest training and validation images: ✓ of its class, ✗ of another"
-    axis.text(across + gap, 0.12, legend, va="center", color="#505050")
+    legend = "nearest training and validation images: ✓ same class, ✗ another class"
+    axis.text(width + gap, 0.12, legend, va="center", color="#505050")
     for i, (query, nearest) in enumerate(zip(query_rows, neighbour_rows, strict=True)):
-        y = 0.3 + i * down
+        y = 0.3 + i * height
         for j, row in enumerate((query, *nearest)):
-            x, label, sign = j * across + gap * (j > 0), labels[row], None
+            x, label, sign = j * width + gap * (j > 0), labels[row], None
             if j and label and labels[query]:
                 sign = ("✓", COLOURS[2]) if label == labels[query] else ("✗", COLOURS[5])
-            _lay(axis, pictures[row], x, y, across - 0.06, sign)
-            _caption(axis, label or "no label", x, y + across - 0.02, across)
+            _draw_picture(axis, pictures[row], x, y, width - 0.06, sign)
+            _write_caption(axis, label or "no label", x, y + width - 0.02, width)
     save(figure, path)
 
 
 def saliency_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str], path: Path) -> None:
-    """Display images (B, H, W, 3) and beside each its map (B, H, W) in degrees, in colour over the image in grey."""
-    across, down, bar = TEXT / 3, TEXT / 6 + 0.28, 0.75
-    height = -(-len(pictures) // 3) * down + bar
-    figure, axis = _sheet(height)
+    """Draws display images (B, H, W, 3), each beside its map (B, H, W) in degrees, in colour over the grey image."""
+    column_width, row_height, bar_height = TEXT / 3, TEXT / 6 + 0.28, 0.75
+    height = -(-len(pictures) // 3) * row_height + bar_height
+    figure, axis = _page_axis(height)
     scale = ScalarMappable(Normalize(0, max(float(maps.max()), 1e-9)), "viridis")
     for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        x, y, side = i % 3 * across, i // 3 * down + 0.24, across / 2 - 0.04
+        x, y, side = i % 3 * column_width, i // 3 * row_height + 0.24, column_width / 2 - 0.04
         axis.text(x, y - 0.04, shorten(title, 30), fontsize=8, va="bottom")
-        _lay(axis, picture, x, y, side)
+        _draw_picture(axis, picture, x, y, side)
         mixed = 0.4 * picture.mean(-1, keepdims=True) + 0.6 * scale.to_rgba(maps[i])[..., :3]
-        _lay(axis, mixed, x + side + 0.02, y, side)
-    place = figure.add_axes((0.2, 0.57 / height, 0.6, 0.1 / height))
-    figure.colorbar(scale, cax=place, orientation="horizontal", label=TURN)
+        _draw_picture(axis, mixed, x + side + 0.02, y, side)
+    bar = figure.add_axes((0.2, 0.57 / height, 0.6, 0.1 / height))
+    figure.colorbar(scale, cax=bar, orientation="horizontal", label=TURN)
     save(figure, path)
 
 
-def _pictures(images: PackedImages, rows: np.ndarray) -> dict[int, np.ndarray]:
-    """Display images by row, of one figure, so that they are stretched alike."""
+def _display_images(images: PackedImages, rows: np.ndarray) -> dict[int, np.ndarray]:
+    """Row → display image for all images of a figure, which are stretched together."""
     rows, shown = np.unique(rows).astype(int), display_bands(images.recipe)
     parts = np.array_split(rows, len(rows) // READ + 1)
     packed = np.concatenate([images.rows(part)[:, shown] for part in parts])
     return dict(zip(rows.tolist(), rgb(packed, images.recipe, range(len(shown))), strict=True))
 
 
-def _sheet(height: float) -> tuple[Figure, Axes]:
-    """A page of the given height whose one axis is measured in inches from its upper left corner."""
+def _page_axis(height: float) -> tuple[Figure, Axes]:
+    """A figure of this height (inches) with one axis, whose coordinates are inches from the upper left corner."""
     figure = plt.figure(figsize=(WIDTH, height))
     figure.set_layout_engine("none")
     axis = figure.add_axes((0, 0, 1, 1))
@@ -234,8 +239,10 @@ def _sheet(height: float) -> tuple[Figure, Axes]:
     return figure, axis
 
 
-def _lay(axis: Axes, picture: np.ndarray, x: float, y: float, side: float, sign: tuple[str, str] | None = None) -> None:
-    """Places a picture, with a character in its corner and a frame in that one's colour."""
+def _draw_picture(
+    axis: Axes, picture: np.ndarray, x: float, y: float, side: float, sign: tuple[str, str] | None = None
+) -> None:
+    """Draws a picture; a `sign` (character, colour) is written in its corner, with a frame of that colour."""
     axis.imshow(picture, extent=(x, x + side, y + side, y), aspect="auto")
     if sign:
         text, colour = sign
@@ -244,8 +251,8 @@ def _lay(axis: Axes, picture: np.ndarray, x: float, y: float, side: float, sign:
         axis.text(x + 0.04, y + 0.05, text, color=colour, fontsize=8, weight="bold", va="top", bbox=box)
 
 
-def _missing(axis: Axes, bands: list[str], x: float, y: float, width: float) -> None:
-    """Words in the lower left corner of a picture: the bands that are missing of those it shows, [] for all."""
+def _write_missing(axis: Axes, bands: list[str], x: float, y: float, width: float) -> None:
+    """Writes in a picture's lower left corner which of its bands the view leaves out; an empty list stands for all."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     longest = max(8, int(width * 72 / 4.3))
     names = ", ".join(shorten(band, longest).replace(" ", "\xa0") for band in bands)
@@ -253,8 +260,8 @@ def _missing(axis: Axes, bands: list[str], x: float, y: float, width: float) -> 
     axis.text(x, y, "\n".join(lines), fontsize=8, va="bottom", linespacing=1.0, bbox=box)
 
 
-def _caption(axis: Axes, text: str, x: float, y: float, width: float) -> None:
-    """Two lines at most, as wide as the picture above."""
+def _write_caption(axis: Axes, text: str, x: float, y: float, width: float) -> None:
+    """Writes a text below a picture, as wide as the picture, in at most two lines."""
     longest = max(4, int(width * 72 / 4.7))
     lines = wrap(" ".join(shorten(word, longest) for word in text.split()), longest, max_lines=2, placeholder=" …")
     axis.text(x, y, "\n".join(lines), fontsize=8, va="top", linespacing=1.0)

@@ -1,4 +1,4 @@
-"""What all figures share: colours, sizes, and the two files of each."""
+"""Settings of all figures: colours, markers, sizes, and saving as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; markers help where seven are too few
+# Okabe and Ito's colours, which can be distinguished with any colour vision; with more than seven classes, use markers
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 GREY = "#A0A0A0"
-WIDTH = 6.3  # inches, 16 cm: the text of a page, so that sizes in points hold in print
-POINTS = 2000  # more than these are pixels in the SVG
+WIDTH = 6.3  # inches, 16 cm: the text width of a printed page, so that font sizes in points are right in print
+POINTS = 2000  # with more points, a scatter plot is stored as pixels in the SVG
 plt.rcParams.update(
     {
         "font.size": 9,
@@ -41,12 +41,12 @@ def mark(i: int) -> tuple[str, str]:
 
 
 def shorten(text: str, longest: int = 26) -> str:
-    """The text, or its beginning and an ellipsis."""
+    """The text with at most `longest` characters: cut and ended by an ellipsis where it is longer."""
     return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Saves a figure as PATH, a PNG of 200 dpi, and as an SVG beside it, both the same bytes every time; closes it."""
+    """Saves a figure as `path` (PNG, 200 dpi) and as an SVG beside it, the same bytes every time, and closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200, metadata={"Software": None})
     figure.savefig(path.with_suffix(".svg"), dpi=200, metadata={"Date": None})
