@@ -16,7 +16,7 @@ from typer import BadParameter
 SCRIPT = ROOT / "benchmarks/cifar10.py"
 ABSENT = ("kornia", "mlflow", "dvc", "optuna", "great_expectations")
 FEW_EPOCHS = {
-    "pretrain.encoder.model": "resnet10t",
+    "pretrain.encoder.model": "test_resnet",
     "pretrain.epochs": 4,
     "pretrain.batch_size": 8,
     "pretrain.compile": False,
@@ -60,7 +60,7 @@ def test_the_curve_starts_with_the_floors_and_ends_with_the_last_epoch(cifar10, 
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.setattr(cifar10, "ROOT", tmp_path)
-    cifar10.main(folder, images=24, epochs=4, batch_size=8, model="resnet10t")
+    cifar10.main(folder, images=24, epochs=4, batch_size=8, model="test_resnet")
     (csv,) = (tmp_path / "benchmarks/results").glob("*.csv")
     curve = pd.read_csv(csv)
     assert curve["features"].tolist() == ["16×16 pixels", "random weights", "SimCLR", "SimCLR"]

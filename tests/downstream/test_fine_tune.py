@@ -24,7 +24,7 @@ from simtrail.model.encoder import Encoder, EncoderConfig
 
 TRAIN, VAL, TEST = np.arange(0, 18), np.arange(18, 27), np.arange(27, 45)
 LABELS = np.arange(45) % 3
-PARAMS = with_changes({"prepare.size": 32, "pretrain.encoder.model": "resnet10t"}).pretrain
+PARAMS = with_changes({"prepare.size": 32, "pretrain.encoder.model": "test_resnet"}).pretrain
 TUNING = Tuning(2, PARAMS.augment.geometry, "fp32", learning_rate=3e-3)
 
 
@@ -81,7 +81,7 @@ def test_it_learns_to_distinguish_the_classes(images):
     assert not tuned.model.training
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])  # slow without a GPU
 def test_the_first_loss_of_low_precision_is_close_to_float32(images, precision):
     low, exact = (tune(images, TUNING._replace(precision=p), rows=TRAIN[:6]) for p in (precision, "fp32"))
     assert low.history[0]["loss"] == pytest.approx(exact.history[0]["loss"], rel=0.05)

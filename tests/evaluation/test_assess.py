@@ -23,7 +23,7 @@ TABLE = pd.DataFrame(
         "held_out": False,
     }
 )
-PARAMS = with_changes({"pretrain.encoder.model": "resnet10t", "evaluate.bootstrap": 100})
+PARAMS = with_changes({"pretrain.encoder.model": "test_resnet", "evaluate.bootstrap": 100})
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_scores_over_seeds_have_mean_and_standard_deviation(images):
 def test_each_modality_is_scored_separately_and_searched_in_the_other(images):
     recipe = images.recipe.model_copy(update={"modalities": {"vis": [0, 1], "uv": [2]}})
     terms = {"fused": 1.0, "intra": 0.0, "cross": 1.0}
-    settings = {"pretrain.encoder.model": "resnet10t", "pretrain.encoder.fusion": "separate", "pretrain.terms": terms}
+    settings = {"pretrain.encoder.model": "test_resnet", "pretrain.encoder.fusion": "separate", "pretrain.terms": terms}
     p, scale = with_changes(settings).pretrain, {"mean": [0.35] * 3, "std": [0.2] * 3}
     torch.manual_seed(0)
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, terms=p.terms, **scale)

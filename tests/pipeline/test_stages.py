@@ -20,7 +20,6 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT, changed
-from dvc.repo import Repo
 from typer.testing import CliRunner
 
 from simtrail import load_encoder, read_image
@@ -35,7 +34,7 @@ from simtrail.pipeline.training_run import training_run
 
 SMALL = {
     "prepare.size": 32,
-    "pretrain.encoder.model": "resnet10t",
+    "pretrain.encoder.model": "test_resnet",
     "pretrain.monitor.every": 2,
     "pretrain.epochs": 2,
     "pretrain.max_steps": None,
@@ -82,8 +81,11 @@ def run_pipeline(folder: Path, **changes: object) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
-    """A map without UMAP, which compiles for a while, and little fine-tuning: both have tests of their own."""
+    """Without UMAP, which compiles first, long fine-tuning, and processes to read images: each has its own tests."""
     with pytest.MonkeyPatch.context() as patch:
+        for module in ("manifest", "pack"):
+            in_one_process = lambda function, items, *_, **__: [function(item) for item in items]  # noqa: E731
+            patch.setattr(f"simtrail.data.{module}.in_parallel", in_one_process)
         patch.setattr("simtrail.evaluation.evidence.map_coordinates", lambda x, seed: (np.arange(len(x)), x[:, :2]))
         patch.setattr("simtrail.downstream.fine_tune.LEAST_STEPS", 4)
         yield
@@ -121,7 +123,7 @@ def test_embeddings_have_a_vector_and_the_labels_of_every_image(project):
     table = pd.read_parquet(ws.EMBEDDINGS)
     assert len(table) == 80
     assert {"path", "split", "label", "group", "meta.view", "vector"} <= set(table)
-    assert len(table["vector"].iloc[0]) == 512
+    assert len(table["vector"].iloc[0]) == load_encoder(ws.ENCODER).width
 
 
 def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
@@ -577,6 +579,8 @@ def test_what_decides_a_stage_is_what_dvc_watches():
 @pytest.fixture
 def recorded(copied) -> Callable[[], dict]:
     """That copy as a DVC project whose stages are all up to date; the function returns the stages that have changed."""
+    from dvc.repo import Repo  # slow to import
+
     shutil.copytree(ROOT / "src", "src", ignore=shutil.ignore_patterns("__pycache__"))
     Repo.init(no_scm=True).commit(force=True)
     return lambda: Repo().status()

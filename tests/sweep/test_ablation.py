@@ -29,7 +29,7 @@ CELLS = {
 TINY = {
     "title": "Two by two",
     "source": "nowhere",
-    "set": {"pretrain.epochs": 1, "pretrain.batch_size": 16},
+    "set": {"pretrain.encoder.model": "test_resnet", "pretrain.epochs": 1, "pretrain.batch_size": 16},
     "vary": {
         "temperature": {"low": {"pretrain.temperature": 0.1}, "high": {"pretrain.temperature": 1.0}},
         "objective": {"NT-Xent": {"pretrain.objective": "nt_xent"}, "DCL": {"pretrain.objective": "dcl"}},

@@ -18,7 +18,7 @@ EVERYTHING = {
         "texture.blur", "texture.sharpness", "texture.erasing",
     )
 }  # fmt: skip
-RESNET = {"pretrain.encoder.model": "resnet10t"}
+RESNET = {"pretrain.encoder.model": "test_resnet"}
 VIT = {
     "pretrain.encoder.model": "vit_tiny_patch16_224",
     "pretrain.encoder.vit": {"patch_size": 8, "features": "both", "layers": 2},

@@ -22,7 +22,7 @@ from simtrail.training.state import Checkpoints
 
 TINY = {
     "prepare.size": 32,
-    "pretrain.encoder.model": "resnet10t",
+    "pretrain.encoder.model": "test_resnet",
     "pretrain.head.hidden": 32,
     "pretrain.head.output": 16,
     "pretrain.batch_size": 8,
@@ -284,7 +284,7 @@ def test_out_of_memory_names_the_batch_size_and_one_that_fits(prepared, monkeypa
     assert len(fit(prepared, {"pretrain.micro_batch_size": 4, "pretrain.epochs": 1}).history) == 1
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])  # slow without a GPU
 def test_low_precision_gives_nearly_the_loss_of_float32(prepared, precision):
     one_step = {"pretrain.max_steps": 1}
     exact = fit(prepared, one_step).history[0]["loss"]
@@ -300,6 +300,7 @@ def test_the_first_twenty_steps_give_the_stored_losses(prepared):
     0.0004 it stays below 0.0005 %.
     """
     changes = {
+        "pretrain.encoder.model": "resnet10t",
         "pretrain.max_steps": 20,
         "pretrain.epochs": 20,
         "pretrain.batch_size": 24,
