@@ -12,7 +12,7 @@ class OutOfMemory(InputError):
 
 
 class TrainingError(Exception):
-    """A training run that could not go on; the message says where it stopped and what is left of it. Exit 1."""
+    """A training run that could not continue; the message says where it stopped and what was saved. Exit 1."""
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

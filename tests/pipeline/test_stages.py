@@ -1,4 +1,4 @@
-"""The whole trail on a small demo set: every stage, the MLflow store, the registry, pulling, and moving the folder."""
+"""The whole pipeline on a small demo set: every stage, the MLflow store, the registry, and moving the folder."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
     }  # fmt: skip
 
 
-def test_the_report_tells_all_of_it_and_is_kept_with_the_run_and_the_model(project):
+def test_the_report_has_every_part_and_is_logged_to_the_run(project):
     page = ws.REPORT.read_text()
     assert page.count("<img") == page.count('src="data:image/')
     for word in ("species", "linear probe", "floor: random weights", "Fine-tuning", "map"):
@@ -155,16 +155,16 @@ def test_the_report_tells_all_of_it_and_is_kept_with_the_run_and_the_model(proje
     assert "| linear probe |" in ws.CARD.read_text()
 
 
-def test_nothing_that_is_learnt_or_chosen_depends_on_the_test_split(copied):
-    """The test images change places, so that pixels and labels are wrong: encoder, looks and probe stay the same."""
+def test_training_and_choices_do_not_depend_on_the_test_split(copied):
+    """The test images change places, so that pixels and labels are wrong: encoder, validation, probe stay the same."""
 
-    def learnt() -> tuple[object, ...]:
+    def trained_state() -> tuple[object, ...]:
         task = json.loads(ws.METRICS.read_text())["tasks"]["species"]
         history = pd.read_csv(ws.HISTORY).drop(columns=["images_per_second"], errors="ignore")
         weights = (ws.ENCODER / "encoder.safetensors").read_bytes()
         return hashlib.sha256(weights).hexdigest(), history.to_csv(), task["C"], task["svc_C"]
 
-    before, scores = learnt(), json.loads(ws.METRICS.read_text())
+    before, scores = trained_state(), json.loads(ws.METRICS.read_text())
     table = pd.read_parquet(ws.SPLIT)
     test = [copied / "data/demo" / path for path in table["path"][table["split"] == "test"]]
     for path, content in zip(test, [path.read_bytes() for path in [*test[9:], *test[:9]]], strict=True):
@@ -173,7 +173,7 @@ def test_nothing_that_is_learnt_or_chosen_depends_on_the_test_split(copied):
     for verb in VERBS[:5]:
         verb()
     assert pd.read_parquet(ws.SPLIT)["split"].equals(table["split"])
-    assert learnt() == before
+    assert trained_state() == before
     assert json.loads(ws.METRICS.read_text())["tasks"] != scores["tasks"]
 
 
@@ -198,7 +198,7 @@ def test_held_out_classes_and_further_seeds_and_columns_are_evaluated(copied):
         stages.prepare()
 
 
-def test_one_run_carries_parameters_data_curves_results_and_its_end(project):
+def test_one_run_has_parameters_data_curves_results_and_its_status(project):
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert run.data.params["pretrain.temperature"] == "0.2"
@@ -212,7 +212,7 @@ def test_one_run_carries_parameters_data_curves_results_and_its_end(project):
     assert {"params.yaml", "validation.html", "metrics.json", "figures", "config.json"} <= files
 
 
-def test_the_run_shows_the_views_and_the_looks_at_validation(project):
+def test_the_run_has_the_views_and_the_validation_curves(project):
     (run,) = all_runs()
     assert {f.path for f in client().list_artifacts(run.info.run_id, "figures")} >= {
         "figures/views.png", "figures/training.png"
@@ -232,7 +232,7 @@ def test_a_preview_needs_no_training(copied):
     assert ws.PREVIEW.read_bytes() != first
 
 
-def test_all_that_decides_the_result_and_nothing_else_is_in_the_key_of_a_run(copied):
+def test_the_key_of_a_run_depends_on_what_decides_its_result_and_on_nothing_else(copied):
     def key(**changes: object) -> str:
         write_params(copied, **changes)
         return training_run(load_params().pretrain).key
@@ -246,7 +246,7 @@ def test_all_that_decides_the_result_and_nothing_else_is_in_the_key_of_a_run(cop
     assert key() != usual
 
 
-def test_training_goes_on_from_the_weights_of_a_registered_model(copied, capsys):
+def test_training_continues_from_the_weights_of_a_registered_model(copied, capsys):
     write_params(copied, pretrain__weights="elsewhere")
     with pytest.raises(InputError, match=r"pretrain\.weights = 'elsewhere': must be random, pretrained, models:/"):
         stages.pretrain()
@@ -257,7 +257,7 @@ def test_training_goes_on_from_the_weights_of_a_registered_model(copied, capsys)
     assert len(run.data.tags["simtrail.first_weights"]) == 64
 
 
-def test_the_version_carries_metrics_and_lineage(project):
+def test_the_version_has_metrics_and_lineage(project):
     version = client().get_model_version_by_alias("small", "champion")
     metrics = json.loads(ws.METRICS.read_text())["tasks"]["species"]["scores"]
     assert float(version.tags["metric.linear_probe/accuracy"]) == pytest.approx(
@@ -359,7 +359,7 @@ def test_the_tracking_uri_overrides_and_is_relative_to_the_project(project, monk
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_run_as_killed_and_a_rerun_goes_on_in_it(copied, monkeypatch):
+def test_sigterm_ends_the_run_as_killed_and_a_rerun_continues_it(copied, monkeypatch):
     from simtrail.training.state import Checkpoints
 
     write_params(copied, pretrain__seeds=[2], pretrain__epochs=3, pretrain__checkpoint__every_steps=1)
@@ -406,7 +406,7 @@ def test_a_run_whose_process_was_killed_does_not_stay_running(copied):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_go_on_after_one_of_them_has_died(copied):
+def test_two_processes_train_as_one_and_resume_after_one_of_them_has_died(copied):
     write_params(copied, pretrain__seeds=[4], pretrain__epochs=4, pretrain__precision="fp32",
                  pretrain__checkpoint__every_steps=1)  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "simtrail", "pretrain"]
@@ -459,9 +459,9 @@ def test_twenty_kills_at_random_moments_change_nothing(copied, tmp_path):
         return hashlib.sha256(weights).hexdigest(), [(r.info.status, *points) for r in runs]
 
     shutil.copytree(copied, reference := tmp_path / "reference")
-    begun = working(reference, job := start(reference))
+    start_time = working(reference, job := start(reference))
     assert job.wait() == 0
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start_time
     expected = outcome(reference)
     assert expected[1] == [("FINISHED", [1, 2, 3], [2, 3], [1, 2, 3])]
     rng = np.random.default_rng(0)
@@ -518,14 +518,14 @@ def test_warnings_name_a_crop_without_a_mask_few_groups_and_a_floor_that_is_not_
     assert f"images of {task['groups']} groups, too few for reliable intervals" in score_lines(metrics)[0]
     task["groups"] = 240
     assert score_lines(metrics)[0].endswith("test images")
-    own = {"recall_at_1": 0.5, "recall_back_at_1": 0.25, "chance_at_1": 0.0125}
-    metrics["modalities"] = {"alone": {"uv": task["scores"]["knn"]}, "retrieval": {"rgb to uv": own}}
+    recalls = {"recall_at_1": 0.5, "recall_back_at_1": 0.25, "chance_at_1": 0.0125}
+    metrics["modalities"] = {"alone": {"uv": task["scores"]["knn"]}, "retrieval": {"rgb to uv": recalls}}
     lines = score_lines(metrics)
     assert "rgb to uv: recall at 1 0.500, back 0.250, by chance 0.013" in lines
     assert any(line.startswith("uv alone, linear probe") for line in lines)
 
 
-def test_a_champion_that_does_not_beat_its_floors_is_warned_of(copied, capsys):
+def test_a_champion_below_its_floors_gives_a_warning(copied, capsys):
     metrics = json.loads(ws.METRICS.read_text())
     metrics["tasks"]["species"]["gains"]["raw_pixels"] = {"value": 0.0, "low": -0.1, "high": 0.1}
     ws.METRICS.write_text(json.dumps(metrics))

@@ -15,7 +15,7 @@ from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.training import monitors
-from simtrail.training.monitors import Monitor, collapsed, problems
+from simtrail.training.monitors import Monitor, collapsed, kept_epoch, problems
 
 RECIPE = Recipe(
     size=8, fit="pad", background=0, composite=True, file_dtype="uint8", file_bands=2, mask_band=None,
@@ -212,3 +212,23 @@ def test_each_modality_is_measured_and_a_constant_one_is_named(images, weights):
         *["attention ignores constant: its mean weight is 0.015" for _ in weights[:1]],
     ]
     assert problems({}, encoder) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "epoch"), [("probe", 2), ("knn", 3), ("auto", 2), ("effective_rank", 4), ("last", 4)]
+)
+def test_the_kept_epoch_of_a_history_is_the_first_with_the_best_value(metric, epoch):
+    nan = float("nan")  # as a history read from CSV has it, where there was no validation
+    history = [
+        {"epoch": 1, "val_probe": nan, "val_knn": nan, "val_effective_rank": nan},
+        {"epoch": 2, "val_probe": 0.9, "val_knn": 0.2, "val_effective_rank": 3.0},
+        {"epoch": 3, "val_probe": 0.9, "val_knn": 0.4, "val_effective_rank": 2.0},
+        {"epoch": 4, "val_probe": 0.1, "val_knn": 0.3, "val_effective_rank": 5.0},
+    ]
+    assert kept_epoch(history, metric) == epoch
+
+
+def test_without_labels_the_kept_epoch_is_chosen_by_effective_rank():
+    history = [{"epoch": 1, "val_effective_rank": 5.0}, {"epoch": 2, "val_effective_rank": 4.0}]
+    assert kept_epoch(history, "auto") == 1
+    assert kept_epoch([{"epoch": 1}, {"epoch": 2}], "auto") == 2

@@ -1,4 +1,4 @@
-"""What a run and a registered version record of an encoder: metrics, checks, lineage, and the model card."""
+"""What a run and a registered version record about an encoder: metrics, checks, lineage and the model card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ History = list[dict[str, float]]
 
 
 def facts(params: Params, encoder: Path, history: History, metrics: dict[str, Any], run_id: str) -> dict[str, Any]:
-    """What the report and the model card say of the encoder in a folder."""
+    """What the report and the model card show about the encoder in a folder."""
     return {
         "name": params.register_.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,9 +43,9 @@ def log_evaluation(params: Params, encoder: Path, metrics: dict[str, Any], files
 
 
 def register_encoder(params: Params, encoder: Path, history: History, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The registered version of the encoder in a folder, made of the prepared images with these parameters.
+    """Registers the encoder in a folder, trained on the prepared images with these parameters.
 
-    Keys: name, version, alias, reason, encoder_sha256, run_id.
+    Returns name, version, alias, reason, encoder_sha256 and run_id.
     """
     flat, statistics = flat_metrics(metrics), read_json(STATISTICS, "prepare")
     manifest = pd.read_parquet(MANIFEST, columns=["dtype", "bands", "alpha", "rejected"])
@@ -66,7 +66,7 @@ def register_encoder(params: Params, encoder: Path, history: History, metrics: d
 def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     """The metrics as MLflow shows them: a section per classifier of the main task, and one per other task.
 
-    Of the intervals, only those of the accuracy.
+    Only the accuracy has its interval.
     """
     rows = {f"features/{name}": value for name, value in metrics["features"].items()}
     modalities = metrics.get("modalities", {})

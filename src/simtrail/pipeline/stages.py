@@ -25,7 +25,7 @@ echo = partial(print, flush=True)
 
 
 def check() -> None:
-    """Manifest and validation of the dataset; InputError lists every bad image, unless they are quarantined."""
+    """Writes the manifest and the validation of the dataset; InputError lists all bad images, unless quarantined."""
     params = load_params()
     from simtrail.data.checks import validate
     from simtrail.data.manifest import scan
@@ -53,13 +53,13 @@ def check() -> None:
     ws.write_json(ws.VALIDATION, result)
     ws.VALIDATION_PAGE.write_text(validation_page(result, manifest), encoding="utf-8")
     if others := result["other_files"]:
-        echo(f"check: {len(others)} files are no images and are left out, such as {others[0]}")
+        echo(f"check: {len(others)} files are not images and are left out, such as {others[0]}")
     for line in warning_lines(result):
         echo(f"check: warning: {line}")
     if rejected and (params.check.on_fail == "error" or len(rejected) == len(manifest)):
         raise InputError(
             f"{len(rejected)} of {len(manifest)} images can't be used:\n{rejected_lines(result)}\n"
-            "repair or remove them, or set check.on_fail: quarantine to go on without them; the whole result: "
+            "repair or remove them, or set check.on_fail: quarantine to continue without them; the whole result: "
             f"{ws.VALIDATION_PAGE}"
         )
     if rejected:
@@ -68,7 +68,7 @@ def check() -> None:
 
 
 def prepare() -> None:
-    """Packed arrays of all usable images, their split, and the statistics of the training part."""
+    """Packs all usable images into arrays, splits them, and computes the statistics of the training split."""
     params = load_params()
     from simtrail.data.pack import pack, sample_pixels, statistics
     from simtrail.data.recipe import make_recipe, without_effect
@@ -114,7 +114,7 @@ def prepare() -> None:
 
 
 def pretrain() -> None:
-    """The encoder, trained by SimCLR on the training split, and its history, for each seed.
+    """Trains an encoder by SimCLR on the training split for each seed; writes it and its history.
 
     The later stages use the encoder of the first seed. Each training has one MLflow run, which it resumes after a kill.
     In several processes (torchrun) only the first logs and writes files.
@@ -140,7 +140,7 @@ def pretrain() -> None:
 
 
 def preview(images: int, seed: int) -> None:
-    """A picture of training images and their views under the present settings: artifacts/preview/views.png."""
+    """Draws training images and their views with the present settings: artifacts/preview/views.png."""
     params = load_params()
     ws.require(params, "prepare")
     from simtrail.augment.views import TwoViews
@@ -157,7 +157,7 @@ def preview(images: int, seed: int) -> None:
 
 
 def embed() -> None:
-    """The features of every usable image, with its split and labels, in the order of the split table."""
+    """Computes the features of every usable image, in the order of the split table."""
     params = load_params()
     ws.require(params, "prepare", "pretrain")
     from simtrail.evaluation.assess import features_of
@@ -173,7 +173,7 @@ def embed() -> None:
 
 
 def evaluate() -> None:
-    """Scores with intervals and floors, label-free measures, tables and evidence; logged to the run."""
+    """Measures the encoder on the test split: scores with intervals, floors, tables, evidence; logged to the run."""
     params = load_params()
     ws.require(params, "prepare", "pretrain")
     from simtrail.downstream.fine_tune import Tuning, few_label_table
@@ -210,7 +210,7 @@ def evaluate() -> None:
 
 
 def report() -> None:
-    """All that people look at: figures, map, pages and the model card, drawn anew; logged to the run."""
+    """Draws everything that people look at: figures, map, pages and the model card; logged to the run."""
     params = load_params()
     ws.require(params, *ws.DECIDING)
     from simtrail.pipeline.registration import facts
@@ -243,7 +243,7 @@ def report() -> None:
 
 
 def register() -> None:
-    """The encoder in the MLflow registry, with its numbers and lineage, and its alias through the gate."""
+    """Registers the encoder in MLflow with its metrics and lineage; it becomes champion only if it is the best."""
     params = load_params()
     ws.require(params, *ws.DECIDING)
     from simtrail.evaluation.tasks import beats_floors

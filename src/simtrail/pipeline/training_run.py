@@ -21,7 +21,7 @@ from simtrail.pipeline.workspace import prepared, project_folder
 from simtrail.training.loop import Trained, fit
 from simtrail.training.state import Checkpoints
 
-# The code that decides the result of training, beside the parameters: a change starts a run anew.
+# the code that decides the result of training: after a change, no run resumes from an older checkpoint
 CODE = (
     *("augment", "data/loader.py", "data/pack.py", "data/recipe.py"),
     *("evaluation/classifiers.py", "evaluation/geometry.py", "model", "training"),
@@ -31,7 +31,7 @@ CODE = (
 class TrainingRun(NamedTuple):
     """A training run, ready to start."""
 
-    key: str  # identifies all that decides the result: data and split, settings, first weights, code
+    key: str  # identifies everything that decides the result: data, split, settings, first weights, code
     origin: str  # the same without the settings
     data_md5: str
     first_weights: str  # random, pretrained, or the sha256 of an encoder
@@ -63,7 +63,7 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
         for parts in ([statistics, settings, weights.stamp, code], [statistics, weights.stamp, code])
     )
     with torch.random.fork_rng([]):
-        Encoder(config)  # an impossible encoder is an error before anything is begun or replaced
+        Encoder(config)  # errors in the encoder's settings must come before any file is replaced
     train, val = (source.pretraining_rows(part) for part in ("train", "val"))
     data = TrainingData(images, train, val, pd.factorize(source.table["label"])[0])
     checkpoints = Checkpoints(project_folder() / ".simtrail" / group, key, p.checkpoint.keep)

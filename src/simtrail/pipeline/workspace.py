@@ -1,4 +1,4 @@
-"""The workspace of a project: where artifacts lie, how they are read and written, and with which settings."""
+"""The workspace: where artifacts are, how they are read and written, and with which settings they were made."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def settings(params: Params, stage: str) -> dict[str, Any]:
 
 
 def project_folder() -> Path:
-    """The project's folder, also where DVC works in a copy of it; what outlives a run is kept there."""
+    """The project's folder, also if DVC works in a copy of it; files that must survive a run are kept there."""
     from simtrail.tracking.store import project_root
 
     return project_root() or Path()
 
 
 def fresh_folder(folder: Path) -> None:
-    """Makes an empty folder in place of what an earlier run left there."""
+    """Makes an empty folder; removes what an earlier run left there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
