@@ -17,6 +17,8 @@ from simtrail.errors import InputError
 
 T = TypeVar("T", bound=BaseModel)
 Settings = dict[str, Any]  # dotted key of params.yaml → value
+NAME, MODEL_NAME = r"^[\w.-]+$", r"^[^/:]+$"
+PATTERNS = {NAME: "only letters, digits, _, . and -", MODEL_NAME: "no / and no :"}
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -25,7 +27,7 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=NAME)
     """Name of the dataset, which is the folder data/NAME: letters, digits, `_`, `.` and `-`."""
 
 
@@ -613,7 +615,7 @@ class Evaluate(_Section):
 
 
 class Register(_Section):
-    name: str = Field(pattern=r"^[^/:]+$")
+    name: str = Field(pattern=MODEL_NAME)
     """Name of the model in the MLflow registry, without `/` and `:`."""
 
 
@@ -713,7 +715,10 @@ def _message(error: Any, schema: type[BaseModel]) -> str:
             return str(error["ctx"]["error"])
     if error["type"] == "too_short":
         return f"{key} = {error['input']!r}: must have at least {error['ctx']['min_length']} entry"
-    allowed = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if error["type"] == "string_pattern_mismatch":
+        return f"{key} = {error['input']!r}: must not be empty, and must have {PATTERNS[error['ctx']['pattern']]}"
+    allowed = error["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
+    allowed = allowed.replace("a valid boolean", "true or false").replace("a valid ", "a ")
     if error["type"] == "model_type":
         allowed = "a mapping of keys to values"
     allowed = allowed.replace("greater than or equal to", "≥").replace("less than or equal to", "≤")

@@ -93,6 +93,8 @@ def test_a_missing_folder_an_empty_folder_and_a_used_name_are_refused(project):
     bring.add(project / "mine", "moths", None, None, link=False)
     with pytest.raises(InputError, match="already exists"):
         bring.add(project / "mine", "moths", None, None, link=False)
+    with pytest.raises(InputError, match="--name 'my moths/1': must not be empty, and must have only letters"):
+        bring.add(project / "mine", "my moths/1", None, None, link=False)
 
 
 def test_recorded_data_that_is_missing_stays_recorded(project):

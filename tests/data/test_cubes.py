@@ -172,7 +172,7 @@ def test_masks_must_be_binary_and_cover_a_fraction_within_the_limits(tmp_path):
     assert manifest["mask_cover"].tolist() == pytest.approx([0.5, 0.5, 1.0, 0.475])
     assert set(rejected) == {"images/grey.tif", "images/full.tif"}
     assert "more than two values" in rejected["images/grey.tif"]
-    assert "covers 1 of the image, must be 0.01 to 0.9" in rejected["images/full.tif"]
+    assert "covers 100.000% of the image, must be 1 to 90 % of the image" in rejected["images/full.tif"]
 
 
 def test_saturated_and_constant_bands_and_values_of_8_bits_give_warnings(tmp_path):

@@ -530,7 +530,7 @@ def test_a_champion_below_its_floors_gives_a_warning(copied, capsys):
     metrics["tasks"]["species"]["gains"]["raw_pixels"] = {"value": 0.0, "low": -0.1, "high": 0.1}
     ws.METRICS.write_text(json.dumps(metrics))
     stages.register()
-    assert "register: warning: species: " in capsys.readouterr().out
+    assert "register: warning: linear probe of species: " in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def test_tables_have_their_texts_and_numbers_exactly_as_they_were_written(tmp_pa
 
 @pytest.mark.parametrize("read", [ws.read_json, ws.read_table, ws.read_arrays])
 def test_a_missing_file_names_the_stage_that_writes_it(tmp_path, read):
-    with pytest.raises(InputError, match=r"nothing\.parquet: no such file; run the evaluate stage first: dvc repro"):
+    with pytest.raises(InputError, match=r"nothing\.parquet: no such file; .* first: simtrail evaluate, or dvc"):
         read(tmp_path / "nothing.parquet", "evaluate")
 
 

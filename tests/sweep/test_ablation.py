@@ -93,7 +93,7 @@ def test_settings_of_a_cell_replace_the_command_line_then_the_preset_then_params
     ("changes", "overrides", "message"),
     [
         ({"set": {"pretrain.epoch": 3}}, {}, "tiny: pretrain.epoch: unknown key; did you mean pretrain.epochs?"),
-        ({"set": {"pretrain.epochs.few": 3}}, {}, r"tiny: pretrain.epochs = \{'few': 3\}: must be integer"),
+        ({"set": {"pretrain.epochs.few": 3}}, {}, r"tiny: pretrain.epochs = \{'few': 3\}: must be an integer"),
         ({"set": {"prepare.size": 32}}, {}, "tiny: prepare.size: only pretrain is varied; set it in params.yaml"),
         ({"vary": {"a": {"b": {"pretrain.epochs": 0}}}}, {}, "tiny: pretrain.epochs = 0: must be ≥ 1"),
         ({}, {"pretrain.objective": "dcl"}, "pretrain.objective = 'dcl': the cell low × NT-Xent sets it to 'nt_xent'"),
@@ -119,7 +119,7 @@ def test_invalid_settings_are_named_before_anything_runs(params, changes, overri
     [
         ("title: x\nsource: y\nset: {}\nvery: {}", r"vary: missing; add it"),
         ("title: x\nsource: y\nset: {}\nvary: {a: {}}", r"vary = \{a: 0\} settings: must be one axis or two"),
-        ("title: x\nsource: y\nset: {}\nvary: {a: {0.1: {}}}", r"must be string"),
+        ("title: x\nsource: y\nset: {}\nvary: {a: {0.1: {}}}", r"must be a string"),
         ("title: [", "not valid YAML"),
     ],
 )
@@ -135,7 +135,7 @@ def test_an_invalid_preset_is_an_input_error_that_names_the_file(tmp_path, text,
         ("tinny", [], r"tinny\.yaml: no such preset; sweeps/ablations has tiny"),
         ("tiny", ["pretrain.epochs"], "--set pretrain.epochs: must be KEY=VALUE"),
         ("tiny", ["pretrain.epochs=["], r"--set pretrain.epochs=\[: not valid YAML"),
-        ("tiny", ["pretrain.clip=x"], r"tiny\.yaml --set pretrain.clip=x: pretrain.clip = 'x': must be number"),
+        ("tiny", ["pretrain.clip=x"], r"tiny\.yaml --set pretrain.clip=x: pretrain.clip = 'x': must be a number"),
     ],
 )
 def test_an_invalid_command_is_an_input_error(project, name, assignments, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from simtrail.data.dataset import Dataset, missing_data
 from simtrail.data.readers import SUFFIXES, image_of
 from simtrail.errors import InputError
+from simtrail.params import NAME, PATTERNS
 
 DATA = Path("data")
 
@@ -59,6 +61,8 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
     target = DATA / name
     if not source.is_dir():
         raise InputError(f"{source}: no such folder")
+    if not re.fullmatch(NAME, name):
+        raise InputError(f"--name {name!r}: must not be empty, and must have {PATTERNS[NAME]}")
     if target.exists():
         raise InputError(f"{target} already exists; choose another --name, or remove that folder to replace it")
     if Path("data.dvc").exists() and not DATA.exists():

@@ -151,14 +151,14 @@ def _value_checks(readable: pd.DataFrame, declaration: Declaration, bands: Any) 
 
 def _mask_checks(readable: pd.DataFrame, params: Check) -> list[Expectation]:
     low, high = params.min_mask_cover, params.max_mask_cover
-    masked, allowed = readable[readable["mask_cover"].notna()], f"{low:g} to {high:g} of the image"
+    masked, allowed = readable[readable["mask_cover"].notna()], f"{100 * low:g} to {100 * high:g} % of the image"
     # fmt: off
     return [
         Expectation("every mask is binary", "{n} image{s} {have} a mask with more than two values",
                     masked, *_in_set("mask_binary", [True]), "the mask has more than two values"),
         Expectation(f"masks cover {allowed}", "{n} image{s} {have} a mask that covers too little or too much",
                     masked, *_between("mask_cover", low, high),
-                    f"the mask covers {{mask_cover:.3g}} of the image, must be {allowed}"),
+                    f"the mask covers {{mask_cover:.3%}} of the image, must be {allowed}"),
     ]
     # fmt: on
 
@@ -174,7 +174,7 @@ def _wavelength_checks(wavelengths: list[float]) -> list[Expectation]:
 
 
 def _group_checks(images: pd.DataFrame) -> list[Expectation]:
-    reason = "no group: the declared group column is empty"
+    reason = "no group: metadata.csv does not list it, or has no value for it in the declared group column"
     return [Expectation("every image has a group", "{n} image{s} {have} no group", images, *_not_null("group"), reason)]
 
 

@@ -58,7 +58,7 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> tup
     mapped = bool(manifest["crc"].notna().all())
     results = in_parallel(partial(_pack_one, folder, out, recipe, rows), items, "prepare", threads=mapped)
     if errors := [error for error in results if isinstance(error, str)]:
-        raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: dvc repro check")
+        raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: simtrail check, or dvc repro check")
     return PackedImages(out, recipe), np.array(results)
 
 
@@ -83,7 +83,9 @@ def sample_pixels(
         try:
             image, alpha, _ = open_image(folder / path)
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder / path}: {error}; run the check stage again: dvc repro check") from None
+            raise InputError(
+                f"{folder / path}: {error}; run the check stage again: simtrail check, or dvc repro check"
+            ) from None
         covers = [image[i] > 0 for i in ([-1] if alpha else []) + ([] if mask_band is None else [mask_band])]
         inside = np.logical_and.reduce(covers) if covers else np.ones(image.shape[1:], bool)
         if not inside.any():

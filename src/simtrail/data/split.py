@@ -12,7 +12,11 @@ from simtrail.params import Prepare
 
 
 def split_groups(manifest: pd.DataFrame) -> np.ndarray:
-    """One integer per image, the same for images of one `group` or with equal bytes, also through other images."""
+    """One integer per image, the same for images that must be in one part of the split.
+
+    These are images of one `group` and images with the same bytes. If A belongs to B and B to C, all three are
+    together.
+    """
     n = len(manifest)
     links = []
     for column in ("group", "sha256"):
@@ -32,10 +36,11 @@ def split_groups(manifest: pd.DataFrame) -> np.ndarray:
 def assign_split(manifest: pd.DataFrame, params: Prepare) -> pd.Series:
     """train, val or test for each image of a manifest.
 
-    Values in the `split` column are kept. Only a part that the column never names takes images from train, besides the
-    images without a value. Groups are assigned class by class, so that the fractions are the same in every class. Their
-    order comes from a hash of seed and group: the same data and seed always give the same split, and adding images
-    moves few of the old ones. Raises InputError if the column divides a group, or if a part would be empty.
+    Values in the `split` column are kept, and images without a value are assigned. If the column never names a part,
+    such as val, this part also takes images from train. Groups are assigned class by class, so that the fractions are
+    the same in every class. Their order comes from a hash of seed and group: the same data and seed always give the
+    same split, and adding images moves few of the old ones. Raises InputError if the column divides a group, or if a
+    part would be empty.
     """
     table = pd.DataFrame(
         {"split": manifest["split"], "group": split_groups(manifest), "label": manifest["label"].fillna("")}

@@ -45,7 +45,7 @@ def _difference(first: np.ndarray, second: np.ndarray, draws: np.ndarray) -> Dif
 
 
 def _accuracies(correct: np.ndarray, block: np.ndarray, seed: int) -> np.ndarray:
-    """The (RESAMPLES, K) accuracies: each row is from one draw, with replacement, of as many blocks as there are."""
+    """The (RESAMPLES, K) accuracies of bootstrap samples; each draws as many blocks as there are, with replacement."""
     _, block = np.unique(block, return_inverse=True)
     blocks = int(block.max()) + 1
     columns = np.column_stack([correct, np.ones(len(correct), dtype=bool)])  # the last counts the images

@@ -20,9 +20,9 @@ FLAT = 1e-4  # of full scale; added to a spectrum's standard deviation, so that 
 def branch_bands(architecture: Architecture, recipe: Recipe) -> dict[str, list[int]]:
     """The branches of an encoder, name → positions of its bands among `recipe.bands`, in the order of the recipe.
 
-    With fusion concat there is one branch, with its bands in the order of the files. Its name is the name of the
-    modality if it has exactly the bands of one, else empty. Raises InputError for unknown modalities, fewer than two
-    modalities to fuse, and branches with too few bands for their normalisation.
+    With fusion concat there is one branch, with its bands in the order of the files. If these are exactly the bands of
+    one modality, the branch has the name of this modality; otherwise its name is empty. Raises InputError for unknown
+    modalities, fewer than two modalities to fuse, and branches with too few bands for their normalisation.
     """
     known, chosen, fusion = recipe.modalities, architecture.modalities, architecture.fusion
     for name in chosen or []:
@@ -99,7 +99,7 @@ def unit(features: torch.Tensor) -> torch.Tensor:
 class Fusion(nn.Module):
     """Maps the normalised images of M modalities, (B, bands, size, size) each, to features (B, width).
 
-    Every modality has its own backbone. The W features of this backbone, at unit length, are the part of the modality.
+    Every modality has its own backbone. Its W features at unit length are called the part of the modality.
     `separate` puts the parts side by side, width M · W, so that the cosine of two images is the mean of the cosines of
     their modalities. `attention` is the weighted sum of the parts, width W. The weights are the softmax, over the
     modalities, of a linear score of each part (compare Ilse et al. 2018, arXiv 1802.04712, section 2.4); at the start

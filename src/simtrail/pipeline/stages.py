@@ -79,7 +79,7 @@ def prepare() -> None:
     if not validation["success"] and validation["on_fail"] == "error":
         raise InputError(
             f"{ws.VALIDATION}: the check failed; repair the images, or set check.on_fail: quarantine, then run check "
-            "again: dvc repro check"
+            "again: simtrail check, or dvc repro check"
         )
     manifest = ws.read_table(ws.MANIFEST, "check")
     manifest = manifest[manifest["rejected"].isna()].reset_index(drop=True)
@@ -257,7 +257,7 @@ def register() -> None:
     echo(f"register: {version['name']} version {version['version']} is {version['alias']}: {version['reason']}")
     for name, task in list(metrics["tasks"].items())[:1]:
         if not beats_floors(task["gains"]):
-            echo(f"register: warning: {name}: {verdict(task)}")
+            echo(f"register: warning: linear probe of {name}: {verdict(task)}")
 
 
 def _train(params: Params, ready: TrainingRun, folder: Path) -> None:

@@ -64,7 +64,7 @@ def prepared() -> Prepared:
     recipe = Recipe.model_validate(statistics["recipe"])
     images = PackedImages(PACKED, recipe)
     if not len(images):
-        raise InputError(f"{PACKED}: no packed images; run the prepare stage first: dvc repro prepare")
+        raise InputError(f"{PACKED}: no packed images; {_first('prepare')}")
     return Prepared(statistics, table, recipe, images)
 
 
@@ -138,4 +138,8 @@ def _read(reader: Any, path: Path, stage: str) -> Any:
     try:
         return reader(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run the {stage} stage first: dvc repro {stage}") from None
+        raise InputError(f"{path}: no such file; {_first(stage)}") from None
+
+
+def _first(stage: str) -> str:
+    return f"run the {stage} stage first: simtrail {stage}, or dvc repro {stage}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from simtrail.errors import InputError
-from simtrail.params import Params, Pretrain, Settings, changed, parse, read_yaml
+from simtrail.params import NAME, Params, Pretrain, Settings, changed, parse, read_yaml
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -77,7 +77,7 @@ class Budget(_Strict):
 class Space(_Strict):
     """The content of a file sweeps/NAME.yaml."""
 
-    study: str = Field(pattern=r"^[\w.-]+$")
+    study: str = Field(pattern=NAME)
     objective: Literal["val_probe", "val_knn", "val_effective_rank", "loss"]
     direction: Literal["maximize", "minimize"]
     budget: Budget

@@ -74,9 +74,11 @@ def find(client: MlflowClient, name: str) -> Run:
     if matches:
         return matches[0]
     latest = client.search_runs(experiments, max_results=5)
+    if not latest:
+        raise InputError(f"{name}: no such run; there are no runs yet")
     raise InputError(
         f"{name}: no such run; give a run's id, the beginning of it, its name, or models:/NAME/VERSION; the latest "
-        f"runs are {_short_list(list(latest)) or 'none'}"
+        f"runs are {_short_list(list(latest))}"
     )
 
 
