@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 from simtrail.params import Params, load_params, parse
@@ -27,6 +29,15 @@ def _no_outer_settings(monkeypatch):
     torch.set_num_threads(1)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@contextmanager
+def coarse_figures():
+    """Figures are drawn with a quarter of their resolution, which costs most of the time."""
+    savefig = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **kw: savefig(figure, path, **{**kw, "dpi": 50}))
+        yield
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, changed
+from conftest import ROOT, changed, coarse_figures
 from typer.testing import CliRunner
 
 from simtrail import load_encoder, read_image
@@ -82,7 +82,7 @@ def run_pipeline(folder: Path, **changes: object) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
     """Without UMAP, which compiles first, long fine-tuning, and processes to read images: each has its own tests."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, coarse_figures():
         for module in ("manifest", "pack"):
             in_one_process = lambda function, items, *_, **__: [function(item) for item in items]  # noqa: E731
             patch.setattr(f"simtrail.data.{module}.in_parallel", in_one_process)

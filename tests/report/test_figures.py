@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import with_changes
+from conftest import coarse_figures, with_changes
 from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from PIL import Image
@@ -58,11 +58,12 @@ def figure_texts(tmp_path, monkeypatch):
         close_figure(figure)
 
     monkeypatch.setattr("simtrail.report.figures.style.plt.close", close)
-    yield texts
+    with coarse_figures():
+        yield texts
     files = sorted(tmp_path.glob("*.png"))
     assert files
     for file in files:
-        assert Image.open(file).width <= 1260
+        assert Image.open(file).width <= 1260 / 4  # at a quarter of the resolution
         assert ET.parse(file.with_suffix(".svg")).getroot().tag.endswith("svg")
 
 
