@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 import yaml
 from conftest import ROOT, changed, coarse_figures
 from typer.testing import CliRunner
@@ -82,6 +83,7 @@ def run_pipeline(folder: Path, **changes: object) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
     """Without UMAP, which compiles first, long fine-tuning, and processes to read images: each has its own tests."""
+    torch.set_num_threads(1)  # before the first training too: another number of threads may round differently
     with pytest.MonkeyPatch.context() as patch, coarse_figures():
         for module in ("manifest", "pack"):
             in_one_process = lambda function, items, *_, **__: [function(item) for item in items]  # noqa: E731

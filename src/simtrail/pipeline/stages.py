@@ -124,19 +124,19 @@ def pretrain() -> None:
     from simtrail.pipeline.training_run import training_run
     from simtrail.training.distributed import processes, rank
 
-    runs = {p.seed: training_run(p) for p in params.pretrain.each_seed()}  # all errors in settings come before any file
+    runs = [training_run(p) for p in params.pretrain.each_seed()]  # all errors in settings come before any file
     with processes():
         if rank() > 0:
-            for ready in runs.values():
+            for ready in runs:
                 ready.fit()
             return
         ws.fresh_folder(ws.ENCODER)
         ws.SEEDS.mkdir()
         ws.write_json(ws.TRAINING_SETTINGS, ws.settings(params, "pretrain"))
-        for p, (seed, ready) in zip(params.pretrain.each_seed(), runs.items(), strict=True):
-            first = seed == params.pretrain.seed
+        for p, ready in zip(params.pretrain.each_seed(), runs, strict=True):
+            first = ready is runs[0]
             of_seed = params if first else params.model_copy(update={"pretrain": p})
-            _train(of_seed, ready, ws.ENCODER if first else ws.SEEDS / str(seed))
+            _train(of_seed, ready, ws.ENCODER if first else ws.SEEDS / str(p.seed))
 
 
 def preview(images: int, seed: int) -> None:
@@ -165,7 +165,7 @@ def embed() -> None:
     from simtrail.training.state import Checkpoints
 
     encoder, source = Encoder.load(ws.ENCODER), ws.prepared()
-    Checkpoints.discard_finished(ws.project_folder() / ".simtrail")  # the pipeline has gone on: the encoder is safe
+    Checkpoints.discard_finished(ws.project_folder() / ".simtrail")  # the encoder is now in the pipeline's results
     features = features_of(encoder, source.images, params.embed.batch_size)
     ws.fresh_folder(ws.EMBEDDINGS.parent)
     source.table.assign(vector=list(features)).to_parquet(ws.EMBEDDINGS)
@@ -198,7 +198,8 @@ def evaluate() -> None:
             encoder, source.images, assessment.tasks[0], p, tuning, lambda line: echo(f"evaluate: {line}")
         )
         evidence.tables["fine_tune"] = table
-    if others := [Encoder.load(ws.SEEDS / str(seed)) for seed in params.pretrain.seeds[1:]]:
+    if seeds := params.pretrain.seeds[1:]:
+        others = (Encoder.load(ws.SEEDS / str(seed)) for seed in seeds)  # one at a time in memory
         assessment.metrics["seeds"] = over_seeds(assessment, others, source.images, p)
     if modalities := by_modality(assessment, embedded, p):
         assessment.metrics["modalities"] = modalities

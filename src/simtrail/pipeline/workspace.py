@@ -117,11 +117,12 @@ def read_arrays(path: Path, stage: str) -> dict[str, np.ndarray]:
 def read_tables() -> dict[str, pd.DataFrame]:
     """The tables of the evaluation by name, without those that are empty; numbers exactly as they were written."""
     options: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
-    return {
+    tables = {
         file.stem: pd.read_csv(file, dtype=dict.fromkeys(TEXTS, str), **options)
         for file in sorted(TABLES.glob("*.csv"))
         if file.stat().st_size > 1
     }
+    return {name: table for name, table in tables.items() if len(table)}
 
 
 def read_json(path: Path, stage: str) -> Any:
