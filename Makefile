@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help repro sweep test test-slow lint ui lock clean
+.PHONY: help setup repro sweep test test-slow lint docs ui lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +25,8 @@ endif
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
 	@echo "$(CURDIR)" > $@
 
+setup: .venv/.installed ## only install, for instance to begin with your own images
+
 repro: .venv/.installed ## install if needed, bring the data, run the pipeline, print the result
 	@$(BIN)/simtrail data fetch
 	@$(BIN)/dvc repro
@@ -38,6 +40,9 @@ test-slow: .venv/.installed ## run all tests, also slow, browser and GPU tests i
 
 lint: .venv/.installed ## check formatting, style, types and import contracts
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+docs: .venv/.installed ## build the documentation into site/
+	@$(BIN)/mkdocs build --strict --quiet
 
 sweep: .venv/.installed ## search for better parameters: make sweep [NAME=default] [TRIALS=20] [WORKERS=2]
 	@$(BIN)/dvc repro --quiet prepare
