@@ -99,11 +99,9 @@ def _type(annotation: Any) -> str:
 
 def _limits(metadata: Any) -> str:
     """The range in words: `≥ 1`, `0 to 1`."""
-    limits: dict[str, Any] = {}
-    for part in metadata:
-        parts = getattr(part, "metadata", [part])  # a FieldInfo in Annotated has its own list
-        limits |= {name: getattr(p, name) for p in parts for name in (*LIMITS, "pattern") if hasattr(p, name)}
-        limits |= {"min_length": p.min_length for p in parts if hasattr(p, "min_length")}
+    parts = [p for part in metadata for p in getattr(part, "metadata", [part])]  # a FieldInfo has its own list
+    names = (*LIMITS, "pattern", "min_length")
+    limits: dict[str, Any] = {name: getattr(part, name) for part in parts for name in names if hasattr(part, name)}
     texts = []
     if "ge" in limits and "le" in limits:
         texts.append(f"{limits.pop('ge'):g} to {limits.pop('le'):g}")
