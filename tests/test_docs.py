@@ -46,7 +46,7 @@ STAND_INS = {
     "git": '[ "$1" = clone ] || exec {git} "$@"; [ $# = 3 ] && [ -d "$3" ]',
     "python": 'case $1 in benchmarks/*) test -f {root}/$1;; *) exec {python} "$@";; esac',
     "torchrun": '{python} -c "{torchrun}" "$@"; case "$*" in *--no-python*) exec simtrail "${{!#}}";; esac',
-    "dvc": 'case "$1 $2" in "queue start") exec {python} -m dvc "$@" --help >/dev/null;; esac; '
+    "dvc": 'case "$*" in "queue start"*) exec {python} -m dvc "$@" --help >/dev/null;; esac; '
     'exec {python} -m dvc "${{@//\\/mnt\\/lab/$HOME/lab}}"',
     "simtrail": 'case $1 in ui) exec {python} -m simtrail ui --help >/dev/null;; esac; {python} -m simtrail "$@"; '
     'case $1 in init) cp -r "$HOME/photographs" "$2/new_photographs"; {python} -c "{small}" "$2/params.yaml";; esac',
@@ -223,8 +223,8 @@ def cloned(trained) -> Path:
     run_stages(project, STAGES, pretrain__seeds=[1])
     for name in ("src", "sweeps"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, project)
+    for name in (".gitignore", ".dvcignore", "mlruns/.gitignore"):
+        shutil.copy(ROOT / name, project / name)
     for name in (".venv/bin", "new_photographs"):
         (project / name).mkdir(parents=True)
     (project / ".venv/bin/activate").touch()
@@ -234,7 +234,7 @@ def cloned(trained) -> Path:
     images = sorted((home / "photographs").rglob("*.png"))
     rows = [f"{p.parent.name}/{p.name},{p.parent.name},{p.parent.name}-{int(p.stem) // 2}\n" for p in images]
     (home / "photographs/metadata.csv").write_text("path,species,specimen\n" + "".join(rows))
-    start = "git init -q && dvc init -q && dvc add -q data && dvc commit -qf && git add . && git commit -qm all"
+    start = "git init -q && dvc init -q && dvc add -q data && dvc commit -q -f && git add . && git commit -qm all"
     shell(trained, start, project)
     return trained
 
@@ -246,7 +246,7 @@ def shell(folder: Path, code: str, cwd: Path) -> Path:
     values = {"root": shlex.quote(str(ROOT)), "python": python, "torchrun": TORCHRUN, "small": SMALLER}
     values |= {name: shutil.which(name) for name in ("make", "git")}
     for name, script in STAND_INS.items():
-        (bin_ / name).write_text(f"#!/usr/bin/env bash\nset -eu\n{script.format(**values)}\n")
+        (bin_ / name).write_text(f"#!/usr/bin/env bash\nset -e\n{script.format(**values)}\n")
         (bin_ / name).chmod(0o755)
     identity = {
         f"GIT_{who}_{what}": "docs@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
