@@ -23,6 +23,7 @@ endif
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
+	@$(BIN)/python -m simtrail.pipeline.project
 	@echo "$(CURDIR)" > $@
 
 setup: .venv/.installed ## only install, for instance to begin with your own images

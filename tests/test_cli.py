@@ -19,6 +19,22 @@ def test_help_imports_no_slow_package(tmp_path):
     assert "pretrain" in simtrail("--help", cwd=tmp_path).stdout
 
 
+@pytest.mark.parametrize(
+    ("modules", "forbidden"),
+    [
+        ("simtrail.tracking.pull, simtrail.pipeline.summary, simtrail.sweep.apply", "numpy pandas mlflow torch optuna"),
+        ("simtrail.pipeline.project, simtrail.data.bring", "pandas mlflow torch dvc vl_convert"),
+        ("simtrail.pipeline.registration", "torch timm sklearn great_expectations matplotlib"),
+        ("simtrail.pipeline.stages", "torch timm sklearn mlflow great_expectations matplotlib"),
+        ("simtrail.report.comparison", "torch timm sklearn matplotlib"),
+    ],
+)
+def test_light_commands_import_only_what_they_need(modules, forbidden):
+    script = f"import sys; import {modules}; print(sorted(set({forbidden.split()}) & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
 @pytest.mark.parametrize("command", ["check", "data"])
 def test_invalid_input_gives_one_message_exit_code_2_and_no_traceback(tmp_path, command):
     text = (ROOT / "params.yaml").read_text().replace("temperature: 0.2", "temperature: -1")
@@ -32,4 +48,4 @@ def test_missing_data_names_the_command_that_brings_it(tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     result = simtrail("check", cwd=tmp_path)
     assert result.returncode == 2
-    assert "data/demo: no such folder; `simtrail data fetch`" in result.stderr
+    assert "data/demo: no such folder; bring it with `simtrail data fetch`" in result.stderr

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from conftest import ROOT, changed, with_changes
+from conftest import ROOT, with_changes
 
 from simtrail.errors import InputError
-from simtrail.params import Params, load_params, parse
+from simtrail.params import load_params
 
 
 def message(changes: dict[str, object]) -> str:
@@ -47,6 +47,8 @@ def message(changes: dict[str, object]) -> str:
         ("evaluate.bootstrap", "many", "evaluate.bootstrap = 'many': must be an integer"),
         ("prepare.test_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction = 1.05: must be < 1"),
         ("check.min_side", 99999, "check.min_side = 99999: must not exceed check.max_side"),
+        ("prepare.test_fraction", "0,25", "prepare.test_fraction = '0,25': must be a number; write 0.25"),
+        ("evaluate.fine_tune.fractions", [0.5, 2], "evaluate.fine_tune.fractions[1] = 2: must be ≤ 1"),
     ],
 )
 def test_an_error_names_key_value_and_what_is_allowed(key, value, expected):
@@ -63,11 +65,39 @@ def test_every_error_has_its_line():
     assert len(message({"pretrain.epochs": 0, "pretrain.head.hidden": 0, "evaluate.knn.k": "x"}).splitlines()) == 3
 
 
-def test_a_missing_key_is_named():
-    tree = changed({})
-    del tree["evaluate"]["knn"]["k"]
-    with pytest.raises(InputError, match=r"evaluate\.knn\.k: missing"):
-        parse(Params, tree, "params.yaml")
+def test_keys_left_out_have_the_values_of_the_project_as_defaults(tmp_path, params):
+    file = tmp_path / "params.yaml"
+    file.write_text("data: {name: demo}\nembed:\nevaluate: {knn: {k: 10}}\n")
+    assert load_params(file) == params
+    file.write_text("embed: {batch_size: 8}\n")
+    with pytest.raises(InputError, match=r"data: missing; add it"):
+        load_params(file)
+
+
+def test_keys_of_earlier_versions_are_understood_with_a_warning(tmp_path, capsys):
+    file = tmp_path / "params.yaml"
+    file.write_text("data: {name: demo}\npretrain: {seed: 3, model: resnet18}\nevaluate: {knn_k: 5}\n")
+    params = load_params(file)
+    assert (params.pretrain.seeds, params.pretrain.encoder.model, params.evaluate.knn.k) == ([3], "resnet18", 5)
+    assert f"warning: {file}: pretrain.seed is now called pretrain.seeds" in capsys.readouterr().err
+    file.write_text("data: {name: demo}\npretrain: {seed: 3, seeds: [1]}\n")
+    with pytest.raises(InputError, match=r"pretrain\.seed: unknown key; did you mean pretrain\.seeds\?"):
+        load_params(file)
+
+
+def test_settings_replace_values_of_the_file():
+    params = load_params(ROOT / "params.yaml", ["pretrain.epochs=3", "evaluate.labels=[sex]", "prepare.bands=all"])
+    assert (params.pretrain.epochs, params.evaluate.labels) == (3, ["sex"])
+    with pytest.raises(InputError, match=r"params\.yaml --set pretrain\.epochs=0: pretrain\.epochs = 0: must be ≥ 1"):
+        load_params(ROOT / "params.yaml", ["pretrain.epochs=0"])
+    with pytest.raises(InputError, match=r"--set epochs: must be KEY=VALUE"):
+        load_params(ROOT / "params.yaml", ["epochs"])
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    (tmp_path / "params.yaml").write_text("data:\n  name: a\n  name: b\n")
+    with pytest.raises(InputError, match="line 3, column 3: the key name is there twice, first in line 2"):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_numbers_in_scientific_notation_are_numbers(tmp_path):
@@ -96,5 +126,5 @@ def test_flat_names_every_leaf_of_the_file(params):
 
 def test_the_hash_depends_only_on_the_chosen_sections(params):
     other = with_changes({"evaluate.knn.k": 3})
-    assert other.hash() != params.hash()
+    assert other.hash("evaluate") != params.hash("evaluate")
     assert other.hash("pretrain") == params.hash("pretrain")

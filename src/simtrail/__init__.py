@@ -32,7 +32,7 @@ def load_encoder(uri: str | Path, head_layers: int = 0) -> Encoder:
     from simtrail.model.encoder import Encoder
 
     if str(uri).startswith("models:/"):
-        from simtrail.tracking.registry import fetch
+        from simtrail.tracking.pull import fetch
 
         return Encoder.load(fetch(str(uri)), head_layers)
     return Encoder.load(Path(uri), head_layers)

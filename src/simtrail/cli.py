@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,79 +15,103 @@ from simtrail.errors import InputError, TrainingError
 app = typer.Typer(
     help="From a folder of images to a registered SimCLR encoder, with a record of every step.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 data = typer.Typer(help="Bring data into data/, which data.dvc versions.", no_args_is_help=True)
 app.add_typer(data, name="data")
+Settings = Annotated[
+    Sequence[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="a value instead of that in params.yaml; can be given repeatedly"),
+]
 
 
 @app.command()
-def check() -> None:
+def init(folder: Annotated[Path, typer.Argument(help="a new or empty folder")]) -> None:
+    """Start a project of your own: a folder with params.yaml and the pipeline, as a git and DVC repository."""
+    from simtrail.pipeline.project import init
+
+    init(folder)
+    print(
+        f"{folder}: a new project. Next:\n  cd {folder}\n  simtrail data add PATH --name images    # a folder of images"
+        "\n  dvc repro"
+    )
+
+
+@app.command()
+def settings(settings: Settings = ()) -> None:
+    """Write the parameters of every stage, defaults included, to artifacts/settings; DVC stages depend on them."""
+    from simtrail.pipeline import stages
+
+    stages.settings(settings)
+
+
+@app.command()
+def check(settings: Settings = ()) -> None:
     """List all files of the dataset in a manifest and validate them; a page lists every offending file."""
     from simtrail.pipeline import stages
 
-    stages.check()
+    stages.check(settings)
 
 
 @app.command()
-def prepare() -> None:
+def prepare(settings: Settings = ()) -> None:
     """Decode, mask, resize and pack the images; split them by group."""
     from simtrail.pipeline import stages
 
-    stages.prepare()
+    stages.prepare(settings)
 
 
 @app.command()
-def pretrain() -> None:
+def pretrain(settings: Settings = ()) -> None:
     """Train the encoder with SimCLR on the training split; continues where it was interrupted."""
     from simtrail.pipeline import stages
 
-    stages.pretrain()
+    stages.pretrain(settings)
 
 
 @app.command()
 def preview(
     images: Annotated[int, typer.Option(min=1, max=64, help="number of training images")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="seed that chooses the images and their views")] = 0,
+    settings: Settings = (),
 ) -> None:
     """Draw training images and their augmented views with the present settings: artifacts/preview/views.png."""
     from simtrail.pipeline import stages
 
-    stages.preview(images, seed)
+    stages.preview(images, seed, settings)
 
 
 @app.command()
-def embed() -> None:
+def embed(settings: Settings = ()) -> None:
     """Compute the features of every image."""
     from simtrail.pipeline import stages
 
-    stages.embed()
+    stages.embed(settings)
 
 
 @app.command()
-def evaluate() -> None:
+def evaluate(settings: Settings = ()) -> None:
     """Score the encoder and its floors on the test split, with intervals; writes metrics and tables."""
     from simtrail.pipeline import stages
 
-    stages.evaluate()
+    stages.evaluate(settings)
 
 
 @app.command()
-def report() -> None:
+def report(settings: Settings = ()) -> None:
     """Write the report of the run (one HTML page), all figures, and the model card."""
     from simtrail.pipeline import stages
 
-    stages.report()
+    stages.report(settings)
 
 
 @app.command()
-def register() -> None:
+def register(settings: Settings = ()) -> None:
     """Register the encoder in MLflow with its metrics and lineage."""
     from simtrail.pipeline import stages
 
-    stages.register()
+    stages.register(settings)
 
 
 @app.command()
@@ -100,10 +125,7 @@ def summary() -> None:
 @app.command()
 def ablate(
     name: Annotated[str, typer.Argument(help="the preset sweeps/ablations/NAME.yaml")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="a value for a key of params.yaml, in all runs"),
-    ] = None,
+    settings: Settings = (),
     seeds: Annotated[
         int,
         typer.Option(min=1, help="number of runs of every cell; their seeds count up from the first of pretrain.seeds"),
@@ -112,7 +134,7 @@ def ablate(
     """Train with every setting of a grid, such as a study of the SimCLR paper, and compare in a table and a figure."""
     from simtrail.sweep.ablation import ablate
 
-    ablate(name, settings or [], seeds)
+    ablate(name, list(settings), seeds)
 
 
 @app.command()
@@ -128,11 +150,12 @@ def sweep(
         bool,
         typer.Option("--join", help="only add workers to a study that another machine runs (OPTUNA_STORAGE)"),
     ] = False,
+    settings: Settings = (),
 ) -> None:
     """Search for better parameters, report the results, and register the best encoder."""
     from simtrail.sweep.sweep import sweep
 
-    sweep(name, trials, workers, join)
+    sweep(name, trials, workers, join, list(settings))
 
 
 @app.command()
@@ -140,7 +163,7 @@ def apply(
     name: Annotated[str, typer.Argument(help="the search space sweeps/NAME.yaml of a finished study")] = "default",
 ) -> None:
     """Write the best values of a study into params.yaml."""
-    from simtrail.sweep.result import apply
+    from simtrail.sweep.apply import apply
 
     apply(name)
 
@@ -163,7 +186,7 @@ def pull(
     out: Annotated[Path, typer.Option(help="folder for the encoder's files")],
 ) -> None:
     """Download a registered encoder: encoder.safetensors and config.json."""
-    from simtrail.tracking.registry import fetch
+    from simtrail.tracking.pull import fetch
 
     print(fetch(uri, out))
 
@@ -213,7 +236,11 @@ def add(
         print(f"left out: {line}")
     if len(left_out) > 50:
         print(f"left out: {len(left_out) - 50} more")
-    print(f"data/{name}: {count} images. Next: set data.name: {name} in params.yaml, then dvc repro")
+    from simtrail.params import load_params
+
+    present = load_params().data.name if Path("params.yaml").exists() else None
+    chosen = "" if name == present else f"set data.name: {name} in params.yaml, then "
+    print(f"data/{name}: {count} images. Next: {chosen}dvc repro")
 
 
 def main() -> None:

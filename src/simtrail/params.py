@@ -1,4 +1,4 @@
-"""The schema of params.yaml: one frozen class per stage; every key is documented, and checked before a stage starts."""
+"""The schema of params.yaml: a frozen class per stage; every key has a default and a documentation, and is checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import difflib
 import hashlib
 import json
 import re
+import sys
+from collections.abc import Sequence
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -18,6 +21,16 @@ from simtrail.errors import InputError
 T = TypeVar("T", bound=BaseModel)
 Settings = dict[str, Any]  # dotted key of params.yaml → value
 NAME, MODEL_NAME = r"^[\w.-]+$", r"^[^/:]+$"
+RENAMED = {  # key of an earlier version → its present name
+    "pretrain.model": "pretrain.encoder.model",
+    "pretrain.stem": "pretrain.encoder.stem",
+    "pretrain.hidden": "pretrain.head.hidden",
+    "pretrain.projection": "pretrain.head.output",
+    "pretrain.seed": "pretrain.seeds",
+    "pretrain.augment.crop_min_area": "pretrain.augment.geometry.crop.min_area",
+    "pretrain.augment.color_strength": "pretrain.augment.color.strength",
+    "evaluate.knn_k": "evaluate.knn.k",
+}
 PATTERNS = {NAME: "only letters, digits, _, . and -", MODEL_NAME: "no / and no :"}
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -32,18 +45,18 @@ class Data(_Section):
 
 
 class Check(_Section):
-    on_fail: Literal["error", "quarantine"]
+    on_fail: Literal["error", "quarantine"] = "error"
     """What a failed check does. error: stop the stage. quarantine: leave out the offending files, record them in
     quarantine.csv and continue."""
-    min_side: int = Field(ge=1)
+    min_side: int = Field(16, ge=1)
     """Shortest image side that is allowed, in pixels."""
-    max_side: int = Field(ge=1)
+    max_side: int = Field(16384, ge=1)
     """Longest image side that is allowed, in pixels; at least min_side."""
-    min_images_per_class: int = Field(ge=1)
+    min_images_per_class: int = Field(5, ge=1)
     """Classes with fewer images than this get a warning."""
-    min_mask_cover: float = Field(ge=0, le=1)
+    min_mask_cover: float = Field(0.01, ge=0, le=1)
     """Smallest fraction of an image, 0 to 1, that its mask may cover; only used if a mask band is declared."""
-    max_mask_cover: float = Field(ge=0, le=1)
+    max_mask_cover: float = Field(1.0, ge=0, le=1)
     """Largest fraction of an image, 0 to 1, that its mask may cover; at least min_mask_cover."""
 
     @model_validator(mode="after")
@@ -111,9 +124,9 @@ class Bands(_Section):
 
 
 class Prepare(_Section):
-    size: int = Field(ge=8, le=1024)
+    size: int = Field(64, ge=8, le=1024)
     """Side of the packed square images, in pixels: 8 to 1024."""
-    fit: Literal["pad", "crop"]
+    fit: Literal["pad", "crop"] = "pad"
     """How a rectangular image becomes square, with its aspect ratio unchanged. pad: add background at the sides. crop:
     cut out the centre."""
     bands: Annotated[
@@ -121,23 +134,23 @@ class Prepare(_Section):
         | Annotated[list[int | str], Field(min_length=1), Tag("=list")]
         | Annotated[Bands, Tag("=rule")],
         Discriminator(lambda v: {list: "=list", dict: "=rule", Bands: "=rule"}.get(type(v), "=all")),
-    ]
+    ] = "all"
     """Which bands of a file the network gets: all (except bands that are marked as bad), a list of band numbers (from
     1) or names, or a rule."""
-    mask: Literal["apply", "crop", "ignore"]
+    mask: Literal["apply", "crop", "ignore"] = "apply"
     """What is done with the mask (the alpha channel, the declared mask band, or the pixels without data). apply:
     composite the image on the background. crop: the same, and cut the image to the area that the mask covers. ignore:
     leave the image unchanged."""
-    background: float | Literal["mean"]
+    background: float | Literal["mean"] = 0.0
     """Value of the background, of padding and of everything outside an image: a brightness from 0 (black) to 1 (white),
     or mean: each band's mean over the organisms in the training images (a sample of their pixels). After
     normalisation per band, the mean is close to 0."""
-    val_fraction: float = Field(gt=0, lt=1)
+    val_fraction: float = Field(0.15, gt=0, lt=1)
     """Fraction of the images in the validation split, above 0 and below 1. Settings and weights are chosen on it."""
-    test_fraction: float = Field(gt=0, lt=1)
+    test_fraction: float = Field(0.25, gt=0, lt=1)
     """Fraction of the images in the test split, above 0 and below 1. Only `evaluate` reads it. A `split` column in
     metadata.csv overrides both fractions."""
-    seed: int = Field(ge=0)
+    seed: int = Field(0, ge=0)
     """Seed of the random split."""
 
     @field_validator("background", mode="before")
@@ -174,111 +187,116 @@ class Prepare(_Section):
 
 
 class Crop(_Section):
-    p: Probability
+    p: Probability = 1.0
     """Probability of a random resized crop."""
-    min_area: float = Field(gt=0, le=1)
+    min_area: float = Field(0.4, gt=0, le=1)
     """Smallest fraction of the image's area that a crop keeps, above 0, up to 1; aspect ratios are from 3/4 to 4/3."""
-    min_cover: float = Field(ge=0, le=1)
+    min_cover: float = Field(0.0, ge=0, le=1)
     """Smallest fraction, 0 to 1, of the organism (the pixels that are not background) that a crop keeps. The view is
     the whole image if none of ten random crops keeps it."""
 
 
-class Flip(_Section):
-    p: Probability
-    """Probability of mirroring the image."""
+class HorizontalFlip(_Section):
+    p: Probability = 0.5
+    """Probability of mirroring left and right."""
+
+
+class VerticalFlip(_Section):
+    p: Probability = 0.0
+    """Probability of mirroring top and bottom."""
 
 
 class Rotation(_Section):
-    p: Probability
+    p: Probability = 1.0
     """Probability of a rotation."""
-    degrees: float = Field(ge=0, le=180)
+    degrees: float = Field(45.0, ge=0, le=180)
     """Largest rotation in either direction, in degrees: 0 to 180."""
 
 
 class Perspective(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of a perspective warp."""
-    distortion: float = Field(ge=0, le=1)
+    distortion: float = Field(0.3, ge=0, le=1)
     """Largest distance that a corner moves inwards, as a fraction of half the image's side: 0 to 1."""
 
 
 class ThinPlateSpline(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of a thin-plate spline warp of the four corners and the centre."""
-    displacement: float = Field(ge=0, le=0.5)
+    displacement: float = Field(0.1, ge=0, le=0.5)
     """Largest distance that each of the five points moves, as a fraction of half the image's side: 0 to 0.5."""
 
 
 class Geometry(_Section):
     """Which part of the image a view shows; everything outside the image is background."""
 
-    strength: float = Field(ge=0, le=1)
+    strength: float = Field(1.0, ge=0, le=1)
     """Multiplies the strength of all augmentations below, except flips: 0 leaves the image unchanged, 1 uses the values
     below."""
-    crop: Crop
-    horizontal_flip: Flip
-    vertical_flip: Flip
-    rotation: Rotation
-    perspective: Perspective
-    thin_plate_spline: ThinPlateSpline
+    crop: Crop = Crop()
+    horizontal_flip: HorizontalFlip = HorizontalFlip()
+    vertical_flip: VerticalFlip = VerticalFlip()
+    rotation: Rotation = Rotation()
+    perspective: Perspective = Perspective()
+    thin_plate_spline: ThinPlateSpline = ThinPlateSpline()
 
 
 class Jitter(_Section):
-    p: Probability
+    p: Probability = 0.8
     """Probability of colour jitter."""
-    brightness: float = Field(ge=0, le=1)
+    brightness: float = Field(0.8, ge=0, le=1)
     """The image is multiplied by a factor from 1 − brightness to 1 + brightness; 0 to 1."""
-    contrast: float = Field(ge=0, le=1)
+    contrast: float = Field(0.8, ge=0, le=1)
     """Differences to the mean of the image are multiplied by a factor from 1 − contrast to 1 + contrast; 0 to 1."""
-    saturation: float = Field(ge=0, le=1)
+    saturation: float = Field(0.8, ge=0, le=1)
     """Differences to grey are multiplied by a factor from 1 − saturation to 1 + saturation; 0 to 1. Only if bands are
     named red, green and blue."""
-    hue: float = Field(ge=0, le=0.5)
+    hue: float = Field(0.2, ge=0, le=0.5)
     """Largest rotation of the hue in either direction, in full turns: 0 to 0.5. Only if bands are named red, green and
     blue."""
 
 
 class Grayscale(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of turning red, green and blue to grey; only if bands have these names."""
 
 
 class Posterize(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of keeping only the upper bits of each value."""
-    bits: int = Field(ge=1, le=8)
+    bits: int = Field(4, ge=1, le=8)
     """Smallest number of bits that are kept, 1 to 8."""
 
 
 class Color(_Section):
     """Changes of brightness and colour; bands other than red, green and blue are jittered separately."""
 
-    strength: float = Field(ge=0, le=1)
+    strength: float = Field(0.8, ge=0, le=1)
     """Multiplies the strength of jitter and posterize, 0 to 1. With brightness, contrast and saturation 0.8 and hue
     0.2, it is the paper's strength s (appendix A)."""
-    jitter: Jitter
-    grayscale: Grayscale
-    posterize: Posterize
+    jitter: Jitter = Jitter()
+    grayscale: Grayscale = Grayscale()
+    posterize: Posterize = Posterize()
 
 
 class Blur(_Section):
-    p: Probability
+    p: Probability = 0.2
     """Probability of Gaussian blur; the side of its kernel is a tenth of the image's side."""
-    sigma: float = Field(ge=0.1, le=20)
+    sigma: float = Field(2.0, ge=0.1, le=20)
     """Largest standard deviation of the blur, in pixels: 0.1 to 20; the smallest is 0.1."""
 
 
 class Sharpness(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of sharpening."""
-    factor: float = Field(ge=0, le=10)
+    factor: float = Field(1.0, ge=0, le=10)
     """The difference to the smoothed image is added, multiplied by a number from 0 to this factor (0 to 10)."""
 
 
 class Erasing(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability that a rectangle of the view is replaced by background."""
-    max_area: float = Field(gt=0.02, le=0.9)
+    max_area: float = Field(0.2, gt=0.02, le=0.9)
     """Largest fraction of the image that is erased, above 0.02, up to 0.9; the smallest is 0.02. Aspect ratios are from
     0.3 to 3.3."""
 
@@ -286,89 +304,89 @@ class Erasing(_Section):
 class Texture(_Section):
     """Blur, sharpening, and erased rectangles."""
 
-    strength: float = Field(ge=0, le=1)
+    strength: float = Field(1.0, ge=0, le=1)
     """Multiplies the strength of the augmentations below: 0 leaves the image unchanged, 1 uses the values below."""
-    blur: Blur
-    sharpness: Sharpness
-    erasing: Erasing
+    blur: Blur = Blur()
+    sharpness: Sharpness = Sharpness()
+    erasing: Erasing = Erasing()
 
 
 class Shift(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of a shift of the spectrum along the wavelength."""
-    nm: float = Field(ge=0, le=100)
+    nm: float = Field(10.0, ge=0, le=100)
     """Largest shift in either direction, in nm: 0 to 100. Only bands of known wavelength are shifted, and only if no
     two of them have the same wavelength."""
 
 
 class Gain(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of a smooth gain along the wavelength, as if with another lamp or white reference."""
-    reach: float = Field(ge=0, le=1)
+    reach: float = Field(0.2, ge=0, le=1)
     """Values are multiplied by factors from 1 − reach to 1 + reach; 0 to 1. Only bands of known wavelength are
     changed."""
-    width: float = Field(ge=1)
+    width: float = Field(100.0, ge=1)
     """Distance over which the gain changes, at least 1 nm: the spacing of the knots of a cubic spline."""
 
 
 class Gamma(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability that values become gain · value^γ, with one gain and one γ for all bands of a modality, as if with
     another exposure."""
-    reach: float = Field(ge=0, le=2)
+    reach: float = Field(0.3, ge=0, le=2)
     """γ is from exp(−reach) to exp(reach), the gain from exp(−reach / 2) to exp(reach / 2); 0 to 2."""
 
 
 class Noise(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of noise in the spectrum: a random offset is added to each band, the same offset in all pixels."""
-    std: float = Field(ge=0, le=0.5)
+    std: float = Field(0.02, ge=0, le=0.5)
     """Largest standard deviation of the offsets, as a fraction of the full scale: 0 to 0.5; the smallest is 0."""
 
 
 class BandDropout(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of leaving some bands out. The encoder replaces them by their mean and scales the other bands up, as
     dropout does."""
-    share: float = Field(ge=0, le=1)
+    share: float = Field(0.3, ge=0, le=1)
     """Largest fraction of the bands that is left out, 0 to 1, rounded up to a whole number of bands. At least one band
     is left out, and at least one is kept."""
 
 
 class GroupDropout(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability of leaving out all bands of one modality, chosen at random."""
 
 
 class RandomBands(_Section):
-    p: Probability
+    p: Probability = 0.0
     """Probability that a view has only n bands, chosen at random, as if another camera had taken it."""
-    n: int = Field(ge=1)
+    n: int = Field(8, ge=1)
     """How many bands the view keeps; fewer, if band_dropout and group_dropout have left fewer."""
 
 
 class Spectral(_Section):
     """Changes of the spectra; background is unchanged, unless bands are left out."""
 
-    strength: float = Field(ge=0, le=1)
+    strength: float = Field(1.0, ge=0, le=1)
     """Multiplies the strength of the augmentations below, and the probabilities of group_dropout and random_bands: 0
     leaves the image unchanged, 1 uses the values below."""
-    shift: Shift
-    gain: Gain
-    gamma: Gamma
-    noise: Noise
-    band_dropout: BandDropout
-    group_dropout: GroupDropout
-    random_bands: RandomBands
+    shift: Shift = Shift()
+    gain: Gain = Gain()
+    gamma: Gamma = Gamma()
+    noise: Noise = Noise()
+    band_dropout: BandDropout = BandDropout()
+    group_dropout: GroupDropout = GroupDropout()
+    random_bands: RandomBands = RandomBands()
 
 
 class Augment(_Section):
     """Random augmentations of the two views, drawn separately for every image and view. Each `p` is a probability."""
 
-    geometry: Geometry
-    spectral: Spectral
-    color: Color
-    texture: Texture
+    geometry: Geometry = Geometry()
+    spectral: Spectral = Spectral()
+    color: Color = Color()
+    texture: Texture = Texture()
 
 
 class Vit(_Section):
@@ -385,16 +403,15 @@ class Vit(_Section):
 
 
 class Architecture(_Section):
-    model: str
+    model: str = "resnet10t"
     """Name of the network, any model of timm: ResNets, ConvNeXt, EfficientNet, ViT, …"""
-    width: Literal[1, 2, 4]
+    width: Literal[1, 2, 4] = 1
     """Factor for the number of channels of a ResNet: 1, 2 or 4 (the paper's 1×, 2×, 4×); other models need 1."""
-    stem: Literal["standard", "small"]
+    stem: Literal["standard", "small"] = "standard"
     """First layers of a ResNet. standard: as in the ImageNet model. small: a 3×3 convolution with stride 1 and no
     max-pooling, for images up to 64 px (appendix B.9)."""
-    vit: Vit | None
+    vit: Vit | None = None
     """Settings of a vision transformer; null: pooling and patches as in the model of timm. Other models need null."""
-    # these keys have defaults because encoders that were saved without them must be readable
     modalities: list[str] | None = Field(default=None, min_length=1)
     """Names of the modalities (groups of bands that dataset.yaml declares) that the encoder gets, such as [rgb]; null:
     all bands."""
@@ -409,26 +426,26 @@ class Architecture(_Section):
 
 
 class Head(_Section):
-    depth: int = Field(ge=0, le=3)
+    depth: int = Field(2, ge=0, le=3)
     """Number of layers of the projection head. 0: no head (the projections are the features); 1: linear; 2: as in the
     paper; 3: as in SimCLRv2."""
-    hidden: int = Field(ge=1)
+    hidden: int = Field(512, ge=1)
     """Width of the hidden layers of the head."""
-    output: int = Field(ge=2)
+    output: int = Field(128, ge=2)
     """Width of the projections, at least 2."""
-    batch_norm: bool
+    batch_norm: bool = True
     """Whether the head has batch normalisation before each ReLU."""
 
 
 class Terms(_Section):
     """Weights of the terms of the loss, each 0 or more; at least one is above 0. The loss is the weighted sum."""
 
-    fused: float = Field(ge=0)
+    fused: float = Field(1.0, ge=0)
     """Weight of the objective between the two views as the whole encoder represents them (SimCLR)."""
-    intra: float = Field(ge=0)
+    intra: float = Field(0.0, ge=0)
     """Weight of the objective between the two views of the same modality, the mean over modalities; needs fusion
     separate or attention."""
-    cross: float = Field(ge=0)
+    cross: float = Field(0.0, ge=0)
     """Weight of the objective between one view in one modality and the other view in another modality, the mean over
     pairs of modalities: it teaches what modalities have in common. Needs fusion separate or attention."""
     local: float = Field(0.0, ge=0)
@@ -450,86 +467,86 @@ class Terms(_Section):
 
 
 class Monitor(_Section):
-    every: int = Field(ge=1)
+    every: int = Field(5, ge=1)
     """Number of epochs between validations; the last epoch is always validated."""
-    metric: Literal["auto", "knn", "probe", "effective_rank", "last"]
+    metric: Literal["auto", "knn", "probe", "effective_rank", "last"] = "auto"
     """Which validation measure chooses the weights that are kept: kNN accuracy, accuracy of the linear probe, or
     effective rank. last: keep the weights of the last epoch. auto: probe if images of the validation split have labels,
     else effective_rank."""
-    patience: int | None = Field(ge=1)
+    patience: int | None = Field(None, ge=1)
     """Stop after this many validations without a better value; null: train to the end."""
 
 
 class Checkpoint(_Section):
-    every_steps: int | None = Field(ge=1)
+    every_steps: int | None = Field(None, ge=1)
     """Save the state after this many steps, or after every_minutes, whichever comes first; null: only by minutes. Has
     no influence on the result."""
-    every_minutes: float = Field(gt=0)
+    every_minutes: float = Field(0.5, gt=0)
     """Save the state after this many minutes, above 0. Has no influence on the result."""
-    keep: int = Field(ge=1)
+    keep: int = Field(2, ge=1)
     """How many checkpoints are kept: if the newest can't be read, an older one is used."""
 
 
 class Pretrain(_Section):
-    encoder: Architecture
-    weights: str
+    encoder: Architecture = Architecture()
+    weights: str = "random"
     """Initial weights: random, pretrained (timm's, usually for ImageNet), the folder of an encoder, or the registered
     model models:/NAME@ALIAS."""
-    head: Head
-    objective: Literal["nt_xent", "dcl"]
+    head: Head = Head()
+    objective: Literal["nt_xent", "dcl"] = "nt_xent"
     """The contrastive loss. nt_xent: NT-Xent, as in the paper. dcl: the decoupled contrastive loss, for small
     batches."""
-    terms: Terms
-    normalise: bool
+    terms: Terms = Terms()
+    normalise: bool = True
     """Whether projections are scaled to unit length. true: cosine similarity; false: dot product (table 5 of the
     paper)."""
-    temperature: float = Field(gt=0)
+    temperature: float = Field(0.2, gt=0)
     """Temperature τ of the objective, above 0."""
-    epochs: int = Field(ge=1)
+    epochs: int = Field(40, ge=1)
     """Number of passes over the training split."""
-    max_steps: int | None = Field(ge=1)
+    max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimiser steps; the learning rate schedule is shortened to fit. null: no limit."""
-    batch_size: int = Field(ge=2)
+    batch_size: int = Field(64, ge=2)
     """Number of images per step, over all processes, at least 2. They give twice as many views; the negatives of a view
     are all views of the other images."""
-    micro_batch_size: int | None = Field(ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
     """Number of images that go through the encoder at once in one process, for batches that do not fit in memory; must
     divide batch_size. Gradients are cached (GradCache): the batch keeps all its negatives, but needs a second forward
     pass. null: all images at once."""
-    optimiser: Literal["adamw", "sgd", "lars"]
+    optimiser: Literal["adamw", "sgd", "lars"] = "adamw"
     """AdamW, SGD with momentum 0.9, or LARS, the optimiser of the paper."""
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(0.004, gt=0)
     """Peak learning rate per 256 images: AdamW 0.0005 to 0.005, SGD 0.03 to 0.5, LARS 0.3 (the paper's) to 5."""
-    learning_rate_scaling: Literal["linear", "sqrt"]
+    learning_rate_scaling: Literal["linear", "sqrt"] = "linear"
     """How learning_rate is scaled with batch_size. linear: × batch_size / 256. sqrt: × √(batch_size / 256) (appendix
     B.1)."""
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(0.0001, ge=0)
     """Weight decay, 0 or more; it is not applied to biases and normalisation layers."""
-    warmup: float = Field(ge=0, lt=1)
+    warmup: float = Field(0.1, ge=0, lt=1)
     """Fraction of the steps, 0 to below 1, over which the learning rate increases linearly. Over the other steps it
     decreases to zero along a cosine."""
-    clip: float | None = Field(gt=0)
+    clip: float | None = Field(None, gt=0)
     """Largest norm of the gradient, above 0; null: the gradient is not clipped."""
-    ema: float | None = Field(gt=0, lt=1)
+    ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, above 0 and below 1. The averaged weights are validated
     and kept. null: no average."""
-    precision: Literal["bf16", "fp16", "fp32"]
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Number format in which the encoder and the projection head compute; the loss is always float32."""
-    compile: bool
+    compile: bool = False
     """Whether the encoder is compiled (torch.compile): a minute more at the start, faster steps on a GPU."""
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass instead of being stored: less memory, a third more
     computation."""
-    sync_batch_norm: bool
+    sync_batch_norm: bool = True
     """With several processes, whether batch normalisation uses the whole batch, as with one process. false: each
     process uses only its part of the batch."""
-    monitor: Monitor
-    checkpoint: Checkpoint
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, strict=False)
+    monitor: Monitor = Monitor()
+    checkpoint: Checkpoint = Checkpoint()
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, strict=False)
     """Seeds of the weights, the order of images and the views, each 0 or more. One encoder is trained for each seed.
     The later stages use the first encoder; the others show how much the scores vary by chance (mean ± standard
     deviation)."""
-    augment: Augment
+    augment: Augment = Augment()
 
     @property
     def seed(self) -> int:
@@ -571,76 +588,97 @@ class Pretrain(_Section):
 
 
 class Embed(_Section):
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(256, ge=1)
     """Number of images per forward pass; has no influence on the result."""
 
 
 class Knn(_Section):
-    k: int = Field(ge=1)
+    k: int = Field(10, ge=1)
     """Number of nearest neighbours that vote for a class."""
-    temperature: float = Field(gt=0)
+    temperature: float = Field(0.07, gt=0)
     """Temperature, above 0: the weight of a vote is exp(cosine / temperature). With a low one, only the nearest
     count."""
 
 
 class FineTune(_Section):
-    fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(strict=False)
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.01, 0.1], strict=False)
     """Fractions of the training labels to fine-tune with, above 0, up to 1; the same network from random weights is
     trained for comparison. []: no fine-tuning."""
-    epochs: int = Field(ge=1)
+    epochs: int = Field(30, ge=1)
     """Number of passes over these labelled images."""
 
 
 class Evaluate(_Section):
-    labels: list[str]
+    labels: list[str] = []
     """Further columns of metadata.csv that are evaluated in the same way as the label."""
-    held_out_classes: list[str]
+    held_out_classes: list[str] = []
     """Classes of the label that pretraining never sees; they are evaluated as a separate task."""
-    balanced: bool
+    balanced: bool = False
     """Whether all classes have equal weight in the probes, and balanced accuracy chooses the regularisation."""
-    knn: Knn
-    probe_views: int = Field(ge=0)
+    knn: Knn = Knn()
+    probe_views: int = Field(4, ge=0)
     """Number of augmented views of every image that the probe on views learns from, besides the image; 0: no such
     probe."""
-    label_efficiency_seeds: int = Field(ge=0)
+    label_efficiency_seeds: int = Field(5, ge=0)
     """Number of random draws of labelled images for every size in the label-efficiency curve; 0: no curve."""
-    fine_tune: FineTune
-    pretrained: str | None
+    fine_tune: FineTune = FineTune()
+    pretrained: str | None = None
     """Name of a model of timm; the scores of its pretrained features (downloaded) are a further floor, which the
     encoder should exceed. null: no such floor."""
-    bootstrap: int = Field(ge=100)
+    bootstrap: int = Field(1000, ge=100)
     """Number of bootstrap resamples of the groups for every 95 % confidence interval, at least 100."""
-    seed: int = Field(ge=0)
+    seed: int = Field(0, ge=0)
     """Seed of the bootstrap, of the encoder with random weights, of the draws of labelled images and of the map."""
 
 
 class Register(_Section):
-    name: str = Field(pattern=MODEL_NAME)
+    name: str = Field("simtrail-encoder", pattern=MODEL_NAME)
     """Name of the model in the MLflow registry, without `/` and `:`."""
+    gate: Literal["higher", "significant"] = "higher"
+    """When a version becomes champion in place of a comparable champion. higher: its accuracy is higher by more than
+    `margin`. significant: the same, and the 95 % interval of the difference on the same test images is above
+    `margin`."""
+    margin: float = Field(0.0, ge=0)
+    """By how much the deciding score (accuracy; effective rank without labels) must be higher than the champion's, 0 or
+    more."""
+    beat_floors: bool = False
+    """Whether an encoder is refused whose linear probe is not significantly more accurate than every floor. false: it
+    is registered, with a warning."""
 
 
 class Params(_Section):
     data: Data
-    check: Check
-    prepare: Prepare
-    pretrain: Pretrain
-    embed: Embed
-    evaluate: Evaluate
-    register_: Register = Field(alias="register")  # pydantic models already have an attribute `register` (from ABCMeta)
+    check: Check = Check()
+    prepare: Prepare = Prepare()
+    pretrain: Pretrain = Pretrain()
+    embed: Embed = Embed()
+    evaluate: Evaluate = Evaluate()
+    # the underscore: pydantic models already have an attribute `register` (from ABCMeta)
+    register_: Register = Field(Register(), alias="register")
 
     def flat(self) -> dict[str, Any]:
         """The value of every parameter by its dotted key, as in params.yaml."""
         return dict(_flatten(self.model_dump(by_alias=True)))
 
     def hash(self, *sections: str) -> str:
-        """Sixteen hex digits that identify the values of these sections, or of all sections if none is named."""
-        tree = self.model_dump(by_alias=True)
-        selected = {k: v for k, v in tree.items() if k in sections or not sections}
+        """Sixteen hex digits that identify the values of these sections."""
+        selected = {k: v for k, v in self.model_dump(by_alias=True).items() if k in sections}
         return hashlib.sha256(json.dumps(selected, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-3` as a number, as YAML 1.2 and DVC do; in YAML 1.1 it is a text."""
+    """Reads `1e-3` as a number, as YAML 1.2 and DVC do (in YAML 1.1 it is a text); refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.value in lines:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} is there twice, first in line {lines[key.value]}; remove one of them",
+                    problem_mark=key.start_mark,
+                )
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -648,22 +686,43 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_params(path: str | Path = "params.yaml") -> Params:
-    """The checked parameters of a params.yaml file.
+def load_params(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Params:
+    """The checked parameters of a params.yaml file; keys that are missing have their defaults.
 
-    Raises InputError with one line per error, each naming the key, the value and what is allowed.
+    `settings` are texts KEY=VALUE that replace values of the file. Keys of earlier versions are understood, with a
+    warning on standard error. Raises InputError with one line per error, each naming the key, the value and what is
+    allowed.
     """
     try:
         text = Path(path).read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run simtrail in the project's folder") from None
-    return parse(Params, read_yaml(text, path), path)
+        raise InputError(
+            f"{path}: no such file; run simtrail in the project's folder, or start a project: simtrail init FOLDER"
+        ) from None
+    tree = read_yaml(text, path)
+    if isinstance(tree, dict):
+        tree = {key: {} if section is None else section for key, section in tree.items()}
+        change(tree, dict(assignment(text) for text in settings))
+        _rename(tree, path)
+    return parse(Params, tree, " --set ".join([str(path), *settings]))
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Key and value of a text KEY=VALUE; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text}: must be KEY=VALUE, such as pretrain.epochs=10")
+    return key, read_yaml(value, f"--set {text}")
 
 
 def read_yaml(text: str | bytes, source: str | Path) -> Any:
     """The tree of a YAML text; `1e-3` is a number. Raises InputError that names the source if the YAML is not valid."""
     try:
         return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise InputError(f"{source}: not valid YAML: {where}{error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -695,10 +754,29 @@ def change(tree: dict[str, Any], settings: Settings) -> None:
         node[last] = deepcopy(value)  # a later key may change a part of the value
 
 
+def _rename(tree: dict[str, Any], source: str | Path) -> None:
+    """Gives the keys of earlier versions their present names, unless these are there too."""
+    for old, new in RENAMED.items():
+        *path, last = old.split(".")
+        node: Any = tree
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node and new not in dict(_flatten(tree)):
+            value = node.pop(last)
+            change(tree, {new: [value] if old == "pretrain.seed" else value})
+            _warn(f"{source}: {old} is now called {new}")
+
+
+@cache  # parameters are loaded several times in a command
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
 def _message(error: Any, schema: type[BaseModel]) -> str:
     """The message for one error of pydantic: its key and value, and what is allowed."""
-    # parts that start with = are not keys but tags of union members
-    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith("="))
+    # parts that start with = are not keys but tags of union members; numbers are positions in a list
+    parts = [part for part in error["loc"] if not str(part).startswith("=")]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
     match error["type"]:
         case "missing":
             return f"{key}: missing; add it"
@@ -723,6 +801,8 @@ def _message(error: Any, schema: type[BaseModel]) -> str:
         allowed = "a mapping of keys to values"
     allowed = allowed.replace("greater than or equal to", "≥").replace("less than or equal to", "≤")
     allowed = allowed.replace("greater than", ">").replace("less than", "<")
+    if re.fullmatch(r"-?\d+,\d+", str(error["input"])):
+        allowed += f"; write {str(error['input']).replace(',', '.')}"
     return f"{key} = {error['input']!r}: must be {allowed}" if key else f"must be {allowed}"
 
 

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
-from conftest import photographs
+from conftest import ROOT, photographs
 
 from simtrail.data import bring
 from simtrail.errors import InputError
@@ -97,9 +98,35 @@ def test_a_missing_folder_an_empty_folder_and_a_used_name_are_refused(project):
         bring.add(project / "mine", "my moths/1", None, None, link=False)
 
 
+def record(md5: str) -> None:
+    """A data.dvc, as in a clone: the data that it records is not here."""
+    Path("data.dvc").write_text(yaml.safe_dump({"outs": [{"md5": md5, "hash": "md5", "path": "data"}]}))
+
+
 def test_recorded_data_that_is_missing_stays_recorded(project):
-    (project / "project/data.dvc").write_text("outs: []")
-    with pytest.raises(InputError, match="simtrail data fetch"):
+    record("0123456789abcdef0123456789abcdef.dir")
+    with pytest.raises(InputError, match=r"first bring the data with `dvc remote add` and `dvc pull data\.dvc`"):
+        bring.add(project / "mine", "moths", None, None, link=False)
+    assert not bring.DATA.exists()
+    subprocess.run([sys.executable, "-m", "dvc", "remote", "add", "--default", "r", str(project / "r")], check=True)
+    with pytest.raises(InputError, match=r"first bring the data with `dvc pull data\.dvc`"):
+        bring.add(project / "mine", "moths", None, None, link=False)
+
+
+def test_in_a_fresh_clone_the_demo_need_not_be_made(project):
+    assert yaml.safe_load((ROOT / "data.dvc").read_text())["outs"][0]["md5"] == bring.DEMO
+    record(bring.DEMO)
+    bring.add(project / "mine", "moths", None, None, link=False)
+    assert yaml.safe_load(Path("data.dvc").read_text())["outs"][0]["nfiles"] == 6
+    photographs(project / "more", classes=2, each=3, size=(30, 20))
+    bring.add(project / "more", "bees", None, None, link=False)
+    assert yaml.safe_load(Path("data.dvc").read_text())["outs"][0]["nfiles"] == 12
+
+
+def test_outside_a_dvc_project_the_message_names_the_command_that_starts_one(project, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"not a DVC project; .* simtrail init FOLDER"):
         bring.add(project / "mine", "moths", None, None, link=False)
 
 

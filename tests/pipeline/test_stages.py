@@ -47,7 +47,8 @@ SMALL = {
     "evaluate.fine_tune.epochs": 1,
     "register.name": "small",
 }
-VERBS = (stages.check, stages.prepare, stages.pretrain, stages.embed, stages.evaluate, stages.report, stages.register)
+VERBS = (stages.settings, stages.check, stages.prepare, stages.pretrain, stages.embed)
+VERBS += (stages.evaluate, stages.report, stages.register)
 
 
 def write_params(folder: Path, **changes: object) -> None:
@@ -129,7 +130,7 @@ def test_embeddings_have_a_vector_and_the_labels_of_every_image(project):
 
 
 def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
-    metrics = json.loads(ws.METRICS.read_text())
+    metrics = json.loads(ws.SCORES.read_text())
     task = metrics["tasks"]["species"]
     floors = ("raw_pixels", "random_encoder", "majority")
     for name in ("linear_probe", "probe_augmented", "knn", "svc", *floors):
@@ -161,22 +162,22 @@ def test_training_and_choices_do_not_depend_on_the_test_split(copied):
     """The test images change places, so that pixels and labels are wrong: encoder, validation, probe stay the same."""
 
     def trained_state() -> tuple[object, ...]:
-        task = json.loads(ws.METRICS.read_text())["tasks"]["species"]
+        task = json.loads(ws.SCORES.read_text())["tasks"]["species"]
         history = pd.read_csv(ws.HISTORY).drop(columns=["images_per_second"], errors="ignore")
         weights = (ws.ENCODER / "encoder.safetensors").read_bytes()
         return hashlib.sha256(weights).hexdigest(), history.to_csv(), task["C"], task["svc_C"]
 
-    before, scores = trained_state(), json.loads(ws.METRICS.read_text())
+    before, scores = trained_state(), json.loads(ws.SCORES.read_text())
     table = pd.read_parquet(ws.SPLIT)
     test = [copied / "data/demo" / path for path in table["path"][table["split"] == "test"]]
     for path, content in zip(test, [path.read_bytes() for path in [*test[9:], *test[:9]]], strict=True):
         path.write_bytes(content)
     write_params(copied, evaluate__fine_tune__fractions=[], evaluate__label_efficiency_seeds=0)
-    for verb in VERBS[:5]:
+    for verb in VERBS[:6]:
         verb()
     assert pd.read_parquet(ws.SPLIT)["split"].equals(table["split"])
     assert trained_state() == before
-    assert json.loads(ws.METRICS.read_text())["tasks"] != scores["tasks"]
+    assert json.loads(ws.SCORES.read_text())["tasks"] != scores["tasks"]
 
 
 @pytest.mark.slow
@@ -190,7 +191,7 @@ def test_held_out_classes_and_further_seeds_and_columns_are_evaluated(copied):
     assert set(table["label"][table["held_out"]]) == set(held_out)
     ready = training_run(load_params().pretrain)
     assert not set(table["label"].iloc[ready.data.train]) & set(held_out)
-    metrics = json.loads(ws.METRICS.read_text())
+    metrics = json.loads(ws.SCORES.read_text())
     assert list(metrics["tasks"]) == ["species", "species (unseen)", "view"]
     assert metrics["seeds"]["linear_probe"]["seeds"] == 2
     assert "species (unseen)" in ws.REPORT.read_text()
@@ -204,14 +205,14 @@ def test_one_run_has_parameters_data_curves_results_and_its_status(project):
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert run.data.params["pretrain.temperature"] == "0.2"
-    scores = json.loads(ws.METRICS.read_text())["tasks"]["species"]["scores"]
+    scores = json.loads(ws.SCORES.read_text())["tasks"]["species"]["scores"]
     assert run.data.metrics["linear_probe/accuracy"] == scores["linear_probe"]["accuracy"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "demo"
     assert dataset.dataset.digest == json.loads(ws.VALIDATION.read_text())["data_md5"]
     assert [m.step for m in client().get_metric_history(run.info.run_id, "curves/loss")] == [1, 2]
     files = {f.path for f in client().list_artifacts(run.info.run_id)}
-    assert {"params.yaml", "validation.html", "metrics.json", "figures", "config.json"} <= files
+    assert {"params.yaml", "validation.html", "scores.json", "figures", "config.json"} <= files
 
 
 def test_the_run_has_the_views_and_the_validation_curves(project):
@@ -261,7 +262,7 @@ def test_training_continues_from_the_weights_of_a_registered_model(copied, capsy
 
 def test_the_version_has_metrics_and_lineage(project):
     version = client().get_model_version_by_alias("small", "champion")
-    metrics = json.loads(ws.METRICS.read_text())["tasks"]["species"]["scores"]
+    metrics = json.loads(ws.SCORES.read_text())["tasks"]["species"]["scores"]
     assert float(version.tags["metric.linear_probe/accuracy"]) == pytest.approx(
         metrics["linear_probe"]["accuracy"], rel=1e-5
     )
@@ -283,27 +284,44 @@ def test_registering_again_adds_nothing(copied):
     assert [(r.info.run_id, r.data.metrics) for r in all_runs()] == before
 
 
-@pytest.mark.parametrize(("accuracy", "alias"), [(1.0, "champion"), (0.0, "challenger")])
-def test_the_gate_lets_only_the_better_pass(copied, accuracy, alias):
-    config = ws.ENCODER / "config.json"
-    config.write_text(config.read_text() + "\n")  # another encoder, by its hash
-    metrics = json.loads(ws.METRICS.read_text())
-    metrics["tasks"]["species"]["scores"]["linear_probe"]["accuracy"] = accuracy
-    ws.METRICS.write_text(json.dumps(metrics))
-    stages.register()
-    assert json.loads(ws.REGISTRATION.read_text())["version"] == 2
-    assert client().get_model_version_by_alias("small", alias).version == 2
-    assert client().get_model_version_by_alias("small", "champion").version == (2 if alias == "champion" else 1)
-
-
-def test_other_data_or_settings_are_not_compared(copied):
-    write_params(copied, evaluate__knn__k=3)
+def register_another(**predicted: object) -> dict:
+    """The registration of another encoder (by its hash), whose probe predicts these classes."""
     config = ws.ENCODER / "config.json"
     config.write_text(config.read_text() + "\n")
+    table = pd.read_parquet(ws.PREDICTIONS)
+    table.assign(**predicted).to_parquet(ws.PREDICTIONS)
     stages.register()
-    result = json.loads(ws.REGISTRATION.read_text())
+    return json.loads(ws.REGISTRATION.read_text())
+
+
+@pytest.mark.parametrize(("right", "alias"), [(True, "champion"), (False, "challenger")])
+def test_the_gate_lets_only_the_better_pass(copied, right, alias):
+    truth = pd.read_parquet(ws.PREDICTIONS)["truth"]
+    result = register_another(linear_probe=truth if right else "another class")
+    assert result["version"] == 2
+    assert "% interval" in result["reason"]
+    assert client().get_model_version_by_alias("small", alias).version == 2
+    assert client().get_model_version_by_alias("small", "champion").version == (2 if right else 1)
+
+
+def test_versions_are_compared_unless_a_setting_that_decides_the_score_differs(copied):
+    write_params(copied, evaluate__fine_tune__fractions=[], evaluate__knn__k=3)
+    assert "accuracy of the linear probe" in register_another()["reason"]
+    write_params(copied, evaluate__balanced=True)
+    result = register_another()
     assert result["alias"] == "challenger"
-    assert "not comparable" in result["reason"]
+    assert result["reason"].startswith("not comparable with champion version 1: evaluate.balanced = True, not False")
+
+
+def test_an_encoder_below_its_floors_can_be_refused(copied):
+    metrics = json.loads(ws.SCORES.read_text())
+    metrics["tasks"]["species"]["gains"]["raw_pixels"] = {"value": 0.0, "low": -0.1, "high": 0.1}
+    ws.SCORES.write_text(json.dumps(metrics))
+    assert register_another()["reason"].endswith("; its linear probe does not beat all floors")
+    write_params(copied, register__beat_floors=True)
+    with pytest.raises(InputError, match=r"register\.beat_floors = True: the encoder is not registered"):
+        register_another()
+    assert len(client().search_model_versions("name = 'small'")) == 2
 
 
 def test_a_registered_model_is_pulled_and_embeds_like_the_pipeline(project, tmp_path):
@@ -515,7 +533,7 @@ def test_warnings_name_a_crop_without_a_mask_few_groups_and_a_floor_that_is_not_
     write_params(copied, prepare__mask="crop")
     stages.prepare()
     assert "prepare: warning: prepare.mask = 'crop': no effect: no mask band" in capsys.readouterr().out
-    metrics = json.loads(ws.METRICS.read_text())
+    metrics = json.loads(ws.SCORES.read_text())
     task = metrics["tasks"]["species"]
     assert f"images of {task['groups']} groups, too few for reliable intervals" in score_lines(metrics)[0]
     task["groups"] = 240
@@ -528,9 +546,9 @@ def test_warnings_name_a_crop_without_a_mask_few_groups_and_a_floor_that_is_not_
 
 
 def test_a_champion_below_its_floors_gives_a_warning(copied, capsys):
-    metrics = json.loads(ws.METRICS.read_text())
+    metrics = json.loads(ws.SCORES.read_text())
     metrics["tasks"]["species"]["gains"]["raw_pixels"] = {"value": 0.0, "low": -0.1, "high": 0.1}
-    ws.METRICS.write_text(json.dumps(metrics))
+    ws.SCORES.write_text(json.dumps(metrics))
     stages.register()
     assert "register: warning: linear probe of species: " in capsys.readouterr().out
 
@@ -541,7 +559,7 @@ def test_without_labels_only_label_free_measures_are_made(copied):
     card.write_text("\n".join(x for x in card.read_text().splitlines() if not x.startswith("label")))
     for verb in VERBS:
         verb()
-    metrics = json.loads(ws.METRICS.read_text())
+    metrics = json.loads(ws.SCORES.read_text())
     assert metrics["tasks"] == {}
     assert metrics["features"]["effective_rank"] > 1
     drawn = {p.stem for p in ws.FIGURES.glob("*.png")}
@@ -573,9 +591,9 @@ def test_a_stage_refuses_what_was_made_with_other_settings(copied):
 
 def test_what_decides_a_stage_is_what_dvc_watches():
     watched = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert {name: list(sections) for name, (_, sections) in ws.DECIDING.items()} == {
-        name: watched[name]["params"] for name in ws.DECIDING
-    }
+    assert watched.keys() == {"settings", *ws.DECIDING}
+    for name in ws.DECIDING:
+        assert f"artifacts/settings/{name}.json" in watched[name]["deps"]
 
 
 @pytest.fixture
@@ -584,6 +602,7 @@ def recorded(copied) -> Callable[[], dict]:
     from dvc.repo import Repo  # slow to import
 
     shutil.copytree(ROOT / "src", "src", ignore=shutil.ignore_patterns("__pycache__"))
+    stages.settings()
     Repo.init(no_scm=True).commit(force=True)
     return lambda: Repo().status()
 
@@ -611,7 +630,6 @@ def test_a_change_of_code_reruns_the_stages_that_it_changes_and_no_other(recorde
 @pytest.mark.slow
 def test_a_new_colour_or_wording_reruns_report_and_register_only_and_takes_effect(recorded, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(Path("src").resolve()))
     before = {path: path.read_bytes() for path in (ws.FIGURES / "angles.png", ws.ENCODER / "training.png")}
     style = Path("src/simtrail/report/figures/style.py")
     style.write_text(style.read_text().replace("#0072B2", "#123456"))

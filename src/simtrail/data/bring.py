@@ -10,16 +10,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from simtrail.data.dataset import Dataset, missing_data
+from simtrail.data.dataset import Dataset, has_remote, missing_data
 from simtrail.data.readers import SUFFIXES, image_of
 from simtrail.errors import InputError
 from simtrail.params import NAME, PATTERNS
 
 DATA = Path("data")
+DEMO = "a64e02d17c473c2ffd5766776a34390d.dir"  # md5 of a data/ that has only the demo, which can be made at any time
 
 
 def demo() -> None:
@@ -65,11 +65,12 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
         raise InputError(f"--name {name!r}: must not be empty, and must have {PATTERNS[NAME]}")
     if target.exists():
         raise InputError(f"{target} already exists; choose another --name, or remove that folder to replace it")
-    if Path("data.dvc").exists() and not DATA.exists():
+    if not any((folder / ".dvc").is_dir() for folder in (Path.cwd(), *Path.cwd().parents)):
         raise InputError(
-            "data.dvc records data that is missing here, and would lose that record; first bring the data with "
-            "`simtrail data fetch`, or remove data.dvc to start without it"
+            f"{Path.cwd()}: not a DVC project; run the command in the project's folder, or start a project: "
+            "simtrail init FOLDER"
         )
+    _keep_the_record()
     building = Path(".simtrail") / f"add-{os.getpid()}"
     shutil.rmtree(building, ignore_errors=True)
     try:
@@ -79,7 +80,8 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
             raise InputError(f"{source}: no image in it; files must end in {', '.join(sorted(SUFFIXES))}")
         dataset = Dataset(building)
         try:
-            dataset.table()
+            if dataset.declaration.label or dataset.declaration.group or (building / "metadata.csv").exists():
+                dataset.table()  # needs seconds of imports, and finds nothing wrong in folders
         except InputError as error:  # name the user's file, not the copy, which is deleted below
             raise InputError(str(error).replace(str(building), str(source))) from None
         DATA.mkdir(exist_ok=True)
@@ -88,9 +90,39 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
         shutil.rmtree(building, ignore_errors=True)
     if link:  # otherwise DVC would replace the links by copies
         subprocess.run(_dvc("config", "--local", "cache.type", "hardlink,copy"), check=True)
-    if subprocess.run(_dvc("add", "--quiet", str(DATA)), check=False).returncode:
-        raise InputError(f"{target} is complete, but `dvc add data` failed; solve the problem above and run it again")
+    _version(target)
     return count, left_out
+
+
+def _version(target: Path) -> None:
+    """Records data/ in data.dvc."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:  # in this process: DVC's command line takes a second longer to start
+            repo.add(str(DATA))
+    except DvcException as error:
+        raise InputError(
+            f"{target} is complete, but DVC could not record it: {error}; solve that, then run: dvc add data"
+        ) from None
+
+
+def _keep_the_record() -> None:
+    """InputError if data.dvc records data that was never here: with new data, the record would be lost."""
+    if not Path("data.dvc").exists():
+        return
+    md5 = yaml.safe_load(Path("data.dvc").read_text(encoding="utf-8"))["outs"][0].get("md5", DEMO)
+    cached = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
+    if md5 == DEMO or cached.exists():
+        return
+    cache = subprocess.run(_dvc("cache", "dir"), capture_output=True, text=True, check=False).stdout.strip()
+    if not Path(cache, "files/md5", md5[:2], md5[2:]).exists():
+        bring = "`dvc pull data.dvc`" if has_remote() else "`dvc remote add` and `dvc pull data.dvc`"
+        raise InputError(
+            "data.dvc records data that is missing here, and would lose that record; first bring the data with "
+            f"{bring}, or remove data.dvc to start without it"
+        )
 
 
 def _copy_dataset(source: Path, building: Path, link: bool) -> tuple[int, list[str]]:
@@ -134,6 +166,8 @@ def _copy_dataset(source: Path, building: Path, link: bool) -> tuple[int, list[s
 
 def _point_into_images(sheet: Path, has_images_folder: bool) -> None:
     """Makes the paths in metadata.csv start with images/."""
+    import pandas as pd  # slow to import
+
     try:
         meta = pd.read_csv(sheet, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):

@@ -238,15 +238,22 @@ def _with_copies(manifest: pd.DataFrame) -> pd.DataFrame:
     return images
 
 
-def _run(expectations: list[Expectation]) -> list[tuple[bool, list[int], dict[str, Any]]]:
-    """For each expectation: whether it holds, the index of every row that breaks it, and its configuration."""
+def load_library() -> Any:
+    """Great Expectations, imported at the first call."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import great_expectations as gx
+        import great_expectations
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    return great_expectations
 
-        logging.getLogger("great_expectations").setLevel(logging.ERROR)
+
+def _run(expectations: list[Expectation]) -> list[tuple[bool, list[int], dict[str, Any]]]:
+    """For each expectation: whether it holds, the index of every row that breaks it, and its configuration."""
+    gx = load_library()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
+        context.variables.progress_bars = {"globally": False, "metric_calculations": False}
         asset = context.data_sources.add_pandas("manifest")
         results: list[tuple[bool, list[int], dict[str, Any]]] = []
         for number, expected in enumerate(expectations):

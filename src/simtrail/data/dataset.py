@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from configparser import ConfigParser
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from simtrail.data.readers import SUFFIXES, BandFacts, image_of
 from simtrail.errors import InputError
 from simtrail.params import parse
+
+if TYPE_CHECKING:
+    import pandas as pd  # slow to import
 
 SPLITS = ("train", "val", "test")
 _SPLIT_FOLDERS = {
@@ -110,6 +113,8 @@ class Dataset:
         return table.sort_values("path", ignore_index=True)
 
     def _from_folders(self, images: list[str]) -> pd.DataFrame:
+        import pandas as pd
+
         parts = [path.split("/")[1:] for path in images]
         fixed = bool(parts) and all(len(names) > 1 and names[0].lower() in _SPLIT_FOLDERS for names in parts)
         if fixed and len({names[0] for names in parts}) < 2:
@@ -125,6 +130,8 @@ class Dataset:
         return pd.DataFrame({"path": images, "label": label, "group": None, "split": split}, dtype="object")
 
     def _from_metadata(self, sheet: Path, images: list[str]) -> pd.DataFrame:
+        import pandas as pd
+
         try:
             meta = pd.read_csv(sheet, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -161,15 +168,20 @@ class Dataset:
         return image.relative_to(self.folder).as_posix() if image else path
 
 
+def has_remote() -> bool:
+    """Whether the project has a default DVC remote."""
+    config = ConfigParser()
+    config.read([".dvc/config", ".dvc/config.local"], encoding="utf-8")
+    return config.has_option("core", "remote")
+
+
 def missing_data(folder: Path) -> str:
     """The message for a dataset that does not exist, with the commands that bring it."""
-    if folder.name == "demo":
-        return (
-            f"{folder}: no such folder; `simtrail data fetch` generates the demo data, or pulls what data.dvc records"
-        )
+    ways = [f"`simtrail data add PATH --name {folder.name}`"]
+    if has_remote():
+        ways.insert(0, "`simtrail data fetch` (from the DVC remote)")
+    elif folder.name == "demo":
+        ways = ["`simtrail data fetch`, which generates the demo data"]
     present = sorted(p.name for p in folder.parent.glob("*") if p.is_dir()) if folder.parent.is_dir() else []
-    return (
-        f"{folder}: no such folder; bring it with `simtrail data fetch` (from the DVC remote) or "
-        f"`simtrail data add PATH --name {folder.name}`"
-        + (f", or set data.name in params.yaml to one of: {', '.join(present)}" if present else "")
-    )
+    others = f", or set data.name in params.yaml to one of: {', '.join(present)}" if present else ""
+    return f"{folder}: no such folder; bring it with {' or '.join(ways)}{others}"

@@ -14,6 +14,7 @@ from simtrail.evaluation.assess import Embedded
 from simtrail.evaluation.difference import Difference, paired
 from simtrail.evaluation.geometry import unit
 from simtrail.evaluation.label_efficiency import draw
+from simtrail.evaluation.names import band_title
 from simtrail.evaluation.probe import class_weight, fit_logistic
 from simtrail.evaluation.tasks import Task
 from simtrail.model.encoder import Encoder
@@ -53,11 +54,6 @@ def band_groups(
 
     hideable = {modality: indices for modality, indices in modalities.items() if len(indices) < len(bands)}
     return {name(run[0], run[-1]): run for run in runs}, hideable
-
-
-def band_title(name: str, nm: float | None) -> str:
-    """A band's name with its wavelength in nm, if this is known: 'band19 (667.5 nm)'."""
-    return name if nm is None else f"{name} ({round(nm, 1):g} nm)"
 
 
 def occlusion(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 RESAMPLES, SEED = 2000, 0
 
@@ -20,6 +21,11 @@ class Difference(NamedTuple):
     def significant(self) -> np.ndarray:
         """(K,) whether the interval excludes 0. Without a true difference, 1 in 20 excludes it by chance."""
         return (self.low > 0) | (self.high < 0)
+
+
+def correct(predictions: pd.DataFrame, classifiers: list[str]) -> np.ndarray:
+    """(N, K) whether each of K classifiers, columns of a table of predictions, is right about each of its N rows."""
+    return predictions[classifiers].eq(predictions["truth"], axis=0).to_numpy()
 
 
 def paired(first: np.ndarray, second: np.ndarray, block: np.ndarray) -> Difference:

@@ -8,18 +8,6 @@ from scipy.sparse import csr_array
 
 Scores = dict[str, float]  # accuracy, accuracy_low, accuracy_high, balanced_accuracy, …
 
-TITLES = {
-    "linear_probe": "linear probe",
-    "probe_augmented": "linear probe on views",
-    "knn": "kNN",
-    "svc": "SVC",
-    "raw_pixels": "floor: 16×16 pixels",
-    "random_encoder": "floor: random weights",
-    "pretrained": "floor: pretrained",
-    "majority": "floor: majority class",
-}
-FLOORS = tuple(name for name, title in TITLES.items() if title.startswith("floor: "))
-FEW_GROUPS = 30  # with fewer groups, a percentile interval is itself uncertain
 BINS = 15  # bins of confidence for the calibration error
 TOP = 5
 

@@ -12,11 +12,10 @@ import pandas as pd
 from simtrail.errors import InputError
 from simtrail.evaluation.classifiers import knn_probabilities
 from simtrail.evaluation.difference import paired
+from simtrail.evaluation.names import FLOORS, UNSEEN
 from simtrail.evaluation.probe import Views, linear_probe, svc_probe
-from simtrail.evaluation.scores import FLOORS, Scores, scores_with_intervals
+from simtrail.evaluation.scores import Scores, scores_with_intervals
 from simtrail.params import Evaluate
-
-UNSEEN = " (unseen)"
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,6 @@ def classify(
     scores = {name: score for name, (score, _) in scored.items()}
     gains = _gains({name: numbers == truth for name, numbers in predicted.items()}, group)
     return Result(scores, predicted, per_class, linear.probabilities, linear.c, svc_c, gains)
-
-
-def beats_floors(gains: dict[str, dict[str, float]]) -> bool:
-    """Whether the linear probe is more accurate than every floor: all intervals of its gains are above 0."""
-    return all(gain["low"] > 0 for gain in gains.values())
 
 
 def small_pixels(images: np.ndarray, full_scale: int, side: int = 16) -> np.ndarray:

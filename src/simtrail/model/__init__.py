@@ -1,0 +1,1 @@
+WEIGHTS, CONFIG = "encoder.safetensors", "config.json"  # the files of an encoder

@@ -22,13 +22,12 @@ from simtrail.data.loader import to_unit
 from simtrail.data.readers import SUFFIXES, open_image
 from simtrail.data.recipe import Recipe, conform
 from simtrail.errors import InputError
+from simtrail.model import CONFIG, WEIGHTS
 from simtrail.model.backbone import Backbone, pretrained_weights
 from simtrail.model.fusion import BranchInput, Fusion, branch_bands, unit
 from simtrail.model.local import map_shape, patch_projections
 from simtrail.model.projector import projection_head
 from simtrail.params import Architecture, Head, Terms
-
-WEIGHTS, CONFIG = "encoder.safetensors", "config.json"
 
 
 class EncoderConfig(BaseModel):

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simtrail.errors import InputError
+from simtrail.evaluation.names import beats_floors
 from simtrail.params import Params
 from simtrail.pipeline.workspace import ENCODER, MANIFEST, STATISTICS, VALIDATION, read_json, read_tables
 from simtrail.report.card import model_card
+from simtrail.report.wording import verdict
 from simtrail.tracking import registry
 from simtrail.tracking.run import Trail, lineage, log_result, run, tag_run
 
@@ -35,18 +38,28 @@ def facts(params: Params, encoder: Path, history: History, metrics: dict[str, An
 
 
 def log_evaluation(params: Params, encoder: Path, metrics: dict[str, Any], files: list[Path]) -> None:
-    """Logs metrics, and files such as metrics.json and predictions.parquet, to the run of the encoder in a folder."""
+    """Logs metrics, and files such as scores.json and predictions.parquet, to the run of the encoder in a folder."""
     statistics = read_json(STATISTICS, "prepare")
     with run(Trail(params, statistics["data_md5"]), encoder=registry.encoder_hash(encoder)) as run_id:
         tag_run(run_id, "simtrail.split_hash", statistics["split_hash"])
         log_result(flat_metrics(metrics), files)
 
 
-def register_encoder(params: Params, encoder: Path, history: History, metrics: dict[str, Any]) -> dict[str, Any]:
+def register_encoder(
+    params: Params, encoder: Path, history: History, metrics: dict[str, Any], predictions: pd.DataFrame
+) -> dict[str, Any]:
     """Registers the encoder in a folder, trained on the prepared images with these parameters.
 
-    Returns name, version, alias, reason, encoder_sha256 and run_id.
+    Returns name, version, alias, reason, encoder_sha256 and run_id. Raises InputError if `register.beat_floors` refuses
+    the encoder.
     """
+    task = next(iter(metrics["tasks"]), None)
+    weak = task is not None and not beats_floors(metrics["tasks"][task]["gains"])
+    if weak and params.register_.beat_floors:
+        raise InputError(
+            f"register.beat_floors = True: the encoder is not registered. {verdict(metrics['tasks'][task])} "
+            "Train a better one, or set register.beat_floors: false"
+        )
     flat, statistics = flat_metrics(metrics), read_json(STATISTICS, "prepare")
     manifest = pd.read_parquet(MANIFEST, columns=["dtype", "bands", "alpha", "rejected"])
     usual = manifest[manifest["rejected"].isna()].mode().iloc[0]
@@ -55,7 +68,9 @@ def register_encoder(params: Params, encoder: Path, history: History, metrics: d
         history=history,
         metrics=flat,
         deciding="linear_probe/accuracy" if "linear_probe/accuracy" in flat else "features/effective_rank",
-        comparable=f"{statistics['split_hash']}-{params.hash('evaluate', 'prepare')}",
+        split_hash=statistics["split_hash"],
+        predictions=predictions[predictions["task"] == task] if task else None,
+        caveat="its linear probe does not beat all floors" if weak else "",
         checks=_checks(read_json(VALIDATION, "check")),
         signature=(np.dtype(usual["dtype"]), int(usual["bands"]) + int(usual["alpha"])),
         card=lambda run_id: model_card(facts(params, encoder, history, metrics, run_id)),

@@ -1,11 +1,13 @@
-"""The stages, one per verb: read, call, write."""
+"""The stages, one per verb: read, call, write. Their `settings` are texts KEY=VALUE that replace parameters."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +26,23 @@ if TYPE_CHECKING:
 echo = partial(print, flush=True)
 
 
-def check() -> None:
+def settings(settings: Sequence[str] = ()) -> None:
+    """Writes the parameters that decide each stage's result, defaults included, on which its DVC stage depends."""
+    params = load_params(settings=settings)
+    ws.fresh_folder(ws.SETTINGS)
+    for stage in ws.DECIDING:
+        ws.write_json(ws.SETTINGS / f"{stage}.json", ws.settings(params, stage))
+    echo(f"settings: the parameters of every stage, defaults included: {ws.SETTINGS}")
+
+
+def check(settings: Sequence[str] = ()) -> None:
     """Writes the manifest and the validation of the dataset; InputError lists all bad images, unless quarantined."""
-    params = load_params()
-    from simtrail.data.checks import validate
+    params = load_params(settings=settings)
+    from simtrail.data.checks import load_library, validate
     from simtrail.data.manifest import scan
     from simtrail.report.validation import validation_page
 
+    Thread(target=load_library, daemon=True).start()  # takes seconds; other processes read the files meanwhile
     ws.fresh_folder(ws.MANIFEST.parent)
     dataset, name = Dataset(Path("data") / params.data.name), params.data.name
     manifest, md5 = scan(dataset)
@@ -67,9 +79,9 @@ def check() -> None:
     echo(f"check: {len(manifest) - len(rejected)} images can be used; {ws.VALIDATION_PAGE}")
 
 
-def prepare() -> None:
+def prepare(settings: Sequence[str] = ()) -> None:
     """Packs all usable images into arrays, splits them, and computes the statistics of the training split."""
-    params = load_params()
+    params = load_params(settings=settings)
     from simtrail.data.pack import pack, sample_pixels, statistics
     from simtrail.data.recipe import make_recipe, without_effect
     from simtrail.data.split import assign_split
@@ -113,13 +125,13 @@ def prepare() -> None:
     echo(f"prepare: {len(images)} images of {len(recipe.bands)} bands at {recipe.size} px: {parts}")
 
 
-def pretrain() -> None:
+def pretrain(settings: Sequence[str] = ()) -> None:
     """Trains an encoder by SimCLR on the training split for each seed; writes it and its history.
 
     The later stages use the encoder of the first seed. Each training has one MLflow run, which it resumes after a kill.
     In several processes (torchrun) only the first logs and writes files.
     """
-    params = load_params()
+    params = load_params(settings=settings)
     ws.require(params, "prepare")
     from simtrail.pipeline.training_run import training_run
     from simtrail.training.distributed import processes, rank
@@ -139,9 +151,9 @@ def pretrain() -> None:
             _train(of_seed, ready, ws.ENCODER if first else ws.SEEDS / str(p.seed))
 
 
-def preview(images: int, seed: int) -> None:
+def preview(images: int, seed: int, settings: Sequence[str] = ()) -> None:
     """Draws training images and their views with the present settings: artifacts/preview/views.png."""
-    params = load_params()
+    params = load_params(settings=settings)
     ws.require(params, "prepare")
     from simtrail.augment.views import TwoViews
     from simtrail.report.figures.pictures import view_grid
@@ -156,9 +168,9 @@ def preview(images: int, seed: int) -> None:
     echo(f"preview: {len(rows)} images and two pairs of views each: {ws.PREVIEW}")
 
 
-def embed() -> None:
+def embed(settings: Sequence[str] = ()) -> None:
     """Computes the features of every usable image, in the order of the split table."""
-    params = load_params()
+    params = load_params(settings=settings)
     ws.require(params, "prepare", "pretrain")
     from simtrail.evaluation.assess import features_of
     from simtrail.model.encoder import Encoder
@@ -172,18 +184,21 @@ def embed() -> None:
     echo(f"embed: {len(features)} images × {features.shape[1]} features")
 
 
-def evaluate() -> None:
+def evaluate(settings: Sequence[str] = ()) -> None:
     """Measures the encoder on the test split: scores with intervals, floors, tables, evidence; logged to the run."""
-    params = load_params()
+    params = load_params(settings=settings)
     ws.require(params, "prepare", "pretrain")
     from simtrail.downstream.fine_tune import Tuning, few_label_table
     from simtrail.evaluation.assess import Embedded, assess, by_modality, over_seeds
     from simtrail.evaluation.evidence import gather
     from simtrail.model.encoder import Encoder
+    from simtrail.pipeline.headline import headline, write_plots
     from simtrail.pipeline.registration import log_evaluation
+    from simtrail.training.monitors import kept_epoch
 
     p, source, encoder = params.evaluate, ws.prepared(), Encoder.load(ws.ENCODER)
     features = np.stack(ws.read_table(ws.EMBEDDINGS, "embed")["vector"].to_list())
+    history = ws.read_table(ws.HISTORY, "pretrain").to_dict("records")
     embedded = Embedded(encoder, source.images, source.table, features)
     ws.fresh_folder(ws.EVALUATION)
     echo("evaluate: classifiers and floors")
@@ -204,16 +219,19 @@ def evaluate() -> None:
     if modalities := by_modality(assessment, embedded, p):
         assessment.metrics["modalities"] = modalities
     evidence.save(ws.EVALUATION)
-    ws.write_json(ws.METRICS, assessment.metrics)
-    files = [ws.METRICS, ws.VALIDATION, *sorted(ws.EVALUATION.glob("*.parquet")), *sorted(ws.TABLES.iterdir())]
+    ws.write_json(ws.SCORES, assessment.metrics)
+    write_plots(history, evidence.tables, evidence.predictions, ws.PLOTS)
+    kept = kept_epoch(history, params.pretrain.monitor.metric)
+    ws.write_json(ws.HEADLINE, headline(assessment.metrics, history, kept))
+    files = [ws.SCORES, ws.VALIDATION, *sorted(ws.EVALUATION.glob("*.parquet")), *sorted(ws.TABLES.iterdir())]
     log_evaluation(params, ws.ENCODER, assessment.metrics, files)
     echo("\n".join(score_lines(assessment.metrics)))
 
 
-def report() -> None:
+def report(settings: Sequence[str] = ()) -> None:
     """Draws everything that people look at: figures, map, pages and the model card; logged to the run."""
-    params = load_params()
-    ws.require(params, *ws.DECIDING)
+    params = load_params(settings=settings)
+    ws.require(params, *ws.RECORDS)
     from simtrail.pipeline.registration import facts
     from simtrail.report.card import model_card
     from simtrail.report.drawing import Evaluation, draw
@@ -223,7 +241,7 @@ def report() -> None:
     from simtrail.tracking.run import Trail, log_result, run
     from simtrail.training.monitors import kept_epoch
 
-    source, metrics = ws.prepared(), ws.read_json(ws.METRICS, "evaluate")
+    source, metrics = ws.prepared(), ws.read_json(ws.SCORES, "evaluate")
     predictions, points = ws.read_table(ws.PREDICTIONS, "evaluate"), ws.read_table(ws.MAP_POINTS, "evaluate")
     arrays = ws.read_arrays(ws.EVIDENCE, "evaluate")
     history = ws.read_table(ws.HISTORY, "pretrain").to_dict("records")
@@ -243,16 +261,17 @@ def report() -> None:
     echo(f"report: {ws.REPORT} and {ws.CARD.name}")
 
 
-def register() -> None:
+def register(settings: Sequence[str] = ()) -> None:
     """Registers the encoder in MLflow with its metrics and lineage; it becomes champion only if it is the best."""
-    params = load_params()
-    ws.require(params, *ws.DECIDING)
-    from simtrail.evaluation.tasks import beats_floors
+    params = load_params(settings=settings)
+    ws.require(params, *ws.RECORDS)
+    from simtrail.evaluation.names import beats_floors
     from simtrail.pipeline.registration import register_encoder
     from simtrail.report.wording import verdict
 
-    metrics, history = ws.read_json(ws.METRICS, "evaluate"), ws.read_table(ws.HISTORY, "pretrain").to_dict("records")
-    version = register_encoder(params, ws.ENCODER, history, metrics)
+    metrics, history = ws.read_json(ws.SCORES, "evaluate"), ws.read_table(ws.HISTORY, "pretrain").to_dict("records")
+    predictions = ws.read_table(ws.PREDICTIONS, "evaluate")
+    version = register_encoder(params, ws.ENCODER, history, metrics, predictions)
     ws.fresh_folder(ws.REGISTRATION.parent)
     ws.write_json(ws.REGISTRATION, version)
     echo(f"register: {version['name']} version {version['version']} is {version['alias']}: {version['reason']}")
@@ -264,13 +283,14 @@ def register() -> None:
 def _train(params: Params, ready: TrainingRun, folder: Path) -> None:
     """Trains one encoder and writes it, its history and its pictures to a folder; logged to its run."""
     from simtrail.tracking.registry import encoder_hash
-    from simtrail.tracking.run import Trail, curve_logger, log_result, run, tag_encoder
+    from simtrail.tracking.run import Trail, curve_logger, log_result, run, run_name, tag_encoder
 
     for line in ready.warnings:
         echo(f"pretrain: warning: {line}")
     folder.mkdir(exist_ok=True)
     trail, resumed = Trail(params, ready.data_md5), bool(ready.checkpoints)
-    with run(trail, key=ready.key, resumed=resumed, system_metrics=True) as run_id:
+    name = None if folder == ws.ENCODER else f"{run_name(params)}, seed {params.pretrain.seed}"
+    with run(trail, key=ready.key, resumed=resumed, system_metrics=True, name=name) as run_id:
         _draw_views(params, ready.data.images, ready.data.train, folder)
         trained = ready.fit(on_epoch=curve_logger(run_id), log=lambda line: echo(f"pretrain: {line}"))
         trained.encoder.save(folder)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from simtrail.errors import listed
-from simtrail.evaluation.scores import FEW_GROUPS, TITLES
-from simtrail.pipeline.workspace import METRICS, REGISTRATION, REPORT, VALIDATION_PAGE, read_json
+from simtrail.evaluation.names import FEW_GROUPS, TITLES
+from simtrail.pipeline.workspace import REGISTRATION, REPORT, SCORES, VALIDATION_PAGE, read_json
+from simtrail.tracking.pull import is_registered
+from simtrail.tracking.store import STORE
 
 SHOWN = 200  # rejected images that are printed; the others are on the validation page
 
 
 def summary() -> None:
     """Prints the result of the last run: the probe beside its floors, the registered version, what to do next."""
-    metrics = read_json(METRICS, "evaluate")
+    metrics = read_json(SCORES, "evaluate")
     version = read_json(REGISTRATION, "register")
     print("\n".join(score_lines(metrics)))
     print(f"\n{version['name']} version {version['version']} is {version['alias']} ({version['reason']})")
+    if not is_registered(version["name"], version["version"]):
+        print(f"  not in the registry of this project ({STORE}); to register what artifacts/ holds: simtrail register")
     print(f"  report       {REPORT}")
     print(f"  pull it      simtrail pull models:/{version['name']}@{version['alias']} --out encoder")
     print("  browse runs  make ui", flush=True)

@@ -15,7 +15,8 @@ import torch
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import TrainingData
 from simtrail.errors import InputError
-from simtrail.model.encoder import CONFIG, WEIGHTS, Encoder, EncoderConfig
+from simtrail.model import CONFIG, WEIGHTS
+from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.params import Pretrain
 from simtrail.pipeline.workspace import prepared, project_folder
 from simtrail.training.loop import Trained, fit
@@ -84,7 +85,7 @@ def _first_weights(weights: str) -> _FirstWeights:
         return _FirstWeights(weights, weights)
     folder = Path(weights)
     if weights.startswith("models:/"):
-        from simtrail.tracking.registry import fetch
+        from simtrail.tracking.pull import fetch
 
         folder = fetch(weights)
     files = [folder / WEIGHTS, folder / CONFIG]

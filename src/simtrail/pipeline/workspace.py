@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import pandas as pd
-
 from simtrail.errors import InputError
 from simtrail.params import Params
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import
+    import numpy as np
+    import pandas as pd
+
     from simtrail.data.pack import PackedImages
     from simtrail.data.recipe import Recipe
 
@@ -26,17 +26,25 @@ ENCODER, HISTORY = ROOT / "pretrain", ROOT / "pretrain/history.csv"
 SEEDS, TRAINING_SETTINGS = ROOT / "pretrain/seeds", ROOT / "pretrain/seeds/settings.json"
 PREVIEW = ROOT / "preview/views.png"
 EMBEDDINGS = ROOT / "embed/embeddings.parquet"
-EVALUATION, METRICS, TABLES = ROOT / "evaluate", ROOT / "evaluate/metrics.json", ROOT / "evaluate/tables"
+EVALUATION, SCORES, TABLES = ROOT / "evaluate", ROOT / "evaluate/scores.json", ROOT / "evaluate/tables"
+PLOTS, HEADLINE = ROOT / "evaluate/plots", Path("metrics.json")
 PREDICTIONS, MAP_POINTS = ROOT / "evaluate/predictions.parquet", ROOT / "evaluate/umap.parquet"
 EVIDENCE = ROOT / "evaluate/evidence.npz"
 FIGURES, MAP_PAGE = ROOT / "evaluate/figures", ROOT / "evaluate/map.html"
 REPORT, CARD = ROOT / "report/report.html", ROOT / "report/model_card.md"
 REGISTRATION = ROOT / "register/registration.json"
-DECIDING = {  # stage → the file that records its settings, and the keys that decide its result, as in dvc.yaml
-    "check": (VALIDATION, ("data", "check")),
-    "prepare": (STATISTICS, ("data", "prepare", "evaluate.held_out_classes")),
-    "pretrain": (TRAINING_SETTINGS, ("pretrain",)),
+SETTINGS = ROOT / "settings"
+DECIDING = {  # stage → the sections and keys that decide its result
+    "check": ("data", "check"),
+    "prepare": ("data", "prepare", "evaluate.held_out_classes"),
+    "pretrain": ("pretrain",),
+    "embed": ("embed",),
+    "evaluate": ("evaluate", "pretrain.augment", "pretrain.monitor.metric"),
+    "report": ("data", "check", "prepare", "pretrain", "embed", "evaluate", "register"),
+    "register": ("register",),
 }
+HOW_OFTEN = "pretrain.checkpoint."  # how often a run is saved does not change its result
+RECORDS = {"check": VALIDATION, "prepare": STATISTICS, "pretrain": TRAINING_SETTINGS}  # with the settings they had
 # columns of tables that hold text, also where a class is called 007 or NA
 TEXTS = ["task", "class", "label", "column", "kind", "classifier", "draw", "score", "start", "band", "group", "path"]
 TEXTS += ["first", "second", "splits"]
@@ -52,6 +60,8 @@ class Prepared(NamedTuple):
 
     def pretraining_rows(self, part: str) -> np.ndarray:
         """The rows of a split without the classes that are held out of pretraining."""
+        import numpy as np
+
         return np.flatnonzero((self.table["split"] == part) & ~self.table["held_out"])
 
 
@@ -71,10 +81,9 @@ def prepared() -> Prepared:
 def require(params: Params, *stages: str) -> None:
     """InputError where one of the stages last ran with other settings than params.yaml has now."""
     for stage in stages:
-        recorded, now = read_json(DECIDING[stage][0], stage), settings(params, stage)
+        recorded, now = read_json(RECORDS[stage], stage), settings(params, stage)
         then = recorded if stage == "pretrain" else recorded.get("settings", {})
-        how_often = "pretrain.checkpoint."  # how often a run is saved does not change its result
-        changed = [k for k in {**now, **then} if then.get(k) != now.get(k) and not k.startswith(how_often)]
+        changed = [k for k in {**now, **then} if then.get(k) != now.get(k) and not k.startswith(HOW_OFTEN)]
         if changed:
             key, more = changed[0], f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise InputError(
@@ -85,8 +94,9 @@ def require(params: Params, *stages: str) -> None:
 
 def settings(params: Params, stage: str) -> dict[str, Any]:
     """The parameters that decide a stage's result, dotted key → value."""
-    sections = tuple(f"{section}." for section in DECIDING[stage][1])
-    return {key: value for key, value in params.flat().items() if f"{key}.".startswith(sections)}
+    sections = tuple(f"{section}." for section in DECIDING[stage])
+    flat = params.flat().items()
+    return {key: value for key, value in flat if f"{key}.".startswith(sections) and not key.startswith(HOW_OFTEN)}
 
 
 def project_folder() -> Path:
@@ -104,18 +114,24 @@ def fresh_folder(folder: Path) -> None:
 
 def read_table(path: Path, stage: str) -> pd.DataFrame:
     """The table of a parquet or CSV file that a stage writes; InputError where that stage has not run."""
+    import pandas as pd
+
     from_csv = partial(pd.read_csv, float_precision="round_trip")
     return _read(from_csv if path.suffix == ".csv" else pd.read_parquet, path, stage)
 
 
 def read_arrays(path: Path, stage: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file that a stage writes; InputError where that stage has not run."""
+    import numpy as np
+
     with _read(np.load, path, stage) as file:
         return dict(file)
 
 
 def read_tables() -> dict[str, pd.DataFrame]:
     """The tables of the evaluation by name, without those that are empty; numbers exactly as they were written."""
+    import pandas as pd
+
     options: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
     tables = {
         file.stem: pd.read_csv(file, dtype=dict.fromkeys(TEXTS, str), **options)

@@ -6,9 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from simtrail.evaluation.bands import band_title
-from simtrail.evaluation.scores import FEW_GROUPS, FLOORS
-from simtrail.evaluation.tasks import UNSEEN, beats_floors
+from simtrail.evaluation.names import FEW_GROUPS, FLOORS, UNSEEN, band_title, beats_floors
 from simtrail.report.html import render
 from simtrail.report.wording import interval, number, title, verdict
 

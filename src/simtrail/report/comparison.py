@@ -7,8 +7,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from simtrail.errors import InputError
-from simtrail.evaluation.difference import paired, unpaired
-from simtrail.evaluation.scores import TITLES
+from simtrail.evaluation.difference import correct, paired, unpaired
+from simtrail.evaluation.names import TITLES
 from simtrail.report.html import picture, render
 from simtrail.report.wording import interval, number
 from simtrail.tracking.evaluated import EvaluatedRun, load_runs
@@ -90,7 +90,7 @@ def _differences(runs: Runs, first: str, other: str, task: str) -> tuple[dict[st
     """The difference in accuracy of each classifier between two runs, and warnings about their test images."""
     x, y = (runs[letter].test_images(task) for letter in (first, other))
     classifiers = [c for c in TITLES if c in x and c in y and x[c].notna().all() and y[c].notna().all()]
-    correct_x, correct_y = (table[classifiers].eq(table["truth"], axis=0).to_numpy() for table in (x, y))
+    correct_x, correct_y = correct(x, classifiers), correct(y, classifiers)
     block_x, block_y = x["block"].to_numpy(), y["block"].to_numpy()
     same_images, warnings = x["sha256"].equals(y["sha256"]), []
     if not same_images:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from simtrail.data.pack import PackedImages
 from simtrail.evaluation.evidence import EXAMPLE_ROLES, metadata
-from simtrail.evaluation.scores import TITLES
+from simtrail.evaluation.names import TITLES
 from simtrail.report.figures import charts, map, pictures
 from simtrail.report.figures.spectra import importance_bars, spectra
 from simtrail.report.map import map_page

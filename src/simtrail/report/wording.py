@@ -6,12 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from simtrail.evaluation.scores import TITLES
-from simtrail.evaluation.tasks import beats_floors
+from simtrail.evaluation.names import TITLES, beats_floors
 
 
 def verdict(task: dict[str, Any]) -> str:
-    """A text that says whether the linear probe of a task (of metrics.json) beats every floor.
+    """A text that says whether the linear probe of a task (of scores.json) beats every floor.
 
     It beats a floor if the 95 % interval of their difference on the same test images is above 0.
     """

@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from simtrail.errors import InputError, TrainingError
-from simtrail.params import Params, Pretrain, Settings, change, load_params, parse, read_yaml
+from simtrail.params import Params, Pretrain, Settings, assignment, change, load_params, parse, read_yaml
 from simtrail.pipeline.training_run import TrainingRun, training_run
 from simtrail.pipeline.workspace import require
 from simtrail.sweep.validation import validation_scores
@@ -60,7 +60,7 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
     Raises InputError before the first run for settings that are not valid, and TrainingError at the end if runs failed.
     """
     source, folder = PRESETS / f"{name}.yaml", PRESETS / name
-    overrides = dict(_assignment(text) for text in assignments)
+    overrides = dict(assignment(text) for text in assignments)
     preset, base = load_preset(source), load_params()
     require(base, "prepare")
     cells = grid(preset, base, overrides, " --set ".join([str(source), *assignments]))
@@ -133,14 +133,6 @@ def _value(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    """Key and value of a text KEY=VALUE."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise InputError(f"--set {text}: must be KEY=VALUE, such as pretrain.epochs=10")
-    return key, read_yaml(value, f"--set {text}")
 
 
 def _run(training: TrainingRun, params: Pretrain, base: Params, file: Path, label: str) -> dict[str, Any]:

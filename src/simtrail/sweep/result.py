@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from simtrail.errors import InputError
 from simtrail.evaluation.assess import Embedded, assess, features_of
 from simtrail.evaluation.evidence import predictions
-from simtrail.params import Params, load_params
+from simtrail.params import Params
 from simtrail.pipeline.registration import log_evaluation, register_encoder
 from simtrail.pipeline.summary import score_lines
 from simtrail.pipeline.training_run import training_run
@@ -87,43 +87,16 @@ def register_best(study: optuna.Study, name: str, space: Space, params: Params, 
     features = features_of(encoder, source.images, params.embed.batch_size)
     embedded = Embedded(encoder, source.images, source.table, features)
     assessment = assess(embedded, best_params.pretrain.augment, params.evaluate)
-    metrics, files = assessment.metrics, [folder.parent / "metrics.json", folder.parent / "predictions.parquet"]
+    metrics, files = assessment.metrics, [folder.parent / "scores.json", folder.parent / "predictions.parquet"]
     files[0].write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    predictions(assessment, source.table).to_parquet(files[1])
+    table = predictions(assessment, source.table)
+    table.to_parquet(files[1])
     tag_run(best.user_attrs["run"], ENCODER, encoder_hash(folder))
     log_evaluation(best_params, folder, metrics, files)  # for `simtrail compare`
-    version = register_encoder(best_params, folder, history, metrics)
+    version = register_encoder(best_params, folder, history, metrics, table)
     tag_run(parent, "simtrail.winner", f"{version['name']} version {version['version']}")
     lines = "\n".join(score_lines(metrics))
     return f"{lines}\n{version['name']} version {version['version']} is {version['alias']}: {version['reason']}"
-
-
-def apply(name: str) -> None:
-    """Writes the best values of a study into params.yaml; comments, order and all other values stay."""
-    best = FOLDER / name / "best.yaml"
-    if not best.exists():
-        raise InputError(f"{best}: no such file; first run: make sweep NAME={name}")
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 4096
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    path = Path("params.yaml")
-    tree, values = yaml.load(path), YAML(typ="safe").load(best)
-    changed = False
-    for key, value in values.items():
-        *path_to_node, last = key.split(".")
-        node = tree
-        for part in path_to_node:
-            node = node[part]
-        if node[last] != value:
-            print(f"{key}: {node[last]} → {value}")
-            node[last], changed = value, True
-    if not changed:
-        print("params.yaml already has the best values")
-        return
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(tree, file)
-    load_params(path)
-    print("params.yaml now has the best values; dvc repro trains with them for pretrain.epochs")
 
 
 def _best_encoder(study: optuna.Study, space: Space, params: Params) -> tuple[Any, list[dict[str, float]], Params]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
@@ -31,14 +32,14 @@ from simtrail.sweep.worker import study_base
 DEATHS = 5  # the sweep gives up after this many deaths of workers without a trial that ended in between
 
 
-def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> None:
+def sweep(name: str, trials: int | None, workers: int | None, join: bool, settings: list[str]) -> None:
     """Runs the study of sweeps/NAME.yaml up to its budget, writes its report and registers the best encoder.
 
     Continues where an earlier call was interrupted. `join` only adds workers of this machine to a study that another
     machine runs (OPTUNA_STORAGE). The encoder becomes champion only if it passes the gate of `register`. Raises
     InputError before any trial for errors in the space, and TrainingError if workers die again and again.
     """
-    params = load_params()
+    params = load_params(settings=settings)
     space = load_space(name, params)
     if trials:
         space = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": trials})})
@@ -51,7 +52,7 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
     base = study_base(params, space)
     require(params, "prepare")
     if join:
-        _supervise(open_study(name, space, base), name, space, workers)
+        _supervise(open_study(name, space, base), name, space, workers, settings)
         return
     from simtrail.tracking.run import Trail, run
 
@@ -64,7 +65,7 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool) -> Non
         study.set_user_attr("parent", parent)
         _enqueue_present(study, params, space)
         requeue_dead(study)
-        _supervise(study, name, space, workers)
+        _supervise(study, name, space, workers, settings)
         report(study, name, space, params)
     print(register_best(study, name, space, params, parent))
     print(f"to write the best values into params.yaml: simtrail apply {name}; report: {FOLDER / name / 'report.md'}")
@@ -78,11 +79,13 @@ def _enqueue_present(study: optuna.Study, params: Params, space: Space) -> None:
         study.enqueue_trial(study.user_attrs["present"])
 
 
-def _supervise(study: optuna.Study, name: str, space: Space, count: int | None) -> None:
+def _supervise(study: optuna.Study, name: str, space: Space, count: int | None, settings: list[str]) -> None:
     """Starts workers, and replaces those that die, until the budget is used up."""
     gpus = torch.cuda.device_count()
     count = count or max(1, gpus)
     deadline = time.time() + 60 * space.budget.minutes if space.budget.minutes else None
+    task: dict[str, Any] = {"name": name, "trials": space.budget.trials, "parent": os.getpid()}
+    task |= {"deadline": deadline, "settings": settings}
     processes: dict[int, subprocess.Popen[bytes]] = {}
     deaths, ended = 0, count_trials(study)[0]
     try:
@@ -96,7 +99,7 @@ def _supervise(study: optuna.Study, name: str, space: Space, count: int | None) 
                         deaths += 1
                         requeue_dead(study)
                     if process is None or process.poll():
-                        processes[number] = _start(name, space, number, count, gpus, deadline)
+                        processes[number] = _start(task | {"number": number}, count, gpus)
                 if count_trials(study)[0] > ended:
                     deaths, ended = 0, count_trials(study)[0]
                 if deaths >= DEATHS:
@@ -119,18 +122,18 @@ def _supervise(study: optuna.Study, name: str, space: Space, count: int | None) 
                 process.kill()
 
 
-def _start(
-    name: str, space: Space, number: int, count: int, gpus: int, deadline: float | None
-) -> subprocess.Popen[bytes]:
-    """Starts a worker. It gets one GPU (the workers take turns), or an equal part of the processor cores."""
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+def _start(task: dict[str, Any], count: int, gpus: int) -> subprocess.Popen[bytes]:
+    """Starts a worker with the arguments of `run_trials`.
+
+    It gets one GPU (the workers take turns), or an equal part of the processor cores.
+    """
+    environment, number = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, task["number"]
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(str(i) for i in range(gpus))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % gpus]
     else:
         environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // count))
-    task = {"name": name, "trials": space.budget.trials, "number": number, "parent": os.getpid(), "deadline": deadline}
-    with Path(FOLDER, name, f"worker-{number}.log").open("ab") as log:
+    with Path(FOLDER, task["name"], f"worker-{number}.log").open("ab") as log:
         command = [sys.executable, "-m", "simtrail.sweep.worker", json.dumps(task)]
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

@@ -30,9 +30,9 @@ class _Surplus(Exception):
     """The study has enough trials without this one."""
 
 
-def run_trials(name: str, trials: int, number: int, parent: int, deadline: float | None) -> None:
+def run_trials(name: str, trials: int, number: int, parent: int, deadline: float | None, settings: list[str]) -> None:
     """Runs trials until `trials` have ended, the deadline has passed, or the parent process is gone."""
-    params = load_params()
+    params = load_params(settings=settings)
     space = load_space(name, params)
     seed = 10**6 * trial_settings(params, space, {}).seed + 1000 * number
     study = open_study(name, space, study_base(params, space), seed)

@@ -15,9 +15,10 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from simtrail.errors import InputError
+from simtrail.tracking.run import EXPERIMENT
 from simtrail.tracking.store import open_store
 
-METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
+SCORES, OLD_SCORES, PREDICTIONS = "scores.json", "metrics.json", "predictions.parquet"  # old: of earlier versions
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,27 @@ class EvaluatedRun:
     name: str
     params: dict[str, str]
     tags: dict[str, str]
-    metrics: dict[str, Any]  # metrics.json
+    metrics: dict[str, Any]  # scores.json
     predictions: pd.DataFrame  # task, path, sha256, block, truth, and a column per classifier; empty without labels
 
     def test_images(self, task: str) -> pd.DataFrame:
         """The predictions of a task, sorted by image, so that runs with the same test images have the same order."""
-        return self.predictions[self.predictions["task"] == task].sort_values(["sha256", "path"], ignore_index=True)
+        return sorted_images(self.predictions[self.predictions["task"] == task])
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """The epochs and values of a training curve, such as loss or val_knn; empty where it was not logged."""
         points = open_store().get_metric_history(self.run_id, f"curves/{name}")
         return [p.step for p in points], [p.value for p in points]
+
+
+def sorted_images(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows in an order that depends only on the images."""
+    return predictions.sort_values(["sha256", "path"], ignore_index=True)
+
+
+def load_run(client: MlflowClient, run_id: str) -> EvaluatedRun:
+    """The evaluated run with this id; InputError if it has no evaluation."""
+    return _load(client, client.get_run(run_id), run_id)
 
 
 def load_runs(names: list[str]) -> list[EvaluatedRun]:
@@ -57,7 +68,7 @@ def load_runs(names: list[str]) -> list[EvaluatedRun]:
 
 
 def find(client: MlflowClient, name: str) -> Run:
-    """The run of a run id, the beginning of an id, a run name, or a registered version.
+    """The run of a run id, the beginning of an id, a run name, an experiment of DVC, or a registered version.
 
     Raises InputError unless exactly one run matches.
     """
@@ -66,9 +77,11 @@ def find(client: MlflowClient, name: str) -> Run:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     quote = '"' if "'" in name else "'"
     queries = [f"attributes.run_id LIKE '{name}%'"] if re.fullmatch("[0-9a-f]{1,32}", name) else []
-    queries.append(f"attributes.run_name = {quote}{name.replace(quote, '')}{quote}")
-    runs = {run.info.run_id: run for query in queries for run in client.search_runs(experiments, query, max_results=6)}
-    matches = [run for run in runs.values() if run.info.run_id.startswith(name) or run.info.run_name == name]
+    quoted = f"{quote}{name.replace(quote, '')}{quote}"
+    queries += [f"attributes.run_name = {quoted}", f"tags.`{EXPERIMENT}` = {quoted}"]
+    matches: list[Run] = []
+    for query in queries:
+        matches = matches or list(client.search_runs(experiments, query, max_results=6))
     if len(matches) > 1:
         raise InputError(f"{name}: matches several runs: {_short_list(matches[:5])}; give the id of one")
     if matches:
@@ -101,10 +114,11 @@ def _short_list(runs: list[Run]) -> str:
 def _load(client: MlflowClient, run: Run, name: str) -> EvaluatedRun:
     run_id, predictions = run.info.run_id, pd.DataFrame()
     files = {file.path for file in client.list_artifacts(run_id)}
-    if METRICS not in files:
+    scores = SCORES if SCORES in files else OLD_SCORES
+    if scores not in files:
         raise InputError(f"{name}: run {run_id[:8]} has no evaluation: name a run that the evaluate stage has finished")
     with tempfile.TemporaryDirectory() as scratch:
-        metrics = json.loads(Path(client.download_artifacts(run_id, METRICS, scratch)).read_text(encoding="utf-8"))
+        metrics = json.loads(Path(client.download_artifacts(run_id, scores, scratch)).read_text(encoding="utf-8"))
         if "tasks" not in metrics or (metrics["tasks"] and PREDICTIONS not in files):
             raise InputError(f"{name}: run {run_id[:8]} was evaluated by an older simtrail: evaluate it again")
         if metrics["tasks"]:

@@ -7,13 +7,13 @@ import numpy as np
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from simtrail.model.encoder import Encoder
-
 
 class EncoderModel(PythonModel):
     """Embeds an array (N, C, H, W), with the bands, type and range of the image files, as (N, width) float32."""
 
     def load_context(self, context: Any) -> None:
+        from simtrail.model.encoder import Encoder  # not above: registering runs this file, and need not wait for torch
+
         self.encoder = Encoder.load(Path(context.artifacts["encoder"]))
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -23,12 +24,16 @@ from mlflow.types import Schema, TensorSpec
 
 import simtrail
 from simtrail.errors import InputError
-from simtrail.evaluation.scores import TITLES
-from simtrail.model.encoder import CONFIG, WEIGHTS
+from simtrail.evaluation.names import TITLES
+from simtrail.model import CONFIG, WEIGHTS
+from simtrail.params import Register
+from simtrail.tracking import gate
+from simtrail.tracking.evaluated import load_run
+from simtrail.tracking.pull import CARD
 from simtrail.tracking.run import Trail, curve_logger, git_state, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
-CARD = "model_card.md"
+EVALUATED = "evaluated_run"  # tag of a version: the run of its latest evaluation
 REQUIREMENTS = ["torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "tifffile", "imagecodecs"]
 REQUIREMENTS += ["pydantic", "pyyaml", "tqdm", "mlflow"]
 
@@ -46,7 +51,9 @@ class Candidate:
     history: list[dict[str, float]]  # the training history
     metrics: dict[str, float]
     deciding: str  # the metric that decides which version is champion
-    comparable: str  # identifies the test images and settings: versions with the same value are comparable
+    split_hash: str  # identifies the images of the splits
+    predictions: pd.DataFrame | None  # of the test images of the main task; None without labels
+    caveat: str  # a doubt about this encoder that its version mentions; may be empty
     checks: str  # the result of the data checks, in a few words
     signature: tuple[np.dtype, int]  # type and number of bands of the image files
     card: Callable[[str], str]  # run id → model card
@@ -56,9 +63,16 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
     """Registers an encoder and returns name, version, alias, reason, encoder_sha256 and run_id.
 
     Registering the same encoder again updates its version. The version becomes `champion` if there is no champion, or
-    if its deciding metric is higher than the champion's and both have the same data version and the same `comparable`.
-    Otherwise it becomes `challenger`.
+    if it passes the gate (`gate.decide`). Otherwise it becomes `challenger`.
     """
+    evaluated = gate.Evaluated(
+        trail.data_md5,
+        candidate.split_hash,
+        {key: str(value) for key, value in trail.params.flat().items()},
+        candidate.metrics["features/effective_rank"],
+        candidate.predictions,
+    )
+    gate.refuse_significant_without_labels(evaluated, trail.params.register_)
     name, sha = trail.params.register_.name, encoder_hash(candidate.encoder)
     client = open_store()
     with store_lock():
@@ -69,14 +83,15 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
             curve_logger(run_id)(candidate.history)  # only needed if the encoder came from DVC's cache, without a run
             log_result(candidate.metrics, [])
             version = existing or _create_version(client, name, trail, candidate, run_id)
-        tags = _tags(trail, candidate, sha)
+        tags = _tags(trail, candidate, sha, run_id)
         for key, value in tags.items():
             if version.tags.get(key) != value and not (existing and key in ("git_commit", "params_hash")):
                 client.set_model_version_tag(name, version.version, key, value)
         description = _description(tags, candidate.metrics, candidate.deciding)
         client.update_model_version(name, version.version, description)
         client.set_tag(run_id, "mlflow.note.content", description)
-        alias, reason = _set_alias(client, name, version, tags, candidate)
+        alias, reason = _set_alias(client, version, evaluated, trail.params.register_)
+        reason += f"; {candidate.caveat}" if candidate.caveat else ""
     return {
         "name": name,
         "version": int(version.version),
@@ -85,27 +100,6 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
         "encoder_sha256": sha,
         "run_id": version.run_id,
     }
-
-
-def fetch(uri: str, out: Path | None = None) -> Path:
-    """The folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3): a copy in `out`, if given."""
-    client = open_store()
-    if not uri.startswith("models:/"):
-        raise InputError(f"{uri}: must look like models:/NAME@champion or models:/NAME/VERSION")
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(f"{uri.rstrip('/')}/artifacts/encoder"))
-    except (MlflowException, OSError, ValueError) as error:
-        names = ", ".join(sorted(f"models:/{model.name}" for model in client.search_registered_models())) or "no model"
-        raise InputError(
-            f"{uri}: {' '.join(str(error).split())[:200].rstrip('.')}; the registry holds {names}"
-        ) from None
-    if out is None:
-        return folder
-    out.mkdir(parents=True, exist_ok=True)
-    for file in (WEIGHTS, CONFIG, CARD):
-        if (folder / file).exists():  # old versions have no model card
-            shutil.copy(folder / file, out)
-    return out
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
@@ -125,7 +119,7 @@ def _create_version(client: MlflowClient, name: str, trail: Trail, candidate: Ca
     return version
 
 
-def _tags(trail: Trail, candidate: Candidate, sha: str) -> dict[str, str]:
+def _tags(trail: Trail, candidate: Candidate, sha: str, run_id: str) -> dict[str, str]:
     """The tags of a version: its origin, and the metrics of the linear probe."""
     deciding = candidate.deciding
     return {
@@ -133,8 +127,8 @@ def _tags(trail: Trail, candidate: Candidate, sha: str) -> dict[str, str]:
         "data": trail.params.data.name,
         "data_md5": trail.data_md5,
         "git_commit": git_state()[0] or "not in git",
-        "params_hash": trail.params.hash(),
-        "comparable": candidate.comparable,
+        "params_hash": trail.params_hash,
+        EVALUATED: run_id,
         "checks": candidate.checks,
         **{
             f"metric.{key}": f"{value:.6g}"
@@ -169,27 +163,25 @@ def _log_model(encoder: Path, signature: tuple[np.dtype, int], card: str) -> Any
         )
 
 
-def _set_alias(
-    client: MlflowClient, name: str, version: ModelVersion, tags: dict[str, str], candidate: Candidate
-) -> tuple[str, str]:
+def _set_alias(client: MlflowClient, version: ModelVersion, evaluated: gate.Evaluated, p: Register) -> tuple[str, str]:
     """Sets the alias of a version; returns the alias and the reason for it."""
-    deciding = candidate.deciding
     try:
-        champion = client.get_model_version_by_alias(name, "champion")
+        champion = client.get_model_version_by_alias(p.name, "champion")
     except MlflowException:
         champion = None
     if champion is None:
-        alias, reason = "champion", "the first champion"
+        passes, reason = True, "the first champion"
     elif str(champion.version) == str(version.version):
         return "champion", "it is the champion already"
-    elif any(champion.tags.get(key) != tags[key] for key in ("data_md5", "comparable")):
-        alias = "challenger"
-        reason = f"not comparable with champion version {champion.version}: its data, split or settings differ"
     else:
-        value, best = candidate.metrics[deciding], float(champion.tags.get(f"metric.{deciding}", "nan"))
-        alias = "champion" if value > best else "challenger"
-        reason = f"{deciding} {value:.4f} against {best:.4f} of version {champion.version}"
-    client.set_registered_model_alias(name, alias, version.version)
+        try:
+            best = gate.Evaluated.of_run(load_run(client, champion.tags.get(EVALUATED, str(champion.run_id))))
+        except (InputError, MlflowException) as error:
+            passes, reason = False, f"not comparable with champion version {champion.version}: {error}"
+        else:
+            passes, reason = gate.decide(evaluated, best, champion.version, p)
+    alias = "champion" if passes else "challenger"
+    client.set_registered_model_alias(p.name, alias, version.version)
     return alias, reason
 
 

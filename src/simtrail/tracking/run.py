@@ -31,6 +31,7 @@ from simtrail.params import Params, load_params
 from simtrail.tracking.store import VIEW, open_store
 
 KEY, ENCODER, PARAMS, OWNER = "simtrail.key", "simtrail.encoder_sha256", "simtrail.params_hash", "simtrail.process"
+EXPERIMENT = "dvc.experiment"
 
 
 # The columns of the runs table in the MLflow UI: its default has no metric.
@@ -56,6 +57,11 @@ class Trail:
 
     params: Params
     data_md5: str
+
+    @property
+    def params_hash(self) -> str:
+        """Identifies the parameters, except how the result is registered: this does not make another run."""
+        return self.params.hash("data", "check", "prepare", "pretrain", "embed", "evaluate")
 
     def dataset(self) -> MetaDataset:
         """The dataset as MLflow records it, with DVC's md5 as digest."""
@@ -83,23 +89,23 @@ def run(
     that run: then the process was killed after the run ended and before its results were used. With a `parent`, the run
     is shown below that run. Exceptions of the `cut_short` types end the run as KILLED too, with a tag of their name.
     The run records all parameters, params.yaml, the dataset, and the git commit, with the diff if there are uncommitted
-    changes.
+    changes. In an experiment of DVC, the name of the experiment is a tag of the run, and the name of a new run.
     """
     client = open_store()
     experiment = mlflow.set_experiment(trail.params.data.name).experiment_id
     client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(_VIEW))
     _end_orphans(client, experiment)
-    existing = find_run(client, experiment, key=key, finished=resumed, encoder=encoder, params=trail.params.hash())
+    existing = find_run(client, experiment, key=key, finished=resumed, encoder=encoder, params=trail.params_hash)
     # set in the transaction that creates the run: a kill must not leave a run without its process and key
     tags = {OWNER: _this_process()} | ({KEY: key} if key else {}) | ({ENCODER: encoder} if encoder else {})
     tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-    new_name = name or f"{trail.params.pretrain.encoder.model} {time.strftime('%m-%d %H:%M')}"
+    tags |= {EXPERIMENT: os.environ["DVC_EXP_NAME"]} if os.environ.get("DVC_EXP_NAME") else {}
     with _terminable():
         if system_metrics:
             mlflow.set_system_metrics_sampling_interval(5)
         active = mlflow.start_run(
             run_id=existing.info.run_id if existing else None,
-            run_name=None if existing else new_name,
+            run_name=None if existing else name or run_name(trail.params),
             tags=tags,
             log_system_metrics=system_metrics,
         )
@@ -118,6 +124,11 @@ def run(
             raise
         finally:
             mlflow.end_run(status)
+
+
+def run_name(params: Params) -> str:
+    """The name of a new run: that of DVC's experiment, or else the network and the time."""
+    return os.environ.get("DVC_EXP_NAME") or f"{params.pretrain.encoder.model} {time.strftime('%m-%d %H:%M')}"
 
 
 def find_run(
@@ -208,7 +219,7 @@ def git_state() -> tuple[str | None, str]:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, errors="replace").stdout
 
     try:
-        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", ".", ":!dvc.lock")
+        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", ".", ":!dvc.lock", ":!metrics.json")
     except (OSError, subprocess.CalledProcessError):
         return None, ""
 
@@ -221,7 +232,7 @@ def _log_origin(trail: Trail) -> None:
     else:  # the parameters of a sweep's trial are not those of params.yaml
         mlflow.log_dict(trail.params.model_dump(by_alias=True), "params.yaml")
     mlflow.log_input(trail.dataset(), context="training")
-    tags: dict[str, Any] = {PARAMS: trail.params.hash(), "simtrail.data_md5": trail.data_md5}
+    tags: dict[str, Any] = {PARAMS: trail.params_hash, "simtrail.data_md5": trail.data_md5}
     if commit:
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": bool(diff)}
     if diff:

@@ -8,17 +8,19 @@ import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
-import mlflow
 from filelock import FileLock
-from mlflow import MlflowClient
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STORE = Path("mlruns/mlflow.db")
 VIEW = "simtrail"  # name of the view of the runs table that shows metrics
 
 # tables and columns in which MLflow stores absolute artifact paths
@@ -48,21 +50,34 @@ def open_store() -> MlflowClient:
     MLFLOW_TRACKING_URI names another store or a server. A relative sqlite:/// path in it is relative to the project, as
     is the default. Outside a project, MLflow's own setting applies.
     """
+    import mlflow
+    from mlflow import MlflowClient
+
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     root, uri = project_root(), os.environ.get("MLFLOW_TRACKING_URI")
     if uri and root and uri.startswith("sqlite:///"):
         uri = f"sqlite:///{root / uri.removeprefix('sqlite:///')}"
     elif not uri and root:
-        uri = f"sqlite:///{_local_store(root / 'mlruns')}"
+        uri = f"sqlite:///{_prepared(root / STORE)}"
     if uri:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
     return MlflowClient()
 
 
+def local_database() -> Path | None:
+    """The database of the project's own store, with its paths up to date; None if MLflow uses another store."""
+    root = project_root()
+    if root is None or os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    return _prepared(root / STORE) if (root / STORE).exists() else root / STORE
+
+
 def serve(port: int) -> NoReturn:
     """Replaces this process by the MLflow UI of the store, on 127.0.0.1."""
+    import mlflow
+
     runs = open_store().search_runs([e.experiment_id for e in open_store().search_experiments()], max_results=1)
     # links to the experiment of the latest run, because MLflow's start page is about language models
     page = (
@@ -91,13 +106,13 @@ def store_lock() -> FileLock:
     return FileLock(folder / ".lock")
 
 
-def _local_store(folder: Path) -> Path:
-    folder = folder.resolve()
-    database = folder / "mlflow.db"
+def _prepared(database: Path) -> Path:
+    """The database, created if it does not exist, with the paths of the present folder."""
+    database = database.resolve()
     with store_lock():
         if not database.exists():
-            _create(database, folder)
-        _update_paths(database, folder)
+            _create(database, database.parent)
+        _update_paths(database, database.parent)
     return database
 
 

@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 
-from simtrail.evaluation.scores import BINS, TITLES, Scores, confusion
+from simtrail.evaluation.names import TITLES
+from simtrail.evaluation.scores import BINS, Scores, confusion
 from simtrail.report.figures.style import COLOURS, GREY, MARKERS, WIDTH, mark, save, shorten
 
 CLASSES = 40  # more are unreadable on a page: only the most frequent are shown

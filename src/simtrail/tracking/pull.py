@@ -1,0 +1,73 @@
+"""Fetches registered encoders; from the project's own store without importing MLflow, which takes seconds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from simtrail.errors import InputError
+from simtrail.model import CONFIG, WEIGHTS
+from simtrail.tracking.store import local_database, open_store
+
+CARD = "model_card.md"
+URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))/?")
+
+
+def fetch(uri: str, out: Path | None = None) -> Path:
+    """The folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3): a copy in `out`, if given."""
+    if not URI.fullmatch(uri):
+        raise InputError(f"{uri}: must look like models:/NAME@champion or models:/NAME/VERSION")
+    folder = _local_folder(uri) or _download(uri)
+    if out is None:
+        return folder
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (WEIGHTS, CONFIG, CARD):
+        if (folder / file).exists():  # old versions have no model card
+            shutil.copy(folder / file, out)
+    return out
+
+
+def is_registered(name: str, version: int) -> bool:
+    """Whether the project's own store has this version; True for another store, which is not asked."""
+    return local_database() is None or _rows("version FROM model_versions", name=name, version=version) != []
+
+
+def _local_folder(uri: str) -> Path | None:
+    """The folder in the project's own store; None if it is not there, or if MLflow uses another store."""
+    name, version, alias = URI.fullmatch(uri).groups()  # type: ignore[union-attr]
+    if alias:
+        versions = _rows("version FROM registered_model_aliases", name=name, alias=alias)
+        version = versions[0] if versions else None
+    places = _rows("storage_location FROM model_versions", name=name, version=version)
+    folder = Path(places[0] or "", "artifacts/encoder") if places else None
+    return folder if folder and (folder / WEIGHTS).is_file() else None
+
+
+def _rows(what: str, **where: object) -> list[str]:
+    """The values of a column in the project's own store; none without that store, or if its tables are others."""
+    if (database := local_database()) is None or not database.exists():
+        return []
+    condition = " AND ".join(f"{column} = ?" for column in where)
+    try:
+        with closing(sqlite3.connect(database, timeout=60)) as connection:
+            rows = connection.execute(f"SELECT {what} WHERE {condition}", tuple(where.values())).fetchall()
+    except sqlite3.Error:  # the caller asks MLflow, which knows its tables
+        return []
+    return [value for (value,) in rows]
+
+
+def _download(uri: str) -> Path:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    client = open_store()
+    try:
+        return Path(download_artifacts(f"{uri.rstrip('/')}/artifacts/encoder"))
+    except (MlflowException, OSError, ValueError) as error:
+        names = ", ".join(sorted(f"models:/{model.name}" for model in client.search_registered_models())) or "no model"
+        raise InputError(
+            f"{uri}: {' '.join(str(error).split())[:200].rstrip('.')}; the registry holds {names}"
+        ) from None
