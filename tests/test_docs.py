@@ -18,14 +18,13 @@ from typing import NamedTuple
 import pytest
 import typer
 import yaml
-from conftest import ROOT, changed, photographs
+from conftest import ROOT, photographs
 from pipeline.test_stages import SMALL, _quick, write_params  # noqa: F401 - _quick is a fixture
 
 from simtrail.cli import app
 from simtrail.data.dataset import Declaration
 from simtrail.data.demo import generate
 from simtrail.params import Params, load_params, parse
-from simtrail.params import changed as with_settings
 from simtrail.pipeline import stages
 from simtrail.sweep.space import load_space
 
@@ -136,19 +135,13 @@ def check_simtrail(arguments: list[str]) -> None:
 
 
 def check_settings(assignments: list[str] | None) -> None:
-    settings = {key: yaml.safe_load(value) for key, value in (text.split("=", 1) for text in assignments or ())}
-    with_settings(load_params(ROOT / "params.yaml"), settings, "documentation")
-
-
-def merged(tree: dict, changes: dict) -> dict:
-    both = {k: merged(tree[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(tree.get(k), dict)}
-    return {**tree, **changes, **both}
+    load_params(ROOT / "params.yaml", assignments or ())
 
 
 def check_yaml(block: Block, folder: Path) -> None:
     tree = yaml.safe_load(block.code)
     if block.title == "params.yaml":
-        parse(Params, merged(changed({}), tree), block.place)
+        parse(Params, {"data": {"name": "demo"}, **tree}, block.place)
     elif block.title == "dataset.yaml":
         parse(Declaration, tree, block.place)
     else:
@@ -234,8 +227,9 @@ def cloned(trained) -> Path:
     images = sorted((home / "photographs").rglob("*.png"))
     rows = [f"{p.parent.name}/{p.name},{p.parent.name},{p.parent.name}-{int(p.stem) // 2}\n" for p in images]
     (home / "photographs/metadata.csv").write_text("path,species,specimen\n" + "".join(rows))
-    start = "git init -q && dvc init -q && dvc add -q data && dvc commit -q -f && git add . && git commit -qm all"
-    shell(trained, start, project)
+    shutil.copytree(ROOT / ".dvc", project / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "*.local"))
+    start = "git init -q && dvc add -q data && dvc commit -q -f && git add . && git commit -qm all"
+    shell(trained, f"{start} && python -m simtrail.pipeline.project", project)
     return trained
 
 
