@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from typer.testing import CliRunner
+
+from simtrail.cli import app
 
 
 def simtrail(*arguments: str, cwd) -> subprocess.CompletedProcess:
@@ -49,3 +54,15 @@ def test_missing_data_names_the_command_that_brings_it(tmp_path):
     result = simtrail("check", cwd=tmp_path)
     assert result.returncode == 2
     assert "data/demo: no such folder; bring it with `simtrail data fetch`" in result.stderr
+
+
+def test_settings_on_the_command_line_replace_those_of_the_file(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["settings", "--set", "pretrain.epochs=3", "--set", "evaluate.labels=[sex]"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert json.loads(Path("artifacts/settings/pretrain.json").read_text())["pretrain.epochs"] == 3
+    assert json.loads(Path("artifacts/settings/evaluate.json").read_text())["evaluate.labels"] == ["sex"]
+    for verb in ("check", "prepare", "pretrain", "preview", "embed", "evaluate", "report", "register", "sweep"):
+        result = CliRunner().invoke(app, [verb, "--set", "pretrain.epochs=0"])
+        assert "pretrain.epochs = 0: must be ≥ 1" in str(result.exception), verb

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,7 @@ app = typer.Typer(
 data = typer.Typer(help="Bring data into data/, which data.dvc versions.", no_args_is_help=True)
 app.add_typer(data, name="data")
 Settings = Annotated[
-    Sequence[str],
+    list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="a value instead of that in params.yaml; can be given repeatedly"),
 ]
 
@@ -39,79 +38,79 @@ def init(folder: Annotated[Path, typer.Argument(help="a new or empty folder")]) 
 
 
 @app.command()
-def settings(settings: Settings = ()) -> None:
+def settings(settings: Settings = None) -> None:
     """Write the parameters of every stage, defaults included, to artifacts/settings; DVC stages depend on them."""
     from simtrail.pipeline import stages
 
-    stages.settings(settings)
+    stages.settings(settings or ())
 
 
 @app.command()
-def check(settings: Settings = ()) -> None:
+def check(settings: Settings = None) -> None:
     """List all files of the dataset in a manifest and validate them; a page lists every offending file."""
     from simtrail.pipeline import stages
 
-    stages.check(settings)
+    stages.check(settings or ())
 
 
 @app.command()
-def prepare(settings: Settings = ()) -> None:
+def prepare(settings: Settings = None) -> None:
     """Decode, mask, resize and pack the images; split them by group."""
     from simtrail.pipeline import stages
 
-    stages.prepare(settings)
+    stages.prepare(settings or ())
 
 
 @app.command()
-def pretrain(settings: Settings = ()) -> None:
+def pretrain(settings: Settings = None) -> None:
     """Train the encoder with SimCLR on the training split; continues where it was interrupted."""
     from simtrail.pipeline import stages
 
-    stages.pretrain(settings)
+    stages.pretrain(settings or ())
 
 
 @app.command()
 def preview(
     images: Annotated[int, typer.Option(min=1, max=64, help="number of training images")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="seed that chooses the images and their views")] = 0,
-    settings: Settings = (),
+    settings: Settings = None,
 ) -> None:
     """Draw training images and their augmented views with the present settings: artifacts/preview/views.png."""
     from simtrail.pipeline import stages
 
-    stages.preview(images, seed, settings)
+    stages.preview(images, seed, settings or ())
 
 
 @app.command()
-def embed(settings: Settings = ()) -> None:
+def embed(settings: Settings = None) -> None:
     """Compute the features of every image."""
     from simtrail.pipeline import stages
 
-    stages.embed(settings)
+    stages.embed(settings or ())
 
 
 @app.command()
-def evaluate(settings: Settings = ()) -> None:
+def evaluate(settings: Settings = None) -> None:
     """Score the encoder and its floors on the test split, with intervals; writes metrics and tables."""
     from simtrail.pipeline import stages
 
-    stages.evaluate(settings)
+    stages.evaluate(settings or ())
 
 
 @app.command()
-def report(settings: Settings = ()) -> None:
+def report(settings: Settings = None) -> None:
     """Write the report of the run (one HTML page), all figures, and the model card."""
     from simtrail.pipeline import stages
 
-    stages.report(settings)
+    stages.report(settings or ())
 
 
 @app.command()
-def register(settings: Settings = ()) -> None:
+def register(settings: Settings = None) -> None:
     """Register the encoder in MLflow with its metrics and lineage."""
     from simtrail.pipeline import stages
 
-    stages.register(settings)
+    stages.register(settings or ())
 
 
 @app.command()
@@ -125,7 +124,7 @@ def summary() -> None:
 @app.command()
 def ablate(
     name: Annotated[str, typer.Argument(help="the preset sweeps/ablations/NAME.yaml")],
-    settings: Settings = (),
+    settings: Settings = None,
     seeds: Annotated[
         int,
         typer.Option(min=1, help="number of runs of every cell; their seeds count up from the first of pretrain.seeds"),
@@ -134,7 +133,7 @@ def ablate(
     """Train with every setting of a grid, such as a study of the SimCLR paper, and compare in a table and a figure."""
     from simtrail.sweep.ablation import ablate
 
-    ablate(name, list(settings), seeds)
+    ablate(name, settings or [], seeds)
 
 
 @app.command()
@@ -150,12 +149,12 @@ def sweep(
         bool,
         typer.Option("--join", help="only add workers to a study that another machine runs (OPTUNA_STORAGE)"),
     ] = False,
-    settings: Settings = (),
+    settings: Settings = None,
 ) -> None:
     """Search for better parameters, report the results, and register the best encoder."""
     from simtrail.sweep.sweep import sweep
 
-    sweep(name, trials, workers, join, list(settings))
+    sweep(name, trials, workers, join, settings or [])
 
 
 @app.command()

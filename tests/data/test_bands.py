@@ -284,7 +284,7 @@ def test_the_message_about_an_unknown_band_is_short_even_for_hundreds_of_bands()
         ({}, "prepare.bands = None: must have exactly one of the keys nearest, uniform, per_region,"),
         ({"uniform": 3, "pca": 2}, "prepare.bands = uniform and pca: must have exactly one of the keys nearest,"),
         ({"uniform": 0}, "uniform = 0: must be ≥ 1"),
-        ({"nearest": [-450]}, "nearest.0 = -450: must be > 0"),
+        ({"nearest": [-450]}, "nearest[0] = -450: must be > 0"),
         ({"unifrom": 3}, "unifrom: unknown key; did you mean uniform?"),
         ({"usml": {"u": ["a"], "s": ["b"], "m": ["c"]}}, "usml.l: missing; add it"),
     ],

@@ -47,7 +47,7 @@ def test_many_bands_work_with_every_augmentation_and_the_encoder(bands, model):
     before = [w.clone() for w in trained.encoder.parameters()]
     loss, measures = trained.step(batch, 0.001, 0, 0, 0)
     assert torch.isfinite(loss)
-    assert set(measures) == {"contrastive_top1"}
+    assert set(measures) == {"contrastive_top1", "gradient_norm"}
     assert 0 <= measures["contrastive_top1"] <= 1
     changed = [not torch.equal(a, b) for a, b in zip(before, trained.encoder.parameters(), strict=True)]
     assert changed[0]  # the first layer has a gradient
@@ -57,9 +57,14 @@ def test_many_bands_work_with_every_augmentation_and_the_encoder(bands, model):
 def test_the_gradient_is_clipped():
     trained, batch = learner({"pretrain.clip": 1e-3, "pretrain.optimiser": "sgd", "pretrain.weight_decay": 0.0})
     before = [w.clone() for w in trained.encoder.parameters()]
-    trained.step(batch, 1.0, 0, 0, 0)
+    _, measures = trained.step(batch, 1.0, 0, 0, 0)
     moved = sum(((a - b) ** 2).sum() for a, b in zip(before, trained.encoder.parameters(), strict=True)).sqrt()
     assert moved.item() == pytest.approx(1e-3, rel=0.01)
+    plain, _ = learner({"pretrain.optimiser": "sgd", "pretrain.weight_decay": 0.0})
+    _, of_plain = plain.step(batch, 1.0, 0, 0, 0)
+    distance = sum(((a - b) ** 2).sum() for a, b in zip(before, plain.encoder.parameters(), strict=True)).sqrt()
+    assert of_plain["gradient_norm"].item() == pytest.approx(distance.item(), rel=1e-3)  # the step of SGD at rate 1
+    assert measures["gradient_norm"].item() == pytest.approx(distance.item(), rel=1e-3)  # before clipping
 
 
 def test_the_moving_average_decays_as_documented():
@@ -93,7 +98,7 @@ FUSED = {
 def test_each_term_is_reported_and_the_loss_is_their_weighted_sum():
     trained, batch = learner(FUSED, bands=6)
     loss, measures = trained.step(batch, 0.001, 0, 0, 0)
-    assert set(measures) == {"contrastive_top1", "loss_fused", "loss_intra", "loss_cross"}
+    assert set(measures) == {"contrastive_top1", "gradient_norm", "loss_fused", "loss_intra", "loss_cross"}
     assert loss == pytest.approx(measures["loss_fused"] + 0.5 * measures["loss_intra"] + 0.5 * measures["loss_cross"])
 
 
@@ -154,7 +159,7 @@ def test_the_local_term_is_reported_with_other_terms_and_trains_every_weight(mod
     loss, measures = trained.step(batch, 0.001, 0, 0, 0)
     assert loss > 0
     assert not before.equal(trained.encoder.local_heads[0][0][0].weight)
-    assert set(measures) == {"contrastive_top1", *(["loss_fused", "loss_local"] if fused else [])}
+    assert set(measures) == {"contrastive_top1", "gradient_norm", *(["loss_fused", "loss_local"] if fused else [])}
     if fused:
         assert loss == pytest.approx(measures["loss_fused"] + 0.5 * measures["loss_local"])
 

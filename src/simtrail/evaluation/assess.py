@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import to_unit
@@ -52,10 +53,12 @@ class Assessment:
     metrics: dict[str, Any]
 
 
-def assess(embedded: Embedded, augment: Augment, p: Evaluate) -> Assessment:
+def assess(
+    embedded: Embedded, augment: Augment, p: Evaluate, log: Callable[[str], None] = lambda line: None
+) -> Assessment:
     """The metrics of the test split; hyperparameters are chosen on the validation split.
 
-    Raises InputError for features that are not finite.
+    `log` gets a line for each step. Raises InputError for features that are not finite.
     """
     features, table, test = embedded.features, embedded.table, embedded.test
     if len(not_finite := np.flatnonzero(~np.isfinite(features).all(1))):
@@ -65,6 +68,7 @@ def assess(embedded: Embedded, augment: Augment, p: Evaluate) -> Assessment:
         )
     encoder, images, test_features = embedded.encoder, embedded.images, features[test]
     all_tasks = tasks(table, p.labels)
+    log("features of augmented views")
     first, second = _views(encoder, images, test, TwoViews(augment, images.recipe), p.seed)
     metrics: dict[str, Any] = {
         "features": {
@@ -77,11 +81,15 @@ def assess(embedded: Embedded, augment: Augment, p: Evaluate) -> Assessment:
     }
     if not all_tasks:
         return Assessment([], [], metrics)
+    log("features of the floors")
     floors = _floors(encoder, images, p)
     views = (
         _probe_views(encoder, images, np.flatnonzero(table["split"] != "test"), augment, p) if p.probe_views else None
     )
-    results = [classify(task, features, floors, p, views) for task in all_tasks]
+    results = []
+    for task in all_tasks:
+        log(f"{task.name}: classifiers and floors, {len(task.names)} classes, {len(task.rows)} images")
+        results.append(classify(task, features, floors, p, views))
     for task, result in zip(all_tasks, results, strict=True):
         metrics["tasks"][task.name] = {
             "classes": len(task.names),
@@ -149,9 +157,11 @@ def features_of(
     )
 
 
-def _batches(rows: np.ndarray, images: PackedImages, batch_size: int = BATCH) -> list[np.ndarray]:
+def _batches(rows: np.ndarray, images: PackedImages, batch_size: int = BATCH) -> Iterable[np.ndarray]:
+    """The rows in batches, with a progress bar on a terminal."""
     step = max(1, min(batch_size, HELD // (len(images.recipe.bands) * images.recipe.size**2)))
-    return [rows[start : start + step] for start in range(0, len(rows), step)]
+    batches = [rows[start : start + step] for start in range(0, len(rows), step)]
+    return tqdm(batches, "images", unit="batch", disable=None, leave=False)
 
 
 def _floors(encoder: Encoder, images: PackedImages, p: Evaluate) -> dict[str, np.ndarray]:

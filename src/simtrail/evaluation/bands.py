@@ -8,6 +8,7 @@ from itertools import count
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from simtrail.data.pack import PackedImages
 from simtrail.evaluation.assess import Embedded
@@ -112,7 +113,7 @@ def permutation(
     test = np.sort(rng.permutation(np.flatnonzero(task.test))[:LARGEST])
     rows, truth, block = task.rows[test], task.labels[test], task.group[test]
     correct = np.zeros((len(test), len(groups)))
-    for _ in range(PERMUTATIONS):
+    for _ in tqdm(range(PERMUTATIONS), "permutations", disable=None, leave=False):
         donors = rows[_donors(block, rng)]
         for span in _spans(images, len(rows)):
             batches = _replaced(images.rows(rows[span]), groups, images.rows(donors[span]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,14 @@ class Evidence:
         np.savez(folder / "evidence.npz", **self.arrays)  # type: ignore[arg-type]
 
 
-def gather(assessment: Assessment, embedded: Embedded, p: Evaluate) -> Evidence:
-    """The evidence of the test split (duplicates: of all images); adds further measures to the assessment's metrics."""
+def gather(
+    assessment: Assessment, embedded: Embedded, p: Evaluate, log: Callable[[str], None] = lambda line: None
+) -> Evidence:
+    """The evidence of the test split (duplicates: of all images); adds further measures to the assessment's metrics.
+
+    `log` gets a line for each step.
+    """
+    log("duplicates, dimensions, neighbours, saliency")
     features, table, test, metrics = embedded.features, embedded.table, embedded.test, assessment.metrics
     cumulative = explained_variance(features[test])
     metrics["features"] |= {f"components_{n}": components_needed(cumulative, n / 100) for n in (90, 95, 99)}
@@ -74,12 +81,14 @@ def gather(assessment: Assessment, embedded: Embedded, p: Evaluate) -> Evidence:
     }
     for task, result in zip(assessment.tasks, assessment.results, strict=True):
         task_features = features[task.rows]
+        log(f"{task.name}: angles, retrieval, clusters")
         angles = class_angles(task_features[task.test], task.labels[task.test], len(task.names), seed=p.seed)
         metrics["tasks"][task.name]["geometry"] = _geometry(task, task_features, angles, p.seed)
         if task is assessment.tasks[0]:
             tables["outliers"] = _outliers(task, angles, table)
             arrays |= {"angles": angles.matrix, **_examples(task, angles)}
             if p.label_efficiency_seeds:
+                log(f"{task.name}: label efficiency")
                 curve = _label_efficiency(task, result, task_features, p)
                 tables["label_efficiency"] = label_efficiency.summarise(curve)
                 metrics["tasks"][task.name]["labels_needed"] = label_efficiency.labels_needed(curve)
@@ -87,7 +96,9 @@ def gather(assessment: Assessment, embedded: Embedded, p: Evaluate) -> Evidence:
         tables |= _score_tables(assessment)
     recipe = embedded.images.recipe
     if len(recipe.bands) > 3 or len(recipe.modalities) > 1:
+        log("importance and spectra of the bands")
         tables |= _band_tables(assessment, embedded, p)
+    log("map")
     return Evidence(tables, predictions(assessment, table), _map(embedded, p.seed), arrays)
 
 

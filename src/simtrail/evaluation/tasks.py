@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from simtrail.errors import InputError
 from simtrail.evaluation.classifiers import knn_probabilities
@@ -92,8 +93,11 @@ def classify(
     """Every classifier and floor, scored on the test split; `features`, `views` and `floors` are of all images."""
     not_test, labels, classes = ~task.test, task.labels, len(task.names)
     task_features = features[task.rows]
+    fits = 2 + bool(views) + len(floors)
+    bar = tqdm(total=fits, desc=task.name, unit="classifier", disable=None, leave=False)
 
     def probe(vectors: np.ndarray, views: Views | None = None) -> Any:
+        bar.update()
         return linear_probe(vectors, labels, task.split, classes, balanced=p.balanced, views=views)
 
     linear = probe(task_features)
@@ -107,11 +111,13 @@ def classify(
     probabilities["knn"] = knn_probabilities(
         task_features[not_test], labels[not_test], task_features[task.test], p.knn.k, p.knn.temperature, classes
     )
+    bar.update()
     svc_predicted, svc_c = svc_probe(task_features, labels, task.split, balanced=p.balanced, seed=p.seed)
     predicted = {name: each.argmax(1) for name, each in probabilities.items()} | {"svc": svc_predicted}
     for name, vectors in floors.items():
         probabilities[name] = probe(vectors[task.rows]).probabilities
         predicted[name] = probabilities[name].argmax(1)
+    bar.close()
     predicted["majority"] = np.full(task.test.sum(), np.bincount(labels[not_test]).argmax())
     truth, group = labels[task.test], task.group[task.test]
     scored = {

@@ -201,19 +201,20 @@ def evaluate(settings: Sequence[str] = ()) -> None:
     history = ws.read_table(ws.HISTORY, "pretrain").to_dict("records")
     embedded = Embedded(encoder, source.images, source.table, features)
     ws.fresh_folder(ws.EVALUATION)
-    echo("evaluate: classifiers and floors")
-    assessment = assess(embedded, params.pretrain.augment, p)
+
+    def log(line: str) -> None:
+        echo(f"evaluate: {line}")
+
+    assessment = assess(embedded, params.pretrain.augment, p, log)
     if not assessment.tasks:
-        echo("evaluate: no labels of two classes or more: label-free measures only")
-    echo("evaluate: geometry, tables, map")
-    evidence = gather(assessment, embedded, p)
+        log("no labels of two classes or more: label-free measures only")
+    evidence = gather(assessment, embedded, p, log)
     if assessment.tasks and p.fine_tune.fractions:
         tuning = Tuning(p.fine_tune.epochs, params.pretrain.augment.geometry, params.pretrain.precision, seed=p.seed)
-        table = few_label_table(
-            encoder, source.images, assessment.tasks[0], p, tuning, lambda line: echo(f"evaluate: {line}")
-        )
-        evidence.tables["fine_tune"] = table
+        log("fine-tuning on few labels, and the same network from random weights")
+        evidence.tables["fine_tune"] = few_label_table(encoder, source.images, assessment.tasks[0], p, tuning, log)
     if seeds := params.pretrain.seeds[1:]:
+        log(f"encoders of {len(seeds)} further seeds")
         others = (Encoder.load(ws.SEEDS / str(seed)) for seed in seeds)  # one at a time in memory
         assessment.metrics["seeds"] = over_seeds(assessment, others, source.images, p)
     if modalities := by_modality(assessment, embedded, p):

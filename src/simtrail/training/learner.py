@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from simtrail.augment.views import TwoViews
@@ -73,22 +73,31 @@ class Learner:
     def step(self, batch: torch.Tensor, rate: float, *seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Trains on a batch; returns the loss of the whole batch, and further measures of it by name.
 
-        `batch` is the part of this process. The measures are contrastive_top1 and, if the loss has several terms, each
-        of them: loss_fused, loss_intra, loss_cross, loss_local.
+        `batch` is the part of this process. The measures are contrastive_top1, gradient_norm (before clipping) and, if
+        the loss has several terms, each of them: loss_fused, loss_intra, loss_cross, loss_local.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         loss, terms_of_loss, projections = self._gradient(batch, seed)
-        if self.params.clip:
-            self.scaler.unscale_(self.optimiser)
-            clip_grad_norm_(self.encoder.parameters(), self.params.clip)
+        self.scaler.unscale_(self.optimiser)
+        norm = self._clipped_norm()
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:
             self.average.update_parameters(self.encoder)
         term_losses = {f"loss_{name}": value for name, value in terms_of_loss.items() if len(terms_of_loss) > 1}
-        return loss, {"contrastive_top1": contrastive_top1(self.encoder.joined(projections)), **term_losses}
+        top1 = contrastive_top1(self.encoder.joined(projections))
+        return loss, {"contrastive_top1": top1, "gradient_norm": norm, **term_losses}
+
+    def _clipped_norm(self) -> torch.Tensor:
+        """The norm of the gradient before it is clipped; 0 where it is not finite: then fp16 skips the step."""
+        weights = list(self.encoder.parameters())
+        if self.params.clip:
+            norm = clip_grad_norm_(weights, self.params.clip)
+        else:
+            norm = get_total_norm([w.grad for w in weights if w.grad is not None])
+        return torch.where(norm.isfinite(), norm, 0.0)
 
     def _gradient(
         self, batch: torch.Tensor, seed: tuple[int, ...]

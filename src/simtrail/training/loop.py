@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -72,8 +72,8 @@ def fit(
         if rank() == 0:
             millions = sum(w.numel() for w in encoder.parameters()) / 1e6
             processes = f"{world()} processes on {device.type}" if world() > 1 else device.type
-            action = f"resumes at step {state.step} of" if state.step else "trains for"
-            log(f"{config.architecture.model}, {millions:.1f} M weights, {processes}; {action} {steps} steps")
+            action = f"resumes after step {state.step} of {steps}" if state.step else f"trains for {steps} steps"
+            log(f"{config.architecture.model}, {millions:.1f} M weights, {processes}; {action}")
         finite = _FiniteLoss(steps, saver)
         bar = tqdm(total=steps, initial=state.step, desc="pretrain", unit="step", disable=True if rank() else None)
         for epoch in range(len(state.history), epochs):
@@ -81,15 +81,17 @@ def fit(
                 log(f"stopped after epoch {epoch}: {metric} did not rise in {state.validations_since_best} validations")
                 break
             start, first_step = time.perf_counter(), state.step
-            batches = epoch_batches(
+            batches = _Timed(epoch_batches(
                 data.images, data.train, params.batch_size, params.seed, epoch, device,
                 skip=first_step - epoch * per_epoch, shard=(rank(), world()),
-            )  # fmt: skip
+            ))  # fmt: skip
             for batch in batches:
                 rate = learning_rate(state.step, steps, peak, params.warmup)
                 loss, measures = learner.step(batch, rate, params.seed, epoch, state.step)
                 state.add({"loss": loss, **measures})
                 finite.check(loss, state.step, rate)
+                speed = _speed((state.step - first_step) * params.batch_size, start, batches.seconds)
+                bar.set_postfix_str(_progress(epoch, epochs, state.history, speed), refresh=False)
                 bar.update()
                 if state.step == steps:
                     break
@@ -103,7 +105,7 @@ def fit(
                 "step": state.step,
                 **{name: float(total) / (state.step - epoch * per_epoch) for name, total in state.sums.items()},
                 "learning_rate": learning_rate(state.step - 1, steps, peak, params.warmup),
-                "images_per_second": (state.step - first_step) * params.batch_size / (time.perf_counter() - start),
+                **_speed((state.step - first_step) * params.batch_size, start, batches.seconds),
             }
             if (epoch + 1) % params.monitor.every == 0 or state.step == steps:
                 kept = learner.kept
@@ -113,16 +115,14 @@ def fit(
                     log(f"epoch {epoch + 1}: {line}")
                 state.keep_if_best(row, metric, learner.kept)
             state.end_epoch(row)
-            bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{row['loss']:.3f}")
             if state.step == steps or saver.due(params.checkpoint):
                 saver.save()
             if rank() == 0:
                 on_epoch(state.history)
-                if bar.disable and any(key.startswith("val_") for key in row):  # no terminal: a line per validation
-                    scores = ", ".join(f"{key} {row[key]:.3f}" for key in ("val_probe", "val_knn") if key in row)
+                if bar.disable and (epoch == 0 or any(key.startswith("val_") for key in row)):  # no terminal
                     seconds_left = (steps - state.step) * (time.perf_counter() - start) / (state.step - first_step)
                     time_left = f"; {tqdm.format_interval(seconds_left)} left" if seconds_left else ""
-                    log(f"epoch {epoch + 1} of {epochs}: loss {row['loss']:.3f}{scores and ', ' + scores}{time_left}")
+                    log(_progress(epoch, epochs, state.history, row) + time_left)
         bar.close()
         if state.best:
             learner.kept.load_state_dict(state.best["weights"])
@@ -141,6 +141,38 @@ def _plan(images: int, params: Pretrain) -> tuple[int, int]:
         )
     per_epoch = images // params.batch_size
     return per_epoch, min(per_epoch * params.epochs, params.max_steps or sys.maxsize)
+
+
+class _Timed:
+    """Iterates over batches, and measures the seconds spent waiting for them."""
+
+    def __init__(self, batches: Iterator[torch.Tensor]):
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        while True:
+            start = time.perf_counter()
+            batch = next(self.batches, None)
+            self.seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+def _speed(images: int, start: float, waited: float) -> Row:
+    """Images per second since `start`, and the share of this time spent waiting for data."""
+    seconds = time.perf_counter() - start
+    return {"images_per_second": images / seconds, "waiting": waited / seconds}
+
+
+def _progress(epoch: int, epochs: int, history: list[Row], speed: Row) -> str:
+    """The epoch, the last loss and validation, the speed, and the share of time spent waiting for data."""
+    parts = [f"epoch {epoch + 1} of {epochs}"]
+    if history:
+        parts[0] += f": loss {history[-1]['loss']:.3f}"
+        latest = {key: row[key] for row in history for key in ("val_probe", "val_knn") if key in row}
+        parts += [f"{key} {value:.3f}" for key, value in latest.items()]
+    return ", ".join([*parts, f"{speed['images_per_second']:.0f} images/s, {speed['waiting']:.0%} waiting for data"])
 
 
 class _Saver:
