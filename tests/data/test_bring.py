@@ -72,7 +72,11 @@ def test_broken_links_are_named_and_left_out(project):
 @pytest.mark.parametrize(
     ("label", "sheet", "message"),
     [
-        ("species", "path,genus\nclass0/0.png,A\n", r"mine/metadata\.csv: no column 'species'; it has path, genus"),
+        (
+            "species",
+            "path,genus\nclass0/0.png,A\n",
+            r"mine/metadata\.csv: no column 'species', which dataset.yaml names as label; it has path, genus",
+        ),
         ("genus", None, r"mine/dataset\.yaml: label = 'genus': there is no metadata\.csv"),
     ],
 )

@@ -144,7 +144,11 @@ def test_metadata_gives_labels_and_groups_and_missing_files_are_named(tmp_path):
     ("text", "declaration", "message"),
     [
         ("file,genus\nx,A\n", "", "no column 'path'; it has file, genus"),
-        ("path,genus\nx,A\n", "label: species", "no column 'species'; it has path, genus"),
+        (
+            "path,genus\nx,A\n",
+            "label: species",
+            "no column 'species', which dataset.yaml names as label; it has path, genus",
+        ),
         ("path\na\na\n", "", "row 3: path 'a' is listed twice"),
         ("path,split\na,holdout\n", "", "row 2: split = 'holdout': must be train, val, test"),
         ("", "", "metadata.csv: not a comma-separated"),

@@ -77,6 +77,7 @@ def log(
     split: str = "s1",
     md5: str = "m1",
     losses: list[float] | None = None,
+    file_name: str = "scores.json",
 ) -> str:
     client = open_store()
     run_id = client.create_run("0", run_name=name).info.run_id
@@ -93,7 +94,7 @@ def log(
         table.to_parquet(file)
         client.log_artifact(run_id, str(file))
     if tree or table is not None:
-        client.log_text(run_id, json.dumps(tree or metrics(table)), "metrics.json")
+        client.log_text(run_id, json.dumps(tree or metrics(table)), file_name)
     return run_id
 
 
@@ -212,3 +213,15 @@ def test_the_command_prints_the_table_and_writes_the_page(tmp_path):
     assert "artifacts/compare/compare.html" in result.output
     assert Path("artifacts/compare/compare.html").exists()
     assert CliRunner().invoke(app, ["compare"]).exit_code == 2
+
+
+def test_runs_of_earlier_versions_can_be_compared(tmp_path):
+    log("earlier", predictions(0.95), file_name="metrics.json")
+    assert line(comparison("base", "earlier", folder=tmp_path)[0], "linear probe", "B").endswith("  significant")
+
+
+def test_a_run_is_found_by_the_experiment_of_dvc_that_made_it():
+    client = open_store()
+    run_id = log("another name", predictions(0.8))
+    client.set_tag(run_id, "dvc.experiment", "moon-base")
+    assert find(client, "moon-base").info.run_id == run_id

@@ -138,7 +138,9 @@ class Dataset:
             raise InputError(f"{sheet}: not a comma-separated UTF-8 table: {' '.join(str(error).split())}") from None
         for column in ("path", self.declaration.label, self.declaration.group):
             if column is not None and column not in meta:
-                raise InputError(f"{sheet}: no column {column!r}; it has {', '.join(map(str, meta.columns))}")
+                key = next((k for k in ("label", "group") if getattr(self.declaration, k) == column), None)
+                asked = f", which dataset.yaml names as {key}" if key else ""
+                raise InputError(f"{sheet}: no column {column!r}{asked}; it has {', '.join(map(str, meta.columns))}")
         meta["path"] = [self._image_path(path) for path in meta["path"]]
         if meta["path"].isna().any():
             raise InputError(f"{sheet}: row {meta['path'].isna().idxmax() + 2}: the path is empty")

@@ -176,7 +176,7 @@ def _statistics(
             total[span] += shifted.sum(1)
             squares[span] += np.einsum("cp,cp->c", shifted, shifted)
             if top is not None:
-                saturated[span] += (x == top).sum(1)
+                saturated[span] += ((x == top) if nodata is None else (x == top) & valid).sum(1)
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         result = {"min": low, "max": high, "mean": mean + origin, "std": std, "saturated": saturated / count}

@@ -63,9 +63,12 @@ def assign_split(manifest: pd.DataFrame, params: Prepare) -> pd.Series:
     result[unassigned] = table.loc[unassigned, "group"].map(_parts(table.loc[unassigned], draws, fractions))
     for part in ("train", "val", "test"):
         if not (result == part).any():
+            advice = (
+                "lower prepare.val_fraction or test_fraction" if part == "train" else f"raise prepare.{part}_fraction"
+            )
             raise InputError(
-                f"the split leaves no image for {part}: {table['group'].nunique()} groups are too few; "
-                f"add images or change prepare.{part}_fraction"
+                f"the split leaves no image for {part}: {table['group'].nunique()} groups are too few; add images or "
+                + advice
             )
     return result
 

@@ -235,7 +235,8 @@ class Encoder(nn.Module):
             try:
                 return conform(open_image(item).image if isinstance(item, Path) else item, self.config.recipe, modality)
             except (ValueError, OSError) as error:
-                return f"{item if isinstance(item, Path) else 'array'}: {error}"
+                reason = getattr(error, "strerror", None) or error  # without the number of a system error
+                return f"{item if isinstance(item, Path) else 'array'}: {reason}"
 
         def batches() -> Iterator[np.ndarray]:
             errors = []

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from simtrail.data.dataset import Dataset
-from simtrail.errors import InputError
+from simtrail.errors import InputError, listed
 from simtrail.params import Params, load_params
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.summary import rejected_lines, score_lines, warning_lines
@@ -339,9 +339,9 @@ def _known_classes(names: list[str], labels: pd.Series) -> list[str]:
     known = sorted(labels.dropna().unique())
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"the classes are {listed(known)}"
             raise InputError(
-                f"evaluate.held_out_classes: {name!r}: no such class; "
-                + (f"did you mean {near[0]}?" if near else "no image has a label")
+                f"evaluate.held_out_classes: {name!r}: no such class; " + (hint if known else "no image has a label")
             )
     return names
