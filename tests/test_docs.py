@@ -285,7 +285,8 @@ class Loaded(HTMLParser):
 
     def __init__(self, page: str):
         super().__init__()
-        self.addresses: list[str] = re.findall(r"(?:url\(|@import )[\"']?([^\"')]+)", page)
+        styles = re.findall(r"url\(\s*[\"']?([^\"')]+)|@import\s+[\"']([^\"']+)", page)
+        self.addresses = [address for pair in styles for address in pair]
         self.feed(page)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
