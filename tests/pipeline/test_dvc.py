@@ -58,6 +58,8 @@ def trail(tmp_path_factory) -> Path:
         commit("first")
         Path("params.yaml").write_text(yaml.safe_dump(SMALL | {"prepare": {"size": 48}}))
         run("dvc repro")
+        assert "version 2" in (summary := run("simtrail summary"))
+        assert "accuracy of the linear probe" in summary  # with another size of images, the gate compares
         commit("second")
         run("dvc exp run -S pretrain.temperature=0.5 -n warm")  # leaves its result in the workspace
         run("dvc exp run --queue -S evaluate.knn.k=3 -n three")
