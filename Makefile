@@ -43,7 +43,7 @@ lint: .venv/.installed ## check formatting, style, types and import contracts
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 docs: .venv/.installed ## build the documentation into site/
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 sweep: .venv/.installed ## search for better parameters: make sweep [NAME=default] [TRIALS=20] [WORKERS=2]
 	@$(BIN)/dvc repro --quiet prepare

@@ -1,7 +1,7 @@
 """The whole pipeline on published images: `python benchmarks/pipelines.py wings|water ARCHIVE FOLDER`.
 
 Creates a project from the archive (metadata.csv, images) in a new FOLDER, with params.yaml changed by the settings
-below, runs every stage, and prints the scores, which are rows of the results in the README.
+below, runs every stage, and prints the scores, which are rows of docs/results.md.
 """
 
 from __future__ import annotations
