@@ -58,6 +58,8 @@ def trail(tmp_path_factory) -> Path:
         commit("first")
         Path("params.yaml").write_text(yaml.safe_dump(SMALL | {"prepare": {"size": 48}}))
         run("dvc repro")
+        assert "version 2" in (summary := run("simtrail summary"))
+        assert "accuracy of the linear probe" in summary  # with another size of images, the gate compares
         commit("second")
         run("dvc exp run -S pretrain.temperature=0.5 -n warm")  # leaves its result in the workspace
         run("dvc exp run --queue -S evaluate.knn.k=3 -n three")
@@ -123,14 +125,13 @@ def test_an_experiment_and_its_run_lead_to_each_other(trail):
 
 
 def test_a_clone_pulls_the_artifacts_and_one_command_registers_them(trail, monkeypatch):
-    run("dvc remote add --default share ../share")
     run("git reset --quiet --hard")
     run("dvc checkout --force --quiet")
-    commit("remote") if run("git status --short") else None
+    run("dvc remote add --default share ../share")
+    commit("remote")
     run("dvc push --quiet")
     run("git clone --quiet . ../clone")
     monkeypatch.chdir("../clone")
-    run("dvc remote add --local --default share ../share")
     run("dvc pull --quiet")
     assert "Data and pipelines are up to date" in run("dvc repro")
     summary = run("simtrail summary")

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 History = list[dict[str, float]]
-CLASSIFIERS = ("linear_probe", "svc", "knn")
+CLASSIFIERS = ["linear_probe", "knn"]  # the SVC is not fitted to many images
 
 
 def headline(scores: dict[str, Any], history: History, kept_epoch: int) -> dict[str, float]:
@@ -33,20 +33,25 @@ def headline(scores: dict[str, Any], history: History, kept_epoch: int) -> dict[
 
 
 def write_plots(history: History, tables: dict[str, pd.DataFrame], predictions: pd.DataFrame, folder: Path) -> None:
-    """Writes the data of `dvc plots` to a new folder: validation.csv, label_efficiency.csv and confusion.csv.
+    """Writes the data of `dvc plots` to a new folder, as CSV files.
 
-    The rows are: epochs with a validation; numbers of labels, with the mean accuracies over proportional draws; test
-    images of the main task. Without labels, the last two have no rows.
+    effective_rank and accuracy: validation by epoch. label_efficiency: mean test accuracy over proportional draws, by
+    number of labels. confusion: the classes of the test images of the main task. Without labels, only the first has
+    rows; an empty value would be drawn as 0.
     """
-    measures = {"val_probe": "linear_probe", "val_knn": "knn", "val_effective_rank": "effective_rank"}
-    validation = pd.DataFrame(history, columns=["epoch", *measures]).rename(columns=measures)
+    curves = pd.DataFrame(history)
+    accuracy = {"val_probe": "linear_probe", "val_knn": "knn"}
     efficiency = pd.DataFrame(columns=["labels", *CLASSIFIERS])
     if "label_efficiency" in tables:
         proportional = tables["label_efficiency"].query("draw == 'proportional'")
-        efficiency = proportional.pivot(index="labels", columns="classifier", values="mean").reset_index()
+        efficiency = proportional.pivot(index="labels", columns="classifier", values="mean")[CLASSIFIERS].reset_index()
     main = predictions[predictions["task"] == predictions["task"].iloc[0]] if len(predictions) else predictions
-    confusion = main.reindex(columns=["truth", "linear_probe"]).set_axis(["actual", "predicted"], axis=1)
+    plots = {
+        "effective_rank": curves.reindex(columns=["epoch", "val_effective_rank"]).dropna(),
+        "accuracy": curves.reindex(columns=["epoch", *accuracy]).dropna().rename(columns=accuracy),
+        "label_efficiency": efficiency,
+        "confusion": main.reindex(columns=["truth", "linear_probe"]).set_axis(["actual", "predicted"], axis=1),
+    }
     folder.mkdir()
-    validation.dropna(subset="effective_rank").to_csv(folder / "validation.csv", index=False)
-    efficiency.to_csv(folder / "label_efficiency.csv", index=False)
-    confusion.to_csv(folder / "confusion.csv", index=False)
+    for name, table in plots.items():
+        table.to_csv(folder / f"{name}.csv", index=False)

@@ -23,7 +23,7 @@ def summary() -> None:
         print(f"  not in the registry of this project ({STORE}); to register what artifacts/ holds: simtrail register")
     print(f"  report       {REPORT}")
     print(f"  pull it      simtrail pull models:/{version['name']}@{version['alias']} --out encoder")
-    print("  browse runs  make ui", flush=True)
+    print("  browse runs  simtrail ui", flush=True)
 
 
 def warning_lines(validation: dict[str, Any]) -> list[str]:

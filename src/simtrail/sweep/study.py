@@ -56,7 +56,7 @@ def open_study(name: str, space: Space, base: str, seed: int = 0, *, create: boo
         try:
             study = optuna.load_study(storage=storage, study_name=space.study)
         except KeyError:
-            raise InputError(f"study {space.study!r}: not in {url}; start it with: make sweep NAME={name}") from None
+            raise InputError(f"study {space.study!r}: not in {url}; start it with: simtrail sweep {name}") from None
     _require_same_study(study, name, space, base)
     # the number of trials is part of the seed: a resumed study must not repeat its first suggestions
     study.sampler = _sampler(space, seed + len(study.get_trials(deepcopy=False)))

@@ -103,7 +103,7 @@ def _run_of_version(client: MlflowClient, uri: str) -> str:
     try:
         version = client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        raise InputError(f"{uri}: {error.message.rstrip('.')}; see the models in the MLflow UI: make ui") from None
+        raise InputError(f"{uri}: {error.message.rstrip('.')}; see the models in the MLflow UI: simtrail ui") from None
     return str(version.run_id)
 
 
