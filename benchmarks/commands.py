@@ -21,6 +21,8 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from simtrail.params import change
+
 ROOT = Path(__file__).parent.parent
 SMALL = {
     "data.name": "colours",
@@ -65,12 +67,7 @@ def seconds(checkout: Path, folder: Path) -> dict[str, float]:
     project = folder / "project"
     shutil.copy(checkout / "dvc.yaml", project)
     tree = yaml.safe_load((checkout / "params.yaml").read_text())
-    for key, value in SMALL.items():
-        *parts, last = key.split(".")
-        node = tree
-        for part in parts:
-            node = node[part]
-        node[last] = value
+    change(tree, SMALL)
     (project / "params.yaml").write_text(yaml.safe_dump(tree))
 
     def run(*command: str) -> float:
