@@ -38,9 +38,13 @@ def test_a_new_project_has_the_same_parameters_and_stages(tmp_path):
 
 
 @pytest.mark.slow
-def test_from_a_new_project_to_a_registered_encoder_of_own_images(tmp_path, monkeypatch):
+@pytest.mark.parametrize("start", ["simtrail init", "clone"])
+def test_from_a_new_project_or_clone_to_a_registered_encoder_of_own_images(tmp_path, monkeypatch, start):
     photographs(tmp_path / "mine", each=24)
-    init(tmp_path / "project")
+    if start == "clone":
+        subprocess.run(["git", "clone", "--quiet", ROOT, tmp_path / "project"], check=True)
+    else:
+        init(tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     own = {"pretrain": {"epochs": 2, "batch_size": 16, "encoder": {"model": "test_resnet"}}, "prepare": {"size": 32}}
@@ -50,5 +54,6 @@ def test_from_a_new_project_to_a_registered_encoder_of_own_images(tmp_path, monk
         result = subprocess.run(command.split(), capture_output=True, text=True)
         assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
     assert "simtrail-encoder version 1 is champion" in result.stdout
+    assert [folder.name for folder in Path("data").iterdir()] == ["mine"]  # the demo was never made
     result = subprocess.run(["dvc", "repro"], capture_output=True, text=True, check=True)
     assert "Data and pipelines are up to date" in result.stdout
