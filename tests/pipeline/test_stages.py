@@ -32,6 +32,7 @@ from simtrail.pipeline import stages
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.summary import score_lines
 from simtrail.pipeline.training_run import training_run
+from simtrail.tracking import pull
 
 SMALL = {
     "prepare.size": 32,
@@ -334,6 +335,18 @@ def test_a_registered_model_is_pulled_and_embeds_like_the_pipeline(project, tmp_
     expected = np.stack(table["vector"][:5].to_list())
     for encoder in (load_encoder(folder), load_encoder("models:/small@champion")):
         np.testing.assert_allclose(encoder.embed(paths), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_quick_way_to_a_registered_model_finds_what_mlflow_finds(project):
+    for uri in ("models:/small@champion", "models:/small/1"):
+        folder = pull._local_folder(uri)
+        assert folder is not None
+        for file in pull._download(uri).iterdir():
+            assert (folder / file.name).read_bytes() == file.read_bytes()
+    assert pull._local_folder("models:/small/latest") is None
+    assert pull.fetch("models:/small/latest").is_dir()
+    assert pull.is_registered("small", 1)
+    assert not pull.is_registered("small", 2)
 
 
 def test_pyfunc_predicts_on_arrays_without_pickle(project, monkeypatch):

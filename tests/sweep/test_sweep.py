@@ -90,7 +90,7 @@ def runs():
 
 
 def test_a_sweep_ends_with_a_report_a_registered_encoder_and_values_to_apply(project):
-    assert command().wait() == 0
+    assert command("--set", "pretrain.checkpoint.keep=3").wait() == 0
     trials = the_study().get_trials()
     assert [t.state in ENDED for t in trials] == [True] * 4
     assert trials[0].params == {"pretrain.temperature": 0.2, "pretrain.augment.color.strength": 0.8}
@@ -107,6 +107,7 @@ def test_a_sweep_ends_with_a_report_a_registered_encoder_and_values_to_apply(pro
         assert "objective" in child.data.metrics
         assert float(child.data.params["pretrain.temperature"]) in {t.params["pretrain.temperature"] for t in trials}
         assert "curves/val_probe" in child.data.metrics
+        assert child.data.params["pretrain.checkpoint.keep"] == "3"  # the workers have the settings of the command
     assert parent.info.status == "FINISHED"
     folder = Path("sweeps/tiny")
     assert {"best.yaml", "trials.csv", "report.md", "history.png", "study.db"} <= {p.name for p in folder.iterdir()}

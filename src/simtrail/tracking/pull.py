@@ -18,7 +18,7 @@ URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))/?")
 
 def fetch(uri: str, out: Path | None = None) -> Path:
     """The folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3): a copy in `out`, if given."""
-    if not URI.fullmatch(uri):
+    if not uri.startswith("models:/"):
         raise InputError(f"{uri}: must look like models:/NAME@champion or models:/NAME/VERSION")
     folder = _local_folder(uri) or _download(uri)
     if out is None:
@@ -37,7 +37,9 @@ def is_registered(name: str, version: int) -> bool:
 
 def _local_folder(uri: str) -> Path | None:
     """The folder in the project's own store; None if it is not there, or if MLflow uses another store."""
-    name, version, alias = URI.fullmatch(uri).groups()  # type: ignore[union-attr]
+    if not (parts := URI.fullmatch(uri)):  # such as models:/NAME/latest
+        return None
+    name, version, alias = parts.groups()
     if alias:
         versions = _rows("version FROM registered_model_aliases", name=name, alias=alias)
         version = versions[0] if versions else None
