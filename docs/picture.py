@@ -24,6 +24,6 @@ for column, name in enumerate(NAMES):
         if column == 0:
             axis.set_ylabel(title, fontsize=10)
 axis = bottom.add_subplot()
-axis.imshow(plt.imread(HERE.parent / "artifacts/evaluate/figures/scores.png"))
+axis.imshow(plt.imread(HERE.parent / "artifacts/evaluate/figures/scores-species.png"))
 axis.axis("off")
 figure.savefig(HERE / "demo.png", dpi=110)
