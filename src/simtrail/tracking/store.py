@@ -68,10 +68,12 @@ def open_store() -> MlflowClient:
 
 def local_database() -> Path | None:
     """The database of the project's own store, with its paths up to date; None if MLflow uses another store."""
-    root = project_root()
-    if root is None or os.environ.get("MLFLOW_TRACKING_URI"):
+    if (root := project_root()) is None:
         return None
-    return _prepared(root / STORE) if (root / STORE).exists() else root / STORE
+    database = (root / STORE).resolve()
+    if os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{database}") != f"sqlite:///{database}":
+        return None
+    return _prepared(database) if database.exists() else database
 
 
 def serve(port: int) -> NoReturn:
