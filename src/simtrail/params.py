@@ -605,7 +605,7 @@ class FineTune(_Section):
     """Fractions of the training labels to fine-tune with, above 0, up to 1; the same network from random weights is
     trained for comparison. []: no fine-tuning."""
     epochs: int = Field(30, ge=1)
-    """Number of passes over these labelled images."""
+    """Number of passes over these labelled images; with few images more, so that there are at least 200 steps."""
 
 
 class Evaluate(_Section):
@@ -779,7 +779,7 @@ def _message(error: Any, schema: type[BaseModel]) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
     match error["type"]:
         case "missing":
-            return f"{key}: missing; add it"
+            return f"{key}: missing; add it" + (", such as data: {name: moths}" if key.startswith("data") else "")
         case "extra_forbidden" if "accum" in key:
             return (
                 f"{key}: unknown key; accumulated gradients would contrast each small batch only with itself and "
@@ -789,6 +789,8 @@ def _message(error: Any, schema: type[BaseModel]) -> str:
             keys = _keys(schema)
             close = [k for k in keys if k.endswith(f".{key}")] or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
             return f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "; remove it")
+        case "invalid_key":
+            return f"{key}: not a key; in {{a: 1, b: 2}} a comma starts the next key, so write 0.25, not 0,25"
         case "value_error":
             return str(error["ctx"]["error"])
     if error["type"] == "too_short":

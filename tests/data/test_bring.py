@@ -75,9 +75,9 @@ def test_broken_links_are_named_and_left_out(project):
         (
             "species",
             "path,genus\nclass0/0.png,A\n",
-            r"mine/metadata\.csv: no column 'species', which dataset.yaml names as label; it has path, genus",
+            r"mine/metadata\.csv: no column 'species', which --label names; it has path, genus",
         ),
-        ("genus", None, r"mine/dataset\.yaml: label = 'genus': there is no metadata\.csv"),
+        ("genus", None, r"--label and --group name columns of .*mine/metadata\.csv, which does not exist"),
     ],
 )
 def test_a_wrong_column_is_refused_and_nothing_is_left_behind(project, label, sheet, message):

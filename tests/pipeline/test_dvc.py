@@ -135,7 +135,8 @@ def test_a_clone_pulls_the_artifacts_and_one_command_registers_them(trail, monke
     run("dvc pull --quiet")
     assert "Data and pipelines are up to date" in run("dvc repro")
     summary = run("simtrail summary")
-    assert "not in the registry of this project" in summary
-    assert "simtrail register" in summary
+    assert "does not have this encoder" in summary
+    assert "register it  simtrail register" in summary
     assert "is champion" in run("simtrail register")
-    assert "not in the registry" not in run("simtrail summary")
+    assert "version 1 is champion" in run("simtrail summary")
+    assert "Data and pipelines are up to date" in run("dvc repro")

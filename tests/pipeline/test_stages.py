@@ -30,7 +30,7 @@ from simtrail.errors import InputError
 from simtrail.params import load_params
 from simtrail.pipeline import stages
 from simtrail.pipeline import workspace as ws
-from simtrail.pipeline.summary import score_lines
+from simtrail.pipeline.summary import score_lines, summary
 from simtrail.pipeline.training_run import training_run
 from simtrail.tracking import pull
 
@@ -311,16 +311,16 @@ def test_versions_are_compared_unless_a_setting_that_decides_the_score_differs(c
     write_params(copied, evaluate__balanced=True)
     result = register_another()
     assert result["alias"] == "challenger"
-    assert result["reason"].startswith("not comparable with champion version 1: evaluate.balanced = True, not False")
+    assert result["reason"].startswith("not comparable with champion version 1: evaluate.balanced = true, not false")
 
 
 def test_an_encoder_below_its_floors_can_be_refused(copied):
     metrics = json.loads(ws.SCORES.read_text())
     metrics["tasks"]["species"]["gains"]["raw_pixels"] = {"value": 0.0, "low": -0.1, "high": 0.1}
     ws.SCORES.write_text(json.dumps(metrics))
-    assert register_another()["reason"].endswith("; its linear probe does not beat all floors")
+    assert register_another()["reason"].endswith("; its linear probe is not significantly better than all floors")
     write_params(copied, register__beat_floors=True)
-    with pytest.raises(InputError, match=r"register\.beat_floors = True: the encoder is not registered"):
+    with pytest.raises(InputError, match=r"register\.beat_floors = true: the encoder is refused"):
         register_another()
     assert len(client().search_model_versions("name = 'small'")) == 2
 
@@ -345,8 +345,9 @@ def test_the_quick_way_to_a_registered_model_finds_what_mlflow_finds(project):
             assert (folder / file.name).read_bytes() == file.read_bytes()
     assert pull._local_folder("models:/small/latest") is None
     assert pull.fetch("models:/small/latest").is_dir()
-    assert pull.is_registered("small", 1)
-    assert not pull.is_registered("small", 2)
+    found = pull.registered("small", pull.encoder_hash(ws.ENCODER))
+    assert found == (1, "champion", json.loads(ws.REGISTRATION.read_text())["reason"])
+    assert pull.registered("small", "another encoder") is None
 
 
 def test_pyfunc_predicts_on_arrays_without_pickle(project, monkeypatch):
@@ -607,6 +608,21 @@ def test_what_decides_a_stage_is_what_dvc_watches():
     assert watched.keys() == {"settings", *ws.DECIDING}
     for name in ws.DECIDING:
         assert f"artifacts/settings/{name}.json" in watched[name]["deps"]
+
+
+def test_what_dvc_keeps_of_a_registration_does_not_depend_on_the_registry(copied, capsys):
+    kept = ws.REGISTERED.read_bytes()
+    summary()
+    assert "small version 1 is champion (" in capsys.readouterr().out
+    shutil.rmtree("mlruns")  # as in a clone that has pulled the artifacts
+    summary()
+    assert "does not have this encoder\n  register it  simtrail register" in capsys.readouterr().out
+    register_another()  # another encoder comes first, so that the same encoder gets another version
+    config = ws.ENCODER / "config.json"
+    config.write_text(config.read_text().rstrip("\n") + "\n")
+    stages.register()
+    assert json.loads(ws.REGISTRATION.read_text())["version"] == 2
+    assert ws.REGISTERED.read_bytes() == kept
 
 
 @pytest.fixture

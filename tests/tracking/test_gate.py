@@ -62,7 +62,7 @@ def test_settings_that_do_not_touch_the_deciding_score_leave_versions_comparable
         ({"data_md5": "0123456789"}, "the data version is 01234567, not md5"),
         ({"params": {"data.name": "moths"}, "data_md5": "0"}, "data.name = moths, not demo"),
         ({"params": {"evaluate.held_out_classes": "['bee']"}}, "evaluate.held_out_classes = ['bee'], not []"),
-        ({"params": {"evaluate.balanced": "True"}}, "evaluate.balanced = True, not False"),
+        ({"params": {"evaluate.balanced": "True"}}, "evaluate.balanced = true, not false"),
         ({"predictions": None}, "one of them was evaluated without labels"),
         ({"drop": 0, "params": {"prepare.seed": "1"}}, "other test images (prepare.seed = 1, not 0)"),
         ({"drop": 0}, "other test images"),

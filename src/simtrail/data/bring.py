@@ -47,6 +47,7 @@ def fetch(name: str) -> None:
     elif name == "demo":
         demo()
     else:
+        _keep_the_record()
         raise InputError(missing_data(DATA / name))
 
 
@@ -63,6 +64,11 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
         raise InputError(f"{source}: no such folder")
     if not re.fullmatch(NAME, name):
         raise InputError(f"--name {name!r}: must not be empty, and must have {PATTERNS[NAME]}")
+    if (label or group) and not (source / "metadata.csv").exists():
+        raise InputError(
+            f"--label and --group name columns of {source / 'metadata.csv'}, which does not exist; with class folders, "
+            "leave them out"
+        )
     if target.exists():
         raise InputError(f"{target} already exists; choose another --name, or remove that folder to replace it")
     if not any((folder / ".dvc").is_dir() for folder in (Path.cwd(), *Path.cwd().parents)):
@@ -83,7 +89,11 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
             if dataset.declaration.label or dataset.declaration.group or (building / "metadata.csv").exists():
                 dataset.table()  # needs seconds of imports, and finds nothing wrong in folders
         except InputError as error:  # name the user's file, not the copy, which is deleted below
-            raise InputError(str(error).replace(str(building), str(source))) from None
+            message = str(error).replace(str(building), str(source))
+            for option, value in (("label", label), ("group", group)):
+                if value:
+                    message = message.replace(f"which dataset.yaml names as {option}", f"which --{option} names")
+            raise InputError(message) from None
         DATA.mkdir(exist_ok=True)
         building.replace(target)
     finally:

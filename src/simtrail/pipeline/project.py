@@ -46,7 +46,7 @@ def init(folder: Path) -> None:
     if existing:
         raise InputError(f"{folder / existing[0]}: exists already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    _make_repository(folder)
+    starts_history = _make_repository(folder)
     (folder / "params.yaml").write_text(PARAMS, encoding="utf-8")
     (folder / "dvc.yaml").write_text(_pipeline(), encoding="utf-8")
     (folder / "requirements.txt").write_text(f"simtrail=={version('simtrail')}\n", encoding="utf-8")
@@ -56,6 +56,9 @@ def init(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(TEMPLATES / name, folder / name)
     write_plot_script(folder)
+    if starts_history:  # experiments of DVC need a commit; without a name for its author, git makes none
+        for command in (["add", "--all"], ["commit", "--quiet", "--message", "A new simtrail project"]):
+            subprocess.run(["git", *command], cwd=folder, capture_output=True, check=False)
 
 
 def write_plot_script(project: Path) -> None:
@@ -76,8 +79,8 @@ def _pipeline() -> str:
     return text.replace(' PYTHONPATH="$PWD/src:$PYTHONPATH"', "")
 
 
-def _make_repository(folder: Path) -> None:
-    """Makes the folder a DVC repository, in a git repository."""
+def _make_repository(folder: Path) -> bool:
+    """Makes the folder a DVC repository; returns whether it is also a new git repository, not part of another."""
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         try:
@@ -92,6 +95,7 @@ def _make_repository(folder: Path) -> None:
     made = run(sys.executable, "-m", "dvc", "init", "--quiet", *(["--subdir"] if inside else []))
     if made.returncode:
         raise InputError(f"{folder}: `dvc init` failed: {' '.join(made.stderr.split())}")
+    return top.returncode != 0
 
 
 if __name__ == "__main__":

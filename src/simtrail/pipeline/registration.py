@@ -17,6 +17,7 @@ from simtrail.pipeline.workspace import ENCODER, MANIFEST, STATISTICS, VALIDATIO
 from simtrail.report.card import model_card
 from simtrail.report.wording import verdict
 from simtrail.tracking import registry
+from simtrail.tracking.pull import encoder_hash
 from simtrail.tracking.run import Trail, lineage, log_result, run, tag_run
 
 History = list[dict[str, float]]
@@ -33,14 +34,14 @@ def facts(params: Params, encoder: Path, history: History, metrics: dict[str, An
         "history": history,
         "metrics": metrics,
         "tables": read_tables() if encoder == ENCODER else {},  # they are of the pipeline's encoder
-        "lineage": lineage(run_id) | {"encoder_sha256": registry.encoder_hash(encoder)},
+        "lineage": lineage(run_id) | {"encoder_sha256": encoder_hash(encoder)},
     }
 
 
 def log_evaluation(params: Params, encoder: Path, metrics: dict[str, Any], files: list[Path]) -> None:
     """Logs metrics, and files such as scores.json and predictions.parquet, to the run of the encoder in a folder."""
     statistics = read_json(STATISTICS, "prepare")
-    with run(Trail(params, statistics["data_md5"]), encoder=registry.encoder_hash(encoder)) as run_id:
+    with run(Trail(params, statistics["data_md5"]), encoder=encoder_hash(encoder)) as run_id:
         tag_run(run_id, "simtrail.split_hash", statistics["split_hash"])
         log_result(flat_metrics(metrics), files)
 
@@ -57,7 +58,7 @@ def register_encoder(
     weak = task is not None and not beats_floors(metrics["tasks"][task]["gains"])
     if weak and params.register_.beat_floors:
         raise InputError(
-            f"register.beat_floors = True: the encoder is not registered. {verdict(metrics['tasks'][task])} "
+            f"register.beat_floors = true: the encoder is refused. {verdict(metrics['tasks'][task])} "
             "Train a better one, or set register.beat_floors: false"
         )
     flat, statistics = flat_metrics(metrics), read_json(STATISTICS, "prepare")
@@ -70,7 +71,7 @@ def register_encoder(
         deciding="linear_probe/accuracy" if "linear_probe/accuracy" in flat else "features/effective_rank",
         split_hash=statistics["split_hash"],
         predictions=predictions[predictions["task"] == task] if task else None,
-        caveat="its linear probe does not beat all floors" if weak else "",
+        caveat="its linear probe is not significantly better than all floors" if weak else "",
         checks=_checks(read_json(VALIDATION, "check")),
         signature=(np.dtype(usual["dtype"]), int(usual["bands"]) + int(usual["alpha"])),
         card=lambda run_id: model_card(facts(params, encoder, history, metrics, run_id)),

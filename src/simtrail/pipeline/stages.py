@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from simtrail.data.dataset import Dataset
+from simtrail.data.dataset import Dataset, missing_data
 from simtrail.errors import InputError, listed
 from simtrail.params import Params, load_params
 from simtrail.pipeline import workspace as ws
@@ -30,6 +30,8 @@ def settings(settings: Sequence[str] = ()) -> None:
     """Writes the parameters that decide each stage's result, defaults included, on which its DVC stage depends."""
     params = load_params(settings=settings)
     ws.fresh_folder(ws.SETTINGS)
+    if not (folder := Path("data", params.data.name)).is_dir():
+        echo(f"settings: warning: {missing_data(folder)}")
     for stage in ws.DECIDING:
         ws.write_json(ws.SETTINGS / f"{stage}.json", ws.settings(params, stage))
     echo(f"settings: the parameters of every stage, defaults included: {ws.SETTINGS}")
@@ -238,7 +240,7 @@ def report(settings: Sequence[str] = ()) -> None:
     from simtrail.report.drawing import Evaluation, draw
     from simtrail.report.page import report_page
     from simtrail.report.validation import validation_page
-    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.pull import encoder_hash
     from simtrail.tracking.run import Trail, log_result, run
     from simtrail.training.monitors import kept_epoch
 
@@ -269,13 +271,17 @@ def register(settings: Sequence[str] = ()) -> None:
     from simtrail.evaluation.names import beats_floors
     from simtrail.pipeline.registration import register_encoder
     from simtrail.report.wording import verdict
+    from simtrail.tracking.gate import INCOMPARABLE
 
     metrics, history = ws.read_json(ws.SCORES, "evaluate"), ws.read_table(ws.HISTORY, "pretrain").to_dict("records")
     predictions = ws.read_table(ws.PREDICTIONS, "evaluate")
     version = register_encoder(params, ws.ENCODER, history, metrics, predictions)
     ws.fresh_folder(ws.REGISTRATION.parent)
     ws.write_json(ws.REGISTRATION, version)
+    ws.write_json(ws.REGISTERED, {key: version[key] for key in ("name", "encoder_sha256")})
     echo(f"register: {version['name']} version {version['version']} is {version['alias']}: {version['reason']}")
+    if version["reason"].startswith(INCOMPARABLE):
+        echo("register: another register.name has a champion of its own; you can also set the alias in the MLflow UI")
     for name, task in list(metrics["tasks"].items())[:1]:
         if not beats_floors(task["gains"]):
             echo(f"register: warning: linear probe of {name}: {verdict(task)}")
@@ -283,7 +289,7 @@ def register(settings: Sequence[str] = ()) -> None:
 
 def _train(params: Params, ready: TrainingRun, folder: Path) -> None:
     """Trains one encoder and writes it, its history and its pictures to a folder; logged to its run."""
-    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.pull import encoder_hash
     from simtrail.tracking.run import Trail, curve_logger, log_result, run, run_name, tag_encoder
 
     for line in ready.warnings:

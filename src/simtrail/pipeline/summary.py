@@ -6,24 +6,36 @@ from typing import Any
 
 from simtrail.errors import listed
 from simtrail.evaluation.names import FEW_GROUPS, TITLES
-from simtrail.pipeline.workspace import REGISTRATION, REPORT, SCORES, VALIDATION_PAGE, read_json
-from simtrail.tracking.pull import is_registered
-from simtrail.tracking.store import STORE
+from simtrail.pipeline.workspace import REGISTERED, REGISTRATION, REPORT, SCORES, VALIDATION_PAGE, read_json
+from simtrail.tracking.pull import Registered, registered
+from simtrail.tracking.store import STORE, local_database
 
 SHOWN = 200  # rejected images that are printed; the others are on the validation page
 
 
 def summary() -> None:
     """Prints the result of the last run: the probe beside its floors, the registered version, what to do next."""
-    metrics = read_json(SCORES, "evaluate")
-    version = read_json(REGISTRATION, "register")
-    print("\n".join(score_lines(metrics)))
-    print(f"\n{version['name']} version {version['version']} is {version['alias']} ({version['reason']})")
-    if not is_registered(version["name"], version["version"]):
-        print(f"  not in the registry of this project ({STORE}); to register what artifacts/ holds: simtrail register")
+    metrics, encoder = read_json(SCORES, "evaluate"), read_json(REGISTERED, "register")
+    print("\n".join(score_lines(metrics)) + "\n")
+    if found := _version(encoder):
+        name, version, alias = encoder["name"], found.version, found.alias
+        print(f"{name} version {version} is {alias or 'neither champion nor challenger'} ({found.reason})")
+        print(f"  pull it      simtrail pull models:/{name}{f'@{alias}' if alias else f'/{version}'} --out encoder")
+    else:
+        print(f"{encoder['name']}: the registry of this project ({STORE}) does not have this encoder")
+        print("  register it  simtrail register")
     print(f"  report       {REPORT}")
-    print(f"  pull it      simtrail pull models:/{version['name']}@{version['alias']} --out encoder")
     print("  browse runs  simtrail ui", flush=True)
+
+
+def _version(encoder: dict[str, str]) -> Registered | None:
+    """The version of the encoder; for a store other than the project's own, as the last registration recorded it."""
+    if local_database():
+        return registered(encoder["name"], encoder["encoder_sha256"])
+    last = read_json(REGISTRATION, "register") if REGISTRATION.exists() else {}
+    if last.get("encoder_sha256") != encoder["encoder_sha256"]:
+        return None
+    return Registered(last["version"], last["alias"], last["reason"])
 
 
 def warning_lines(validation: dict[str, Any]) -> list[str]:

@@ -32,7 +32,8 @@ PREDICTIONS, MAP_POINTS = ROOT / "evaluate/predictions.parquet", ROOT / "evaluat
 EVIDENCE = ROOT / "evaluate/evidence.npz"
 FIGURES, MAP_PAGE = ROOT / "evaluate/figures", ROOT / "evaluate/map.html"
 REPORT, CARD = ROOT / "report/report.html", ROOT / "report/model_card.md"
-REGISTRATION = ROOT / "register/registration.json"
+REGISTRATION = ROOT / "register/registration.json"  # of this machine's registry; DVC does not know it
+REGISTERED = ROOT / "register/encoder.json"  # the same on every machine
 SETTINGS = ROOT / "settings"
 DECIDING = {  # stage → the sections and keys that decide its result
     "check": ("data", "check"),

@@ -77,7 +77,7 @@ def register_best(study: optuna.Study, name: str, space: Space, params: Params, 
 
     The version becomes champion only if it passes the gate, else challenger.
     """
-    from simtrail.tracking.registry import encoder_hash
+    from simtrail.tracking.pull import encoder_hash
     from simtrail.tracking.run import ENCODER, tag_run
 
     best, folder = study.best_trial, FOLDER / name / "encoder"

@@ -14,6 +14,7 @@ from simtrail.tracking.evaluated import EvaluatedRun, sorted_images
 DECIDING = ("evaluate.held_out_classes", "evaluate.balanced")  # parameters that change the meaning of the score
 SPLITTING = ("prepare.seed", "prepare.test_fraction", "prepare.val_fraction", "check.on_fail")
 PROBE = "linear_probe"
+INCOMPARABLE = "not comparable"  # the reason starts with it
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def decide(new: Evaluated, champion: Evaluated, version: str, p: Register) -> tu
     score. Accuracies are compared by the paired bootstrap interval over groups (evaluation.difference.paired).
     """
     if difference := _incomparable(new, champion):
-        return False, f"not comparable with champion version {version}: {difference}"
+        return False, f"{INCOMPARABLE} with champion version {version}: {difference}"
     required = f"more than register.margin = {p.margin:g}" if p.margin else "higher"
     if new.predictions is None or champion.predictions is None:
         passes = new.effective_rank - champion.effective_rank > p.margin
@@ -68,7 +69,7 @@ def _incomparable(new: Evaluated, champion: Evaluated) -> str | None:
 
     def differing(keys: tuple[str, ...]) -> str | None:
         changed = (k for k in keys if k in champion.params and new.params.get(k) != champion.params[k])
-        return next((f"{k} = {new.params.get(k)}, not {champion.params[k]}" for k in changed), None)
+        return next((f"{k} = {_yaml(new.params.get(k))}, not {_yaml(champion.params[k])}" for k in changed), None)
 
     if new.data_md5 != champion.data_md5:
         name = differing(("data.name",))
@@ -86,6 +87,11 @@ def _incomparable(new: Evaluated, champion: Evaluated) -> str | None:
     if not x["truth"].equals(y["truth"]):
         return f"the labels of {int((x['truth'] != y['truth']).sum())} test images"
     return None if x["block"].equals(y["block"]) else "the groups of the test images"
+
+
+def _yaml(value: str | None) -> str:
+    """A value as in params.yaml, from a parameter of MLflow."""
+    return {"True": "true", "False": "false", "None": "null"}.get(str(value), str(value))
 
 
 def refuse_significant_without_labels(new: Evaluated, p: Register) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, WEIGHTS
 from simtrail.tracking.store import local_database, open_store
 
 CARD = "model_card.md"
+ENCODER_TAG, REASON_TAG = "encoder_sha256", "reason"  # tags of a version
 URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))/?")
 
 
@@ -30,9 +33,29 @@ def fetch(uri: str, out: Path | None = None) -> Path:
     return out
 
 
-def is_registered(name: str, version: int) -> bool:
-    """Whether the project's own store has this version; True for another store, which is not asked."""
-    return local_database() is None or _rows("version FROM model_versions", name=name, version=version) != []
+class Registered(NamedTuple):
+    """A version in the registry."""
+
+    version: int
+    alias: str | None
+    reason: str  # for the alias
+
+
+def encoder_hash(folder: Path) -> str:
+    """The sha256 of an encoder's weights and configuration, which identifies it."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes()).hexdigest()
+
+
+def registered(name: str, sha: str) -> Registered | None:
+    """The version of a model that has this encoder; None without one. Looks into the project's own store only."""
+    versions = _rows("version FROM model_version_tags", name=name, key=ENCODER_TAG, value=sha)
+    if not versions:
+        return None
+    of_version = {"name": name, "version": versions[-1]}
+    aliases = _rows("alias FROM registered_model_aliases", **of_version)
+    alias = "champion" if "champion" in aliases else next(iter(aliases), None)
+    reason = next(iter(_rows("value FROM model_version_tags", key=REASON_TAG, **of_version)), "")
+    return Registered(int(versions[-1]), alias, reason)
 
 
 def _local_folder(uri: str) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -29,18 +28,13 @@ from simtrail.model import CONFIG, WEIGHTS
 from simtrail.params import Register
 from simtrail.tracking import gate
 from simtrail.tracking.evaluated import load_run
-from simtrail.tracking.pull import CARD
+from simtrail.tracking.pull import CARD, ENCODER_TAG, REASON_TAG, encoder_hash
 from simtrail.tracking.run import Trail, curve_logger, git_state, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
 EVALUATED = "evaluated_run"  # tag of a version: the run of its latest evaluation
 REQUIREMENTS = ["torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "tifffile", "imagecodecs"]
 REQUIREMENTS += ["pydantic", "pyyaml", "tqdm", "mlflow"]
-
-
-def encoder_hash(folder: Path) -> str:
-    """The sha256 of an encoder's weights and configuration, which identifies it."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
     with store_lock():
         _create_model(client, name)
         versions = client.search_model_versions(f"name = '{name}'")
-        existing = next((v for v in versions if v.tags.get("encoder_sha256") == sha), None)
+        existing = next((v for v in versions if v.tags.get(ENCODER_TAG) == sha), None)
         with run(trail, encoder=sha) as run_id:
             curve_logger(run_id)(candidate.history)  # only needed if the encoder came from DVC's cache, without a run
             log_result(candidate.metrics, [])
@@ -92,6 +86,7 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
         client.set_tag(run_id, "mlflow.note.content", description)
         alias, reason = _set_alias(client, version, evaluated, trail.params.register_)
         reason += f"; {candidate.caveat}" if candidate.caveat else ""
+        client.set_model_version_tag(name, version.version, REASON_TAG, reason)
     return {
         "name": name,
         "version": int(version.version),
@@ -123,7 +118,7 @@ def _tags(trail: Trail, candidate: Candidate, sha: str, run_id: str) -> dict[str
     """The tags of a version: its origin, and the metrics of the linear probe."""
     deciding = candidate.deciding
     return {
-        "encoder_sha256": sha,
+        ENCODER_TAG: sha,
         "data": trail.params.data.name,
         "data_md5": trail.data_md5,
         "git_commit": git_state()[0] or "not in git",
@@ -177,7 +172,7 @@ def _set_alias(client: MlflowClient, version: ModelVersion, evaluated: gate.Eval
         try:
             best = gate.Evaluated.of_run(load_run(client, champion.tags.get(EVALUATED, str(champion.run_id))))
         except (InputError, MlflowException) as error:
-            passes, reason = False, f"not comparable with champion version {champion.version}: {error}"
+            passes, reason = False, f"{gate.INCOMPARABLE} with champion version {champion.version}: {error}"
         else:
             passes, reason = gate.decide(evaluated, best, champion.version, p)
     alias = "champion" if passes else "challenger"
