@@ -32,6 +32,7 @@ from simtrail.tracking.pull import CARD, ENCODER_TAG, REASON_TAG, encoder_hash
 from simtrail.tracking.run import Trail, curve_logger, git_state, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
+ALREADY = "it is the champion already"
 EVALUATED = "evaluated_run"  # tag of a version: the run of its latest evaluation
 REQUIREMENTS = ["torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "tifffile", "imagecodecs"]
 REQUIREMENTS += ["pydantic", "pyyaml", "tqdm", "mlflow"]
@@ -86,7 +87,8 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
         client.set_tag(run_id, "mlflow.note.content", description)
         alias, reason = _set_alias(client, version, evaluated, trail.params.register_)
         reason += f"; {candidate.caveat}" if candidate.caveat else ""
-        client.set_model_version_tag(name, version.version, REASON_TAG, reason)
+        if not reason.startswith(ALREADY):  # the tag keeps why it became champion
+            client.set_model_version_tag(name, version.version, REASON_TAG, reason)
     return {
         "name": name,
         "version": int(version.version),
@@ -167,7 +169,7 @@ def _set_alias(client: MlflowClient, version: ModelVersion, evaluated: gate.Eval
     if champion is None:
         passes, reason = True, "the first champion"
     elif str(champion.version) == str(version.version):
-        return "champion", "it is the champion already"
+        return "champion", ALREADY
     else:
         try:
             best = gate.Evaluated.of_run(load_run(client, champion.tags.get(EVALUATED, str(champion.run_id))))
