@@ -121,7 +121,7 @@ def test_a_sweep_ends_with_a_report_a_registered_encoder_and_values_to_apply(pro
     assert encoder.embed(next(Path("data/demo").rglob("*.tif"))).shape == (1, encoder.width)
     # a sweep that has ended does nothing when it is run again
     runs_before = len(runs())
-    assert command().wait() == 0
+    assert command("--set", "pretrain.checkpoint.keep=3").wait() == 0
     assert (len(the_study().get_trials()), len(runs())) == (4, runs_before)
     # the best values in params.yaml
     result = CliRunner().invoke(app, ["apply", "tiny"])
