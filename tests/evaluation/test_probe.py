@@ -135,3 +135,16 @@ def test_the_svc_equals_scikit_learn_and_learns_from_a_limited_number_of_images(
 def test_labels_that_are_no_numbers_and_features_that_are_not_finite_raise_an_error(features, labels, message):
     with pytest.raises(InputError, match=message):
         linear_probe(features, labels, np.array(["train", "train", "val", "val", "test"]), 2)
+
+
+def test_a_line_search_that_rounding_ends_is_accepted_only_near_the_minimum():
+    def minimum(curvature: float, of_bias: float) -> np.ndarray:
+        # the loss never falls, as if rounded: every line search ends early
+        loss_and_gradient = lambda flat: (1.0, np.array([0.002, of_bias]))  # noqa: E731
+        return probe._minimum(loss_and_gradient, np.zeros(2), 1e-5, 1, 1, curvature)
+
+    assert minimum(curvature=4000, of_bias=1e-4).shape == (2,)  # 0.002² / 8000 above the minimum at most
+    with pytest.raises(TrainingError, match="not converged"):
+        minimum(curvature=1e-3, of_bias=1e-4)  # with a flatter penalty it may be far
+    with pytest.raises(TrainingError, match="not converged"):
+        minimum(curvature=4000, of_bias=0.5)  # biases have no penalty

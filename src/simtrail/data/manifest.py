@@ -29,7 +29,7 @@ _UNREADABLE = {
 }
 
 
-def scan(dataset: Dataset) -> tuple[pd.DataFrame, str]:
+def scan(dataset: Dataset, meanwhile: Callable[[], object] = lambda: None) -> tuple[pd.DataFrame, str]:
     """The manifest of a dataset, and the md5 that identifies its bytes.
 
     The columns are:
@@ -42,12 +42,12 @@ def scan(dataset: Dataset) -> tuple[pd.DataFrame, str]:
     - `mask_cover` (fraction of the image), `mask_binary` (at most two values), if a mask band is declared
 
     The md5 is the one that DVC gives the folder. It is computed from the bytes just read, not taken from data.dvc, so
-    that it is correct even if the data has changed since.
+    that it is correct even if the data has changed since. `meanwhile` is as for `in_parallel`.
     """
     table, declared = dataset.table(), dataset.declaration
     mask = declared.bands.index(declared.mask) if declared.mask and declared.bands else None
     scan_file = partial(_scan_file, dataset.folder, mask, declared.nodata)
-    rows = in_parallel(scan_file, table["path"], "check")
+    rows = in_parallel(scan_file, table["path"], "check", meanwhile=meanwhile)
     hashes = {path: md5 for row in rows for path, md5 in row.pop("md5").items()}
     manifest = pd.concat([table, pd.DataFrame(rows)], axis=1)
     all_files = (p.relative_to(dataset.folder).as_posix() for p in dataset.folder.rglob("*") if not p.is_dir())
@@ -57,12 +57,17 @@ def scan(dataset: Dataset) -> tuple[pd.DataFrame, str]:
 
 
 def in_parallel(
-    function: Callable[[Any], Any], items: Iterable[Any], title: str, *, threads: bool = False
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    title: str,
+    *,
+    threads: bool = False,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> list[Any]:
     """function(item) for every item, in order, on all processor cores, with a progress bar on a terminal.
 
     It runs in several processes, because decoders in one process block each other. `threads` uses threads instead,
-    which start faster and are enough if NumPy does the work.
+    which start faster and are enough if NumPy does the work. `meanwhile` is called while the others work.
     """
     items, cores = list(items), len(os.sched_getaffinity(0))
     if threads:
@@ -74,6 +79,7 @@ def in_parallel(
         return [function(item) for item in items]
     with pool:
         results = pool.map(function, items, chunksize=max(1, min(64, len(items) // (cores * 8))))
+        meanwhile()
         return list(tqdm(results, title, total=len(items), unit="image", disable=None, leave=False))
 
 

@@ -65,7 +65,9 @@ def fit_logistic(
     threads = 1 if len(rows) * width <= SHORT else None
     flat = np.zeros((width + 1) * classes)
     for c in c_values:
-        flat = _minimum(partial(objective.loss_and_gradient, c=c), flat, tolerance, threads, 1 / (c * objective.total))
+        flat = _minimum(
+            partial(objective.loss_and_gradient, c=c), flat, tolerance, threads, classes, 1 / (c * objective.total)
+        )
         weights = flat.reshape(width + 1, classes)
         raw = weights[:-1] / std[:, None]
         yield Logistic(raw.astype(np.float32), (weights[-1] - mean @ raw).astype(np.float32))
@@ -236,18 +238,20 @@ def _minimum(
     start: np.ndarray,
     tolerance: float,
     threads: int | None,
+    biases: int,
     curvature: float,
 ) -> np.ndarray:
-    """The minimum of a loss that the penalty makes strongly convex, with this curvature at least.
+    """The minimum of a loss that the penalty makes strongly convex in all variables but the last ones, the `biases`.
 
-    Rounding can end a line search early. That is good enough where the gradient is small, or where the loss is at most
-    1e-6 above its minimum: by no more than |gradient|² / (2 curvature).
+    Rounding can end a line search early. That is good enough where the gradient is small. It is also good enough where
+    the gradient of the biases is small, and the loss is at most 1e-6 above its minimum over the other variables: by no
+    more than |gradient|² / (2 curvature).
     """
     options = {**LIMITS, "gtol": tolerance, "ftol": tolerance**2}
     with threadpool_limits(threads):
         result = minimize(function, start, jac=True, method="L-BFGS-B", options=options)
-    excess = np.square(result.jac).sum() / (2 * curvature)
-    if not result.success and np.abs(result.jac).max() > 1e-3 and excess > 1e-6:
+    excess, steepest = np.square(result.jac[:-biases]).sum() / (2 * curvature), np.abs(result.jac)
+    if not result.success and steepest.max() > 1e-3 and (excess > 1e-6 or steepest[-biases:].max() > 1e-3):
         raise TrainingError(f"linear probe: not converged after {result.nit} iterations: {result.message}")
     return result.x
 

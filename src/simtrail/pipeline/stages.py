@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,10 +43,9 @@ def check(settings: Sequence[str] = ()) -> None:
     from simtrail.data.manifest import scan
     from simtrail.report.validation import validation_page
 
-    Thread(target=load_library, daemon=True).start()  # takes seconds; other processes read the files meanwhile
     ws.fresh_folder(ws.MANIFEST.parent)
     dataset, name = Dataset(Path("data") / params.data.name), params.data.name
-    manifest, md5 = scan(dataset)
+    manifest, md5 = scan(dataset, meanwhile=load_library)  # which takes seconds
     findings, rejected = validate(manifest, params.check, dataset.declaration)
     manifest["rejected"] = manifest["path"].map(rejected)
     manifest.to_parquet(ws.MANIFEST)

@@ -81,7 +81,7 @@ def find(client: MlflowClient, name: str) -> Run:
     queries += [f"attributes.run_name = {quoted}", f"tags.`{EXPERIMENT}` = {quoted}"]
     matches: list[Run] = []
     for query in queries:
-        matches = matches or list(client.search_runs(experiments, query, max_results=6))
+        matches = matches or [run for run in client.search_runs(experiments, query, max_results=6) if _is(run, name)]
     if len(matches) > 1:
         raise InputError(f"{name}: matches several runs: {_short_list(matches[:5])}; give the id of one")
     if matches:
@@ -93,6 +93,11 @@ def find(client: MlflowClient, name: str) -> Run:
         f"{name}: no such run; give a run's id, the beginning of it, its name, or models:/NAME/VERSION; the latest "
         f"runs are {_short_list(list(latest))}"
     )
+
+
+def _is(run: Run, name: str) -> bool:
+    """Whether a run has this name; queries can't hold every quote."""
+    return run.info.run_id.startswith(name) or name in (run.info.run_name, run.data.tags.get(EXPERIMENT))
 
 
 def _run_of_version(client: MlflowClient, uri: str) -> str:

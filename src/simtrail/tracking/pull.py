@@ -59,7 +59,17 @@ def registered(name: str, sha: str) -> Registered | None:
 
 
 def _local_folder(uri: str) -> Path | None:
-    """The folder in the project's own store; None if it is not there, or if MLflow uses another store."""
+    """The folder in the project's own store; None if it is not there, or if MLflow uses another store.
+
+    Also None if the store has other tables than those of this version of MLflow: then MLflow itself is asked.
+    """
+    try:
+        return _folder(uri)
+    except sqlite3.OperationalError:
+        return None
+
+
+def _folder(uri: str) -> Path | None:
     if not (parts := URI.fullmatch(uri)):  # such as models:/NAME/latest
         return None
     name, version, alias = parts.groups()
@@ -72,15 +82,12 @@ def _local_folder(uri: str) -> Path | None:
 
 
 def _rows(what: str, **where: object) -> list[str]:
-    """The values of a column in the project's own store; none without that store, or if its tables are others."""
+    """The values of a column in the project's own store; none without that store."""
     if (database := local_database()) is None or not database.exists():
         return []
     condition = " AND ".join(f"{column} = ?" for column in where)
-    try:
-        with closing(sqlite3.connect(database, timeout=60)) as connection:
-            rows = connection.execute(f"SELECT {what} WHERE {condition}", tuple(where.values())).fetchall()
-    except sqlite3.Error:  # the caller asks MLflow, which knows its tables
-        return []
+    with closing(sqlite3.connect(database, timeout=60)) as connection:
+        rows = connection.execute(f"SELECT {what} WHERE {condition}", tuple(where.values())).fetchall()
     return [value for (value,) in rows]
 
 

@@ -80,7 +80,7 @@ def fit(
             if metric and params.monitor.patience and state.validations_since_best >= params.monitor.patience:
                 log(f"stopped after epoch {epoch}: {metric} did not rise in {state.validations_since_best} validations")
                 break
-            start, first_step = time.perf_counter(), state.step
+            start, first_step, so_far = time.perf_counter(), state.step, _so_far(epoch, epochs, state.history)
             batches = _Timed(epoch_batches(
                 data.images, data.train, params.batch_size, params.seed, epoch, device,
                 skip=first_step - epoch * per_epoch, shard=(rank(), world()),
@@ -90,8 +90,9 @@ def fit(
                 loss, measures = learner.step(batch, rate, params.seed, epoch, state.step)
                 state.add({"loss": loss, **measures})
                 finite.check(loss, state.step, rate)
-                speed = _speed((state.step - first_step) * params.batch_size, start, batches.seconds)
-                bar.set_postfix_str(_progress(epoch, epochs, state.history, speed), refresh=False)
+                if not bar.disable:
+                    speed = _speed((state.step - first_step) * params.batch_size, start, batches.seconds)
+                    bar.set_postfix_str(f"{so_far}, {_speed_text(speed)}", refresh=False)
                 bar.update()
                 if state.step == steps:
                     break
@@ -122,7 +123,7 @@ def fit(
                 if bar.disable and (epoch == 0 or any(key.startswith("val_") for key in row)):  # no terminal
                     seconds_left = (steps - state.step) * (time.perf_counter() - start) / (state.step - first_step)
                     time_left = f"; {tqdm.format_interval(seconds_left)} left" if seconds_left else ""
-                    log(_progress(epoch, epochs, state.history, row) + time_left)
+                    log(f"{_so_far(epoch, epochs, state.history)}, {_speed_text(row)}{time_left}")
         bar.close()
         if state.best:
             learner.kept.load_state_dict(state.best["weights"])
@@ -165,14 +166,18 @@ def _speed(images: int, start: float, waited: float) -> Row:
     return {"images_per_second": images / seconds, "waiting": waited / seconds}
 
 
-def _progress(epoch: int, epochs: int, history: list[Row], speed: Row) -> str:
-    """The epoch, the last loss and validation, the speed, and the share of time spent waiting for data."""
+def _speed_text(speed: Row) -> str:
+    return f"{speed['images_per_second']:.0f} images/s, {speed['waiting']:.0%} waiting for data"
+
+
+def _so_far(epoch: int, epochs: int, history: list[Row]) -> str:
+    """The epoch, the last loss, and the scores of the last validation."""
     parts = [f"epoch {epoch + 1} of {epochs}"]
     if history:
         parts[0] += f": loss {history[-1]['loss']:.3f}"
         latest = {key: row[key] for row in history for key in ("val_probe", "val_knn") if key in row}
         parts += [f"{key} {value:.3f}" for key, value in latest.items()]
-    return ", ".join([*parts, f"{speed['images_per_second']:.0f} images/s, {speed['waiting']:.0%} waiting for data"])
+    return ", ".join(parts)
 
 
 class _Saver:
