@@ -230,16 +230,13 @@ def add(
     """Copy a folder of images to data/NAME and version it with DVC."""
     from simtrail.data import bring
 
-    count, left_out = bring.add(path, name, label, group, link)
-    for line in left_out[:50]:
-        print(f"left out: {line}")
-    if len(left_out) > 50:
-        print(f"left out: {len(left_out) - 50} more")
+    added = bring.add(path, name, label, group, link)
+    print("\n".join(bring.add_lines(name, added)))
     from simtrail.params import load_params
 
     present = load_params().data.name if Path("params.yaml").exists() else None
     chosen = "" if name == present else f"set data.name: {name} in params.yaml, then "
-    print(f"data/{name}: {count} images. Next: {chosen}dvc repro")
+    print(f"Next: {chosen}dvc repro")
 
 
 def main() -> None:

@@ -58,6 +58,9 @@ class Check(_Section):
     """Smallest fraction of an image, 0 to 1, that its mask may cover; only used if a mask band is declared."""
     max_mask_cover: float = Field(1.0, ge=0, le=1)
     """Largest fraction of an image, 0 to 1, that its mask may cover; at least min_mask_cover."""
+    near_duplicates: Literal["group", "warn", "ignore"] = "group"
+    """What is done with near copies: images of one scene, resized, compressed or edited. group: keep them in one part
+    of the split, and warn. warn: only warn. ignore: nothing."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Check:

@@ -9,6 +9,7 @@ import yaml
 from conftest import ROOT, photographs
 
 from simtrail.data import bring
+from simtrail.data.dataset import Dataset
 from simtrail.errors import InputError
 
 
@@ -32,9 +33,9 @@ def files(name: str) -> set[str]:
 def test_class_folders_are_copied_under_images_and_versioned(project):
     (project / "mine/notes.txt").write_text("x")
     (project / "mine/.hidden").write_text("x")
-    count, left_out = bring.add(project / "mine", "moths", None, None, link=False)
-    assert count == 6
-    assert left_out == [f"{project}/mine/notes.txt: not an image"]
+    added = bring.add(project / "mine", "moths", None, None, link=False)
+    assert added.images == {".png": 6}
+    assert {(file.kind, file.path.name) for file in added.left_out} == {("other", "notes.txt"), ("hidden", ".hidden")}
     assert "images/class0/0.png" in files("moths")
     recorded = yaml.safe_load((project / "project/data.dvc").read_text())["outs"][0]
     assert recorded["path"] == "data"
@@ -42,7 +43,7 @@ def test_class_folders_are_copied_under_images_and_versioned(project):
 
 
 @pytest.mark.parametrize("has_images_folder", [True, False])
-def test_metadata_paths_start_with_images_and_columns_are_declared(project, has_images_folder):
+def test_the_table_is_taken_unchanged_and_its_columns_are_declared(project, has_images_folder):
     source = project / "mine"
     prefix = ""
     if has_images_folder:
@@ -50,9 +51,12 @@ def test_metadata_paths_start_with_images_and_columns_are_declared(project, has_
         for folder in ("class0", "class1"):
             (source / folder).rename(source / "images" / folder)
         prefix = "images/"
-    (source / "metadata.csv").write_text(f"path,genus,id\n{prefix}class0/0.png,A,1\n{prefix}class1/1.png,B,2\n")
+    table = f"path,genus,id\n{prefix}class0/0.png,A,1\n{prefix}class1/1.png,B,2\n"
+    (source / "metadata.csv").write_text(table)
     bring.add(source, "moths", "genus", "id", link=False)
-    assert (bring.DATA / "moths/metadata.csv").read_text().splitlines()[1] == "images/class0/0.png,A,1"
+    assert (bring.DATA / "moths/metadata.csv").read_text() == table
+    found = Dataset(bring.DATA / "moths").table().dropna(subset="label")
+    assert found["path"].tolist() == ["images/class0/0.png", "images/class1/1.png"]
     assert yaml.safe_load((bring.DATA / "moths/dataset.yaml").read_text()) == {"label": "genus", "group": "id"}
 
 
@@ -64,9 +68,12 @@ def test_links_share_the_bytes(project):
 
 def test_broken_links_are_named_and_left_out(project):
     (project / "mine/class0/gone.png").symlink_to("/nowhere.png")
-    count, left_out = bring.add(project / "mine", "moths", None, None, link=False)
-    assert count == 6
-    assert left_out == [f"{project}/mine/class0/gone.png: broken link to /nowhere.png"]
+    added = bring.add(project / "mine", "moths", None, None, link=False)
+    assert added.images == {".png": 6}
+    assert "\n".join(bring.add_lines("moths", added)) == (
+        "data/moths: 6 images: 6 .png\nleft out: 1 file: 1 unreadable\n"
+        f"  {project}/mine/class0/gone.png: broken link to /nowhere.png"
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from simtrail import read_image
 from simtrail.data.bring import _copy_dataset
 from simtrail.data.checks import validate
 from simtrail.data.dataset import Dataset
+from simtrail.data.decoded import Reading
 from simtrail.data.manifest import scan
 from simtrail.data.pack import pack, sample_pixels
 from simtrail.data.readers import open_image
@@ -128,7 +129,7 @@ def test_numpy_arrays_are_height_width_bands(tmp_path):
 
 
 def test_the_sample_has_pixels_of_the_images_in_the_units_of_the_files(cubes):
-    pixels = sample_pixels(cubes, ["images/c1.hdr"], 0, None, None, [])
+    pixels = sample_pixels(cubes, ["images/c1.hdr"], 0, Reading(), None, None, [])
     assert pixels.shape[1] == BANDS
     all_pixels = {tuple(p) for p in cube(1).reshape(BANDS, -1).T}
     assert all(tuple(p) in all_pixels for p in pixels.astype(int))
@@ -140,19 +141,19 @@ def test_the_sample_has_only_pixels_of_the_organisms(tmp_path):
     image[10:20, :13, :2] = 9
     tifffile.imwrite(tmp_path / "a.tif", image)
     tifffile.imwrite(tmp_path / "nothing.tif", np.zeros_like(image))
-    pixels = sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0, 2, 9.0, [0])
+    pixels = sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0, Reading(), 2, 9.0, [0])
     assert len(pixels) == 64
     assert (pixels == [50, 50, 1]).all()
-    assert len(sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0, None, None, [])) == 128
+    assert len(sample_pixels(tmp_path, ["a.tif", "nothing.tif"], 0, Reading(), None, None, [])) == 128
     with pytest.raises(InputError, match="no pixel of a training image is inside the mask"):
-        sample_pixels(tmp_path, ["nothing.tif"], 0, 2, None, [])
+        sample_pixels(tmp_path, ["nothing.tif"], 0, Reading(), 2, None, [])
     with pytest.raises(InputError, match=r"gone\.tif.*run the check stage again"):
-        sample_pixels(tmp_path, ["gone.tif"], 0, None, None, [])
+        sample_pixels(tmp_path, ["gone.tif"], 0, Reading(), None, None, [])
 
 
 def test_adding_data_brings_headers_and_their_data_as_one_image(cubes, tmp_path):
-    count, left_out = _copy_dataset(cubes, tmp_path / "building", link=False)
-    assert (count, left_out) == (6, [])
+    images, left_out = _copy_dataset(cubes, tmp_path / "building", link=False)
+    assert (images, left_out) == ({".hdr": 6}, [])
     assert (tmp_path / "building/images/c5.dat").exists()
 
 

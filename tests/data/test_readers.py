@@ -40,7 +40,7 @@ def test_palette_becomes_rgb_and_transparency_alpha(tmp_path):
     np.testing.assert_array_equal(
         read_image(saved(tmp_path, palette, ".png")), np.moveaxis(np.asarray(palette.convert("RGB")), -1, 0)
     )
-    image, alpha, _ = decode(saved(tmp_path, palette, ".png", transparency=0).read_bytes())
+    image, alpha = decode(saved(tmp_path, palette, ".png", transparency=0).read_bytes())[:2]
     assert alpha
     assert image.shape == (4, 5, 7)
     assert 0 in image[-1]
@@ -54,7 +54,7 @@ def test_one_bit_becomes_black_and_white(tmp_path):
 
 def test_alpha_is_recognised(tmp_path):
     rgba = np.dstack([RGB, RGB[..., 0]])
-    image, alpha, _ = decode(saved(tmp_path, Image.fromarray(rgba), ".png").read_bytes())
+    image, alpha = decode(saved(tmp_path, Image.fromarray(rgba), ".png").read_bytes())[:2]
     assert alpha
     np.testing.assert_array_equal(image, rgba.transpose(2, 0, 1))
     assert not decode(saved(tmp_path, Image.fromarray(RGB), ".png").read_bytes()).alpha
@@ -97,7 +97,7 @@ def test_tiff_of_any_band_count_and_type_round_trips(tmp_path_factory, bands, dt
         byteorder=byteorder,
         **options,
     )
-    image, alpha, _ = decode(path.read_bytes())
+    image, alpha = decode(path.read_bytes())[:2]
     assert not alpha
     assert image.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(image, array)

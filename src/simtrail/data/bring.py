@@ -7,14 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from tqdm import tqdm
 
+from simtrail.data import tables
 from simtrail.data.dataset import Dataset, has_remote, missing_data
-from simtrail.data.readers import SUFFIXES, image_of
+from simtrail.data.readers import SUFFIXES, image_of, walk
 from simtrail.errors import InputError
 from simtrail.params import NAME, PATTERNS
 
@@ -51,20 +54,35 @@ def fetch(name: str) -> None:
         raise InputError(missing_data(DATA / name))
 
 
-def add(source: Path, name: str, label: str | None, group: str | None, link: bool) -> tuple[int, list[str]]:
+class LeftOut(NamedTuple):
+    """A file that is not taken."""
+
+    kind: str
+    path: Path
+    reason: str
+
+
+class Added(NamedTuple):
+    """What `add` has taken and left out."""
+
+    images: Counter[str]  # number of images by suffix
+    left_out: list[LeftOut]
+    notes: list[str]  # decisions in reading the table
+
+
+def add(source: Path, name: str, label: str | None, group: str | None, link: bool) -> Added:
     """Copies (or hard-links) a folder of images to data/`name` and versions it with DVC.
 
-    Takes images/**, metadata.csv and dataset.yaml; without an images/ folder in `source`, every image file in it.
-    Returns the number of images, and one line for every file that is left out. With `link`, the source, DVC's cache and
-    data/ share the same bytes, and the files become read-only, as DVC requires for its cache. If an error stops the
-    copying, no files are left behind.
+    Takes images/**, the table metadata.* and dataset.yaml; without an images/ folder in `source`, every image file in
+    it. Links to folders are followed. With `link`, the source, DVC's cache and data/ share the same bytes, and the
+    files become read-only, as DVC requires for its cache. If an error stops the copying, no files are left behind.
     """
     target = DATA / name
     if not source.is_dir():
         raise InputError(f"{source}: no such folder")
     if not re.fullmatch(NAME, name):
         raise InputError(f"--name {name!r}: must not be empty, and must have {PATTERNS[NAME]}")
-    if (label or group) and not (source / "metadata.csv").exists():
+    if (label or group) and not any((source / f"metadata{suffix}").exists() for suffix in tables.SUFFIXES):
         raise InputError(
             f"--label and --group name columns of {source / 'metadata.csv'}, which does not exist; with class folders, "
             "leave them out"
@@ -79,15 +97,19 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
     _keep_the_record()
     building = Path(".simtrail") / f"add-{os.getpid()}"
     shutil.rmtree(building, ignore_errors=True)
+    notes: list[str] = []
     try:
-        count, left_out = _copy_dataset(source, building, link)
+        images, left_out = _copy_dataset(source, building, link)
         _declare(building, label, group)
-        if count == 0:
-            raise InputError(f"{source}: no image in it; files must end in {', '.join(sorted(SUFFIXES))}")
+        if not images:
+            kinds = f"; it has {_kinds(left_out)}" if left_out else ""
+            raise InputError(f"{source}: no image in it; files must end in {', '.join(sorted(SUFFIXES))}{kinds}")
         dataset = Dataset(building)
         try:
-            if dataset.declaration.label or dataset.declaration.group or (building / "metadata.csv").exists():
-                dataset.table()  # needs seconds of imports, and finds nothing wrong in folders
+            if dataset.sheet:
+                table = dataset.table()  # needs seconds of imports, and finds nothing wrong in folders
+                unused = dataset.unused_labels(table) or ""
+                notes = [note.replace(str(building), str(target)) for note in (*dataset.notes, unused) if note]
         except InputError as error:  # name the user's file, not the copy, which is deleted below
             message = str(error).replace(str(building), str(source))
             for option, value in (("label", label), ("group", group)):
@@ -101,7 +123,24 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
     if link:  # otherwise DVC would replace the links by copies
         subprocess.run(_dvc("config", "--local", "cache.type", "hardlink,copy"), check=True)
     _version(target)
-    return count, left_out
+    return Added(images, left_out, notes)
+
+
+def add_lines(name: str, added: Added) -> list[str]:
+    """What was taken and left out, by kind and number, and then each file that was left out, up to 50."""
+    types = ", ".join(f"{count} {suffix}" for suffix, count in added.images.most_common())
+    lines = [f"data/{name}: {added.images.total()} images: {types}"]
+    if added.left_out:
+        n = len(added.left_out)
+        lines.append(f"left out: {n} file{'s' * (n > 1)}: {_kinds(added.left_out)}")
+        lines += [f"  {file.path}: {file.reason}" for file in added.left_out[:50]]
+        if len(added.left_out) > 50:
+            lines.append(f"  … and {len(added.left_out) - 50} more")
+    return lines + [f"note: {note}" for note in added.notes]
+
+
+def _kinds(left_out: list[LeftOut]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(file.kind for file in left_out).most_common())
 
 
 def _version(target: Path) -> None:
@@ -135,29 +174,31 @@ def _keep_the_record() -> None:
         )
 
 
-def _copy_dataset(source: Path, building: Path, link: bool) -> tuple[int, list[str]]:
+def _copy_dataset(source: Path, building: Path, link: bool) -> tuple[Counter[str], list[LeftOut]]:
     """Copies or links the files of a dataset into `building`; returns what `add` returns."""
     has_images_folder = (source / "images").is_dir()
     copy: Callable[[Path, Path], object] = os.link if link else shutil.copyfile
-    left_out, count = [], 0
-    files = [
-        p
-        for p in sorted(source.rglob("*"))
-        if not p.is_dir() and not any(part.startswith(".") for part in p.relative_to(source).parts)
-    ]
-    for path in tqdm(files, "data add", unit="file", disable=None, leave=False):
+    left_out, images = [], Counter[str]()
+    for path in tqdm(list(walk(source, links=True)), "data add", unit="file", disable=None, leave=False):
         relative = path.relative_to(source)
-        if relative.as_posix() in ("metadata.csv", "dataset.yaml"):
+        image = image_of(path)
+        if relative.parent == Path() and (relative.name == "dataset.yaml" or _is_table(relative)):
             target = building / relative
-        elif image_of(path) and (not has_images_folder or relative.parts[0] == "images"):
+        elif any(part.startswith(".") for part in relative.parts):
+            left_out.append(LeftOut("hidden", path, "its name, or that of its folder, begins with a dot"))
+            continue
+        elif path.is_dir():
+            left_out.append(LeftOut("link", path, "a link to a folder that contains it"))
+            continue
+        elif image and (not has_images_folder or relative.parts[0] == "images"):
             target = building / relative if has_images_folder else building / "images" / relative
-            count += image_of(path) == path  # the data file of an ENVI image is not a second image
+            images[image.suffix.lower()] += image == path  # the data file of an ENVI image is not a second image
         else:
-            left_out.append(f"{path}: {'outside images/' if image_of(path) else 'not an image'}")
+            left_out.append(LeftOut("image", path, "outside images/") if image else _not_an_image(path))
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            copy(path, target)
+            copy(path.resolve() if link else path, target)
         except OSError as error:
             if link and error.errno == 18:  # EXDEV
                 raise InputError(
@@ -165,27 +206,37 @@ def _copy_dataset(source: Path, building: Path, link: bool) -> tuple[int, list[s
                 ) from None
             if target.parent == building:
                 raise InputError(f"{path}: {error.strerror}") from None
-            count -= image_of(path) == path
-            reason = f"broken link to {path.readlink()}" if path.is_symlink() else error.strerror
-            left_out.append(f"{path}: {reason}")
-    sheet = building / "metadata.csv"
-    if sheet.exists():
-        _point_into_images(sheet, has_images_folder)
-    return count, left_out
+            if image == path:
+                images[image.suffix.lower()] -= 1
+            reason = f"broken link to {path.readlink()}" if path.is_symlink() else str(error.strerror)
+            left_out.append(LeftOut("unreadable", path, reason))
+    return +images, left_out
 
 
-def _point_into_images(sheet: Path, has_images_folder: bool) -> None:
-    """Makes the paths in metadata.csv start with images/."""
-    import pandas as pd  # slow to import
+def _is_table(path: Path) -> bool:
+    return path.stem == "metadata" and path.suffix in tables.SUFFIXES
 
-    try:
-        meta = pd.read_csv(sheet, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-        return  # Dataset.table reports this error
-    if "path" in meta:
-        path = meta["path"].str.replace("\\", "/").str.removeprefix("./")
-        meta["path"] = path.where(path.eq("") | (path.str.startswith("images/") & has_images_folder), "images/" + path)
-        meta.to_csv(sheet, index=False, lineterminator="\n")
+
+_KINDS = {  # kind of a file that is not read: its suffixes, and what can be done
+    "camera raw": (".cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .pef .srw", "export it as TIFF or JPEG"),
+    "microscope": (".czi .nd2 .lif .lsm .oib .oif .vsi .svs .ndpi .mrxs .scn", "export it as OME-TIFF"),
+    "medical or astronomical": (".dcm .nii .nrrd .mha .fits .fit", "convert it to TIFF"),
+    "video": (".mp4 .mov .avi .mkv .mts .webm .m4v", "extract its frames"),
+    "archive": (".zip .tar .gz .bz2 .xz .7z .rar .tgz", "unpack it"),
+    "table": (
+        " ".join(set(tables.SUFFIXES) - {".txt"}),
+        "not read; to use a table, name it metadata, with a column path",
+    ),
+    "drawing or document": (".svg .pdf .psd .ai .eps .doc .docx .ppt .pptx", "export its image as PNG or TIFF"),
+    "sidecar": (".xmp .aae .thm .tfw .jgw .pgw .wld .prj .xml .ovr .msk .enp .json .yaml .yml", "not an image"),
+}
+
+
+def _not_an_image(path: Path) -> LeftOut:
+    for kind, (suffixes, reason) in _KINDS.items():
+        if path.suffix.lower() in suffixes.split():
+            return LeftOut(kind, path, reason)
+    return LeftOut("other", path, "not an image")
 
 
 def _declare(building: Path, label: str | None, group: str | None) -> None:

@@ -35,6 +35,8 @@ class Header:
     good: tuple[bool, ...] | None  # one per band, False where the bad-band list (bbl) has 0
     scale: float | None  # the pixel value of reflectance 1
     nodata: float | None  # the pixel value that means no data; may be NaN
+    gains: tuple[float, ...] | None  # reflectance (or radiance) = value × gain + offset, one per band
+    offsets: tuple[float, ...] | None
 
 
 def header_of(path: Path) -> Path | None:
@@ -84,6 +86,10 @@ def read_header(path: Path) -> Header:
     names, bbl = _items(fields, "band names", bands), _numbers(fields, "bbl", bands)
     if wrong := set(bbl or ()) - {0, 1}:
         raise ValueError(f"bbl: {min(wrong):g}: must be 0 for a bad band, 1 for a good one")
+    gains, offsets = (
+        next((v for kind in ("reflectance ", "") if (v := _numbers(fields, f"data {kind}{key} values", bands))), None)
+        for key in ("gain", "offset")
+    )
     return Header(
         samples=samples,
         lines=lines,
@@ -97,6 +103,8 @@ def read_header(path: Path) -> Header:
         good=tuple(value == 1 for value in bbl) if bbl else None,
         scale=_number(_SCALE, fields[_SCALE], above=0) if _SCALE in fields else None,
         nodata=_number(_NODATA, fields[_NODATA]) if _NODATA in fields else None,
+        gains=tuple(gains or [1.0] * bands) if gains or offsets else None,
+        offsets=tuple(offsets or [0.0] * bands) if gains or offsets else None,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from simtrail.data.decoded import Reading
 from simtrail.data.manifest import band_crc, in_parallel
 from simtrail.data.readers import decode, open_image, take_bands
 from simtrail.data.recipe import Recipe, conform, conform_bands
@@ -56,7 +57,8 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> tup
         np.lib.format.open_memmap(_shard(out, number), "w+", recipe.dtype, (count, *shape)).flush()
     items = list(zip(range(len(manifest)), manifest["path"], manifest["sha256"], manifest["crc"], strict=True))
     mapped = bool(manifest["crc"].notna().all())
-    results = in_parallel(partial(_pack_one, folder, out, recipe, rows), items, "prepare", threads=mapped)
+    pack_one = partial(_pack_one, folder, out, recipe, rows)
+    results = in_parallel(pack_one, items, "prepare", lambda item: f"{folder / item[1]}: damaged", threads=mapped)
     if errors := [error for error in results if isinstance(error, str)]:
         raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: simtrail check, or dvc repro check")
     return PackedImages(out, recipe), np.array(results)
@@ -70,7 +72,13 @@ def statistics(moments: np.ndarray) -> dict[str, list[float]]:
 
 
 def sample_pixels(
-    folder: Path, paths: Sequence[str], seed: int, mask_band: int | None, nodata: float | None, data_bands: list[int]
+    folder: Path,
+    paths: Sequence[str],
+    seed: int,
+    reading: Reading,
+    mask_band: int | None,
+    nodata: float | None,
+    data_bands: list[int],
 ) -> np.ndarray:
     """Seeded random pixels (P, C), float64 in the files' units: up to `PIXELS` from each of up to `SAMPLED` images.
 
@@ -81,7 +89,7 @@ def sample_pixels(
     pixels = []
     for path in rng.permutation(np.array(paths, dtype=object))[:SAMPLED]:
         try:
-            image, alpha, _ = open_image(folder / path)
+            image, alpha = open_image(folder / path, reading)[:2]
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{folder / path}: {error}; run the check stage again: simtrail check, or dvc repro check"
@@ -113,10 +121,10 @@ def _pack_one(
             data = (folder / path).read_bytes()
             if hashlib.sha256(data).hexdigest() != sha256:
                 return changed
-            packed = conform(decode(data).image, recipe)
+            packed = conform(decode(data, recipe.reading, recipe.needed).image, recipe)
         else:  # too large to read completely: only the needed bands are checked
             needed = recipe.read_bands + ([] if recipe.mask_band is None else [recipe.mask_band])
-            image = open_image(folder / path).image
+            image = open_image(folder / path, recipe.reading).image
             bands = take_bands(image, needed) if len(image) == len(crc) else np.empty((0, 0))
             if [band_crc(band) for band in bands] != [crc[i] for i in needed]:
                 return changed

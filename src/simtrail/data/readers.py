@@ -1,60 +1,104 @@
-"""Reads image files as arrays: PNG, JPEG, BMP, PPM, TIFF with any number of bands, ENVI cubes, NumPy arrays."""
+"""The one place where image files become arrays (C, H, W), whatever their format: see `open_image`."""
 
 from __future__ import annotations
 
 import re
 import struct
-import warnings
-from io import BytesIO
+from collections.abc import Iterator
+from contextlib import contextmanager
 from mmap import MADV_WILLNEED, PAGESIZE, mmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".hdr", ".npy"})
-MAPPED = (".hdr", ".npy")  # read by memory map, so that unused bands stay on disk
+from simtrail.data import arrays
+from simtrail.data.decoded import BandFacts, DecodedImage, Limits, Reading
 
-
-class BandFacts(BaseModel):
-    """What a file states about its bands; null for what it does not state."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # nodata may be NaN
-
-    names: list[str] | None = None
-    wavelengths: list[float | None] | None = None  # nm
-    good: list[bool] | None = None  # False for a bad band
-    scale: float | None = None  # the value that means reflectance 1
-    nodata: float | None = None  # the value of pixels without data
+SUFFIXES = arrays.SUFFIXES | {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".avif", ".heic", ".heif"),
+    *(".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".pbm", ".pgm", ".ppm", ".pnm"),
+    *(".tif", ".tiff", ".btf", ".tf8", ".hdr"),
+}
+MAPPED = arrays.SUFFIXES | {".hdr"}  # opened by path; ENVI and .npy as a memory map, so that unused bands stay on disk
+DEFAULT = Reading()
 
 
-class DecodedImage(NamedTuple):
-    """An image (C, H, W) in the file's type, whether its last band is alpha, and what the file states about bands."""
+def open_image(
+    path: str | Path, reading: Reading = DEFAULT, needed: int | None = None, max_side: int | None = None
+) -> DecodedImage:
+    """The image in a file. For an ENVI cube or a .npy file, it is a memory-mapped view that is read when it is used.
 
-    image: np.ndarray
-    alpha: bool = False
-    facts: BandFacts = BandFacts()
-
-
-def open_image(path: str | Path) -> DecodedImage:
-    """The image in a file. For an ENVI header or a .npy file, it is a memory-mapped view that is read when it is used.
-
-    A .npy array is (H, W) or (H, W, C). Raises OSError for a file that cannot be read, ValueError for bytes that are
-    not a complete image.
+    An ENVI cube may be named by its header or by its data file. Palettes become RGB, 1-bit images uint8; alpha is the
+    last band; the image is upright. `reading` says how files that leave a choice are read. `needed` is the length to
+    which the shortest side will be reduced: large JPEG and JPEG 2000 files are then decoded at a lower resolution.
+    `max_side` refuses large images with a longer side before they are decoded.
+    Raises OSError for a file that cannot be read, ValueError for bytes that are not a complete image.
     """
-    path = Path(path)
-    match path.suffix.lower():
-        case ".hdr":
-            from simtrail.data.envi import open_envi, read_header
+    path = image_of(Path(path)) or Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".hdr":
+        return _applied(_open_envi(path), reading)
+    if suffix in arrays.SUFFIXES:
+        with _value_errors():
+            decoded = arrays.open_array(path, reading, Limits(path.stat().st_size, max_side))
+        return _applied(decoded, reading)
+    return decode(path.read_bytes(), reading, needed, max_side)
 
-            header = read_header(path)
-            fields = {"names": header.names, "wavelengths": header.wavelengths, "good": header.good}
-            listed = {name: list(values) for name, values in fields.items() if values}
-            return DecodedImage(open_envi(path), False, BandFacts(**listed, scale=header.scale, nodata=header.nodata))
-        case ".npy":
-            return DecodedImage(_open_npy(path))
-    return decode(path.read_bytes())
+
+def read_image(path: str | Path, array: str | None = None, axes: str | None = None) -> np.ndarray:
+    """The image in a file as a (C, H, W) array in the file's type; see `open_image`.
+
+    `array` names the array in a MATLAB, HDF5, NetCDF or .npz file that has several. `axes` gives the axes of a stack,
+    such as CYX or YXC. Raises OSError for a file that cannot be read, ValueError for bytes that are not a complete
+    image.
+    """
+    return np.ascontiguousarray(open_image(path, Reading(array=array, axes=axes)).image)
+
+
+def decode(
+    data: bytes, reading: Reading = DEFAULT, needed: int | None = None, max_side: int | None = None
+) -> DecodedImage:
+    """The image in a file's bytes, as `open_image`; raises ValueError with the reason if there is none."""
+    from simtrail.data.photographs import decode_photograph
+    from simtrail.data.tiff import decode_tiff
+
+    if not data:
+        raise ValueError("empty file (0 bytes)")
+    limits = Limits(len(data), max_side)
+    with _value_errors(data):
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            decoded = decode_tiff(data, reading, limits)
+        else:
+            decoded = decode_photograph(data, limits, needed)
+    if decoded.image.dtype.kind not in "uif" or not decoded.image.size:
+        raise ValueError(f"pixels of type {decoded.image.dtype}: must be integers or floats; convert the file")
+    return _applied(decoded, reading)
+
+
+def _open_envi(path: Path) -> DecodedImage:
+    from simtrail.data.envi import open_envi, read_header
+
+    header = read_header(path)
+    fields = {key: getattr(header, key) for key in ("names", "wavelengths", "good", "gains", "offsets")}
+    listed = {name: list(values) for name, values in fields.items() if values}
+    return DecodedImage(open_envi(path), False, BandFacts(**listed, scale=header.scale, nodata=header.nodata))
+
+
+def _applied(decoded: DecodedImage, reading: Reading) -> DecodedImage:
+    """The image after the conversions that the reading asks for."""
+    image, alpha, facts, notes = decoded
+    if facts.gains and 0 in facts.gains:
+        raise ValueError(f"the scale of band {facts.gains.index(0) + 1} is 0, so that all its pixels would be equal")
+    if reading.grey_as_rgb and len(image) - alpha == 1:
+        image = np.concatenate([image[:1]] * 3 + [image[1:]])
+        thrice = {key: getattr(facts, key) and getattr(facts, key) * 3 for key in ("gains", "offsets", "good")}
+        facts = facts.model_copy(update={"names": None, "wavelengths": None, **thrice})
+    if reading.as_uint16 and image.dtype == np.uint8:
+        image = image.astype(np.uint16) * np.uint16(257)
+        times = {key: getattr(facts, key) and getattr(facts, key) * 257 for key in ("scale", "nodata")}
+        facts = facts.model_copy(update={**times, "gains": facts.gains and [gain / 257 for gain in facts.gains]})
+    return DecodedImage(image, alpha, facts, notes)
 
 
 def take_bands(image: np.ndarray, bands: list[int], rows: int = 16) -> np.ndarray:
@@ -88,6 +132,20 @@ def _read_ahead(image: np.ndarray, bands: list[int]) -> None:
             base.madvise(MADV_WILLNEED, first - first % PAGESIZE, last - first + first % PAGESIZE)
 
 
+def walk(folder: Path, links: bool = False, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files in a folder and its subfolders, sorted. Links to folders are followed with `links`, else yielded.
+
+    A link to a folder that contains it is yielded too. `above` are the real paths of the folders that contain this one.
+    """
+    above |= {folder.resolve()}
+    for path in sorted(folder.iterdir()):
+        loop = path.is_symlink() and (not links or path.resolve() in above)
+        if path.is_dir() and not loop:
+            yield from walk(path, links, above)
+        else:
+            yield path
+
+
 def image_of(path: Path) -> Path | None:
     """The image that a file belongs to: the header for an ENVI data file, else the file itself; None if no image."""
     from simtrail.data.envi import header_of
@@ -102,123 +160,38 @@ def files_of(path: Path) -> list[Path]:
     return [path, data_of(path)] if path.suffix.lower() == ".hdr" else [path]
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """The image in a file as a (C, H, W) array in the file's type.
-
-    Palettes are converted to RGB and 1-bit images to uint8. An alpha channel is the last band. A photograph's EXIF
-    orientation is applied. Raises OSError for a file that cannot be read, ValueError for bytes that are not a complete
-    image.
-    """
-    return np.ascontiguousarray(open_image(path).image)
-
-
-def decode(data: bytes) -> DecodedImage:
-    """The image in a file's bytes; raises ValueError with the reason if there is none."""
-    if not data:
-        raise ValueError("empty file (0 bytes)")
+@contextmanager
+def _value_errors(data: bytes = b"") -> Iterator[None]:
+    """Turns the many types of errors that broken files raise into ValueError with a reason of one line."""
     try:
-        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            image, alpha, facts = _decode_tiff(data)
-        elif data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
-            (image, alpha), facts = _decode_deep_png(data), BandFacts()
-        else:
-            (image, alpha), facts = _decode_pillow(data), BandFacts()
-    except Exception as error:  # broken bytes raise many types of errors; the caller needs one type
-        if isinstance(error, MemoryError):
+        yield
+    except (MemoryError, OSError) as error:
+        if isinstance(error, MemoryError) or not data:
             raise
-        raise ValueError(_reason(error)) from error
-    if image.dtype.kind not in "uif":
-        raise ValueError(f"pixels of type {image.dtype}: must be integers or floats; convert the file")
-    return DecodedImage(np.ascontiguousarray(image), alpha, facts)
+        raise ValueError(_other_file(data) or _reason(error)) from error
+    except Exception as error:
+        raise ValueError(_other_file(data) or _reason(error)) from error
 
 
-def _open_npy(path: Path) -> np.ndarray:
-    try:
-        image = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"not a complete NumPy array ({' '.join(str(error).split())})") from None
-    if image.ndim not in (2, 3) or not image.size or image.dtype.kind not in "uif":
-        raise ValueError(
-            f"array of {image.dtype} {image.shape}: must be numbers, (height, width) or (height, width, bands)"
-        )
-    return image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
+_OTHER_FILES = {  # what begins with these bytes, in lower case
+    b"version https://git-lfs": "a Git LFS pointer, not the image; run: git lfs pull",
+    b"%pdf": "a PDF file: export its image as PNG or TIFF",
+    b"<!doctype html": "an HTML page; download the image itself",
+    b"<html": "an HTML page; download the image itself",
+    b"<svg": "an SVG drawing: export it as PNG",
+    b"<?xml": "an XML file, such as an error of a server, not an image",
+    b"%!ps": "a PostScript file: export its image as PNG or TIFF",
+    b"{": "a JSON file, not an image",
+}
+_VIDEOS = (b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ", b"3gp4", b"3gp5")
 
 
-def _decode_tiff(data: bytes) -> tuple[np.ndarray, bool, BandFacts]:
-    from tifffile import TiffFile
-
-    with TiffFile(BytesIO(data)) as tiff:
-        series = tiff.series[0]
-        page = tiff.pages.first
-        image = series.asarray()
-        axes = series.axes
-        if image.ndim > 2 and 1 in image.shape:  # drop time, depth and series axes of length 1
-            kept = [n > 1 or axis in "YX" for n, axis in zip(image.shape, axes, strict=True)]
-            axes = "".join(axis for axis, is_kept in zip(axes, kept, strict=True) if is_kept)
-            image = image.reshape([n for n, is_kept in zip(image.shape, kept, strict=True) if is_kept])
-        if image.ndim == 2:
-            return image[None], False, _tiff_facts(page, 1)
-        if image.ndim != 3 or "Y" not in axes or "X" not in axes:
-            raise ValueError(f"TIFF with axes {axes} {image.shape}: must be one image of height, width and bands")
-        band_axis = next(i for i, axis in enumerate(axes) if axis not in "YX")
-        # tag 338, ExtraSamples: 1 is associated, 2 unassociated alpha; the extra bands of scientific TIFFs have 0
-        alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2) and len(page.extrasamples) == 1
-        alpha = alpha and image.shape[band_axis] in (2, 4)
-        return np.moveaxis(image, band_axis, 0), alpha, _tiff_facts(page, image.shape[band_axis] - alpha)
-
-
-def _tiff_facts(page: Any, bands: int) -> BandFacts:
-    """Facts in the tags of GDAL: names and wavelengths of bands (42112), and the value without data (42113)."""
-    tags = {code: str(page.tags.valueof(code) or "") for code in (42112, 42113)}
-    items = re.findall(r'<Item name="(\w+)" sample="(\d+)"[^>]*>([^<]*)</Item>', tags[42112])
-    values: dict[str, dict[int, str]] = {}
-    for name, sample, value in items:
-        values.setdefault(name.lower(), {})[int(sample)] = value.strip()
-    names, lengths, units = (values.get(key, {}) for key in ("description", "wavelength", "wavelength_units"))
-    scale = 1000 if units.get(0, "").lower().startswith("micro") else 1
-    try:
-        wavelengths = [float(lengths[i]) * scale for i in range(bands)] if len(lengths) == bands else None
-        nodata = float(tags[42113].strip("\0 ")) if tags[42113] else None
-    except (ValueError, KeyError):
-        raise ValueError(f"GDAL tags that are not numbers: wavelengths {lengths}, no-data {tags[42113]!r}") from None
-    return BandFacts(
-        names=[names[i] for i in range(bands)] if set(names) == set(range(bands)) else None,
-        wavelengths=list(wavelengths) if wavelengths else None,
-        nodata=nodata,
-    )
-
-
-def _decode_deep_png(data: bytes) -> tuple[np.ndarray, bool]:
-    from imagecodecs import png_decode  # Pillow would reduce 16-bit colour to 8 bits
-
-    image = np.moveaxis(png_decode(data), -1, 0)
-    return image, len(image) in (2, 4)
-
-
-def _decode_pillow(data: bytes) -> tuple[np.ndarray, bool]:
-    from PIL import Image, ImageOps
-
-    if (head := re.match(rb"P[36]\s(?:#[^\n]*\n|\s)*\d+\s+\d+\s+(\d+)\s", data[:512])) and int(head[1]) > 255:
-        raise ValueError(
-            f"PPM with values up to {int(head[1])}: only 8-bit colour PPM is read; convert it to PNG or TIFF"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        opened = Image.open(BytesIO(data))
-        opened.load()
-        image = ImageOps.exif_transpose(opened) if opened.format == "JPEG" else opened
-    if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
-        image = image.convert("LA" if image.mode in ("L", "La", "1") else "RGBA")
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
-    array = np.asarray(image)
-    if image.mode == "I" and opened.format in ("PNG", "PPM"):  # Pillow opens these 16-bit files with 32 bits
-        array = array.astype(np.uint16)
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("="))
-    return (array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)), image.mode in ("LA", "RGBA")
+def _other_file(data: bytes) -> str | None:
+    """What the bytes are, if they are of a kind that often has the name of an image by mistake."""
+    start = data[:200].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if (data[4:8] == b"ftyp" and data[8:12] in _VIDEOS) or data[:4] == b"\x1aE\xdf\xa3" or data[8:12] == b"AVI ":
+        return "a video, not an image; extract its frames"
+    return next((what for head, what in _OTHER_FILES.items() if start.startswith(head)), None)
 
 
 def _reason(error: Exception) -> str:
@@ -232,4 +205,4 @@ def _reason(error: Exception) -> str:
         or "unpack requires" in text
     ):
         return "truncated image" + (f" ({text})" if text else "")
-    return re.sub(r"<_io.BytesIO object at 0x[0-9a-f]+>", "the file", text) or type(error).__name__
+    return re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "the file", text) or type(error).__name__

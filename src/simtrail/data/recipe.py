@@ -13,7 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from simtrail.data.bands import Mix, choose_bands, make_mix, modalities
 from simtrail.data.dataset import Declaration
-from simtrail.data.readers import BandFacts, take_bands
+from simtrail.data.decoded import BandFacts, Reading
+from simtrail.data.readers import take_bands
 from simtrail.errors import listed
 from simtrail.params import Bands, Prepare
 
@@ -45,6 +46,9 @@ class Recipe(BaseModel):
     low: list[float]  # per band read: the file's value that becomes 0 …
     high: list[float]  # … and the value that becomes 1
     scale: float | None = None  # the file's value that means reflectance 1
+    gains: list[float] = []  # reflectance = value × gain + offset, per band read; empty: see scale
+    offsets: list[float] = []
+    reading: Reading = Reading()  # how files are read where they leave a choice
 
     @property
     def full_scale(self) -> int:
@@ -67,6 +71,26 @@ class Recipe(BaseModel):
         return self.chosen or [i for i in range(self.file_bands) if i != self.mask_band]
 
     @property
+    def needed(self) -> int | None:
+        """The shortest side that files may be decoded to; None if every pixel counts, because some are background."""
+        return self.size if self.mask_band is None and self.nodata is None else None
+
+    @property
+    def quantity(self) -> str:
+        """What `bounds` are: reflectance if its scale is known, else pixel value."""
+        return "reflectance" if self.scale or self.gains else "pixel value"
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The reflectances, or else the values in the files, that become 0 and 1 in each band of the input."""
+        if self.mix:
+            return np.zeros(len(self.bands)), np.ones(len(self.bands))
+        low, high = np.array(self.low), np.array(self.high)
+        if self.gains:
+            return low * self.gains + self.offsets, high * self.gains + self.offsets
+        return low / (self.scale or 1), high / (self.scale or 1)
+
+    @property
     def rgb(self) -> list[int] | None:
         """The indices of red, green and blue among `bands`; None if they are not declared."""
         names = [name.lower() for name in self.bands]
@@ -74,6 +98,17 @@ class Recipe(BaseModel):
             return [names.index(c) for c in ("red", "green", "blue")]
         declared = self.modalities.get("rgb", [])
         return declared if len(declared) == 3 else None
+
+    def require_same_units(self, facts: BandFacts) -> None:
+        """Raises ValueError if a file states another scale or offset of its bands than the files of this recipe."""
+        for name, ours in (("gains", self.gains), ("offsets", self.offsets)):
+            stated = getattr(facts, name) or []
+            theirs = [stated[i] for i in self.read_bands if i < len(stated)]
+            if ours and theirs != ours:
+                raise ValueError(
+                    f"{name} of its bands are {theirs[:3] or 'not stated'}: must be {ours[:3]}, as in the images this "
+                    "was made for"
+                )
 
 
 def make_recipe(
@@ -106,7 +141,9 @@ def make_recipe(
     left_out = [] if files.mask is None else [files.mask]
     chosen = choose_bands(params.bands, files.names, declared.wavelengths, files.facts.good, left_out, pixels)
     cone_catches = isinstance(params.bands, Bands) and params.bands.usml is not None  # they add up bands
-    dtype, low, high = _packed_range(manifest, chosen, one_range=bool(declared.scale) or cone_catches)
+    gains, offsets = files.reflectance(chosen)
+    one_range = bool(declared.scale or gains) or cone_catches
+    dtype, low, high = _packed_range(manifest, chosen, one_range, gains, offsets)
 
     def unit() -> np.ndarray:
         return np.clip((pixels()[:, chosen] - low) / (high - low), 0, 1)
@@ -133,6 +170,9 @@ def make_recipe(
         low=low.tolist(),
         high=high.tolist(),
         scale=declared.scale,
+        gains=gains,
+        offsets=offsets,
+        reading=declaration.reading,
     )
 
 
@@ -161,6 +201,13 @@ class _Files(NamedTuple):
     def data_bands(self) -> list[int]:
         return [i for i in self.image_bands if self.facts.good is None or self.facts.good[i]]
 
+    def reflectance(self, chosen: list[int]) -> tuple[list[float], list[float]]:
+        """Gain and offset of each chosen band; empty without them, or if dataset.yaml declares a scale instead."""
+        gains, offsets = self.facts.gains, self.facts.offsets
+        if gains is None or offsets is None or self.declared.scale:
+            return [], []
+        return [gains[i] for i in chosen], [offsets[i] for i in chosen]
+
     def modalities(self, chosen: list[int]) -> dict[str, list[int]]:
         """The positions of each modality's bands among the chosen ones; only modalities that have any."""
         bands, nm = self.image_bands, self.declared.wavelengths
@@ -177,17 +224,23 @@ class _Files(NamedTuple):
 
 
 def _packed_range(
-    manifest: pd.DataFrame, chosen: list[int], *, one_range: bool
+    manifest: pd.DataFrame, chosen: list[int], one_range: bool, gains: list[float], offsets: list[float]
 ) -> tuple[Literal["uint8", "uint16"], np.ndarray, np.ndarray]:
-    """The packed type, and for each chosen band the values of the files that become 0 and 1."""
+    """The packed type, and for each chosen band the values of the files that become 0 and 1.
+
+    With gains, 0 and 1 are the same reflectance in every band.
+    """
     file_dtype = str(manifest["dtype"].iloc[0])
-    if file_dtype == "uint8":
+    if file_dtype == "uint8" and not gains:
         return "uint8", np.zeros(len(chosen)), np.full(len(chosen), 255.0)
-    low = np.minimum(0, np.stack(manifest["min"].to_list()).min(0))[chosen]
-    high = np.stack(manifest["max"].to_list()).max(0)[chosen]
+    low, high = np.stack(manifest["min"].to_list()).min(0)[chosen], np.stack(manifest["max"].to_list()).max(0)[chosen]
+    gain, offset = (np.array(gains), np.array(offsets)) if gains else (np.ones(len(chosen)), np.zeros(len(chosen)))
+    low, high = low * gain + offset, high * gain + offset
+    low, high = np.minimum(0, np.minimum(low, high)), np.maximum(low, high)  # a gain may be negative
     if one_range or file_dtype in ("int8", "int16", "uint16"):
         low, high = np.full(len(chosen), low.min()), np.full(len(chosen), high.max())
-    return "uint16", low, np.where(high > low, high, low + 1)
+    high = np.where(high > low, high, low + 1)
+    return "uint16", (low - offset) / gain, (high - offset) / gain
 
 
 def _mean(unit: np.ndarray, mix: Mix | None) -> list[float]:
@@ -242,26 +295,37 @@ def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> n
 
 def conform_bands(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray | None, recipe: Recipe) -> np.ndarray:
     """As `conform`, but from the bands that the recipe reads, the mask band or None, and the alpha channel or None."""
-    low, high = (np.array(v, np.float32)[:, None, None] for v in (recipe.low, recipe.high))
-    unit = bands.astype(np.float32)
-    if bands.dtype.kind == "f":
+    background = np.broadcast_to(recipe.packed_background / recipe.full_scale, (len(recipe.bands), 1, 1))
+    cover = _cover(bands, mask, alpha, recipe) if recipe.composite else None
+    area = _area(cover) if cover is not None and recipe.cut and cover.any() else (slice(None), slice(None))
+    limits = zip(recipe.low, recipe.high, strict=True)
+    units = (_unit(band, low, high) for band, (low, high) in zip(bands, limits, strict=True))
+    planes = recipe.mix.apply(np.stack(list(units))) if recipe.mix else units
+    square = np.empty((len(recipe.bands), recipe.size, recipe.size), recipe.dtype)
+    for i, plane in enumerate(planes):  # one at a time: a photograph of floats takes four times its memory
+        if cover is not None:
+            plane -= background[i]
+            plane *= cover
+            plane += background[i]
+        fitted = _fit(plane[area], background[i], recipe) * np.float32(recipe.full_scale)
+        square[i] = np.rint(fitted, out=fitted)
+    return square
+
+
+def _unit(band: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A band as float32 from 0 to 1."""
+    unit = band.astype(np.float32)
+    if band.dtype.kind == "f":
         np.nan_to_num(unit, copy=False, nan=0.0)
-    unit -= low
-    unit /= high - low
-    np.clip(unit, 0, 1, out=unit)
-    cover, background = (
-        _cover(bands, mask, alpha, recipe) if recipe.composite else None,
-        recipe.packed_background / recipe.full_scale,
-    )
-    if recipe.mix:
-        unit = recipe.mix.apply(unit)
-    if cover is not None:
-        unit = background + (unit - background) * cover
-    if cover is not None and recipe.cut and cover.any():
-        rows, columns = (np.flatnonzero(cover.any(axis)) for axis in (1, 0))
-        unit = unit[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    square = _fit(unit, recipe) * np.float32(recipe.full_scale)
-    return np.rint(square, out=square).astype(recipe.dtype)
+    unit -= np.float32(low)
+    unit /= np.float32(high) - np.float32(low)
+    return np.clip(unit, 0, 1, out=unit)
+
+
+def _area(cover: np.ndarray) -> tuple[slice, slice]:
+    """The rectangle around all pixels that are not background."""
+    rows, columns = (np.flatnonzero(cover.any(axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _cover(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray | None, recipe: Recipe) -> np.ndarray | None:
@@ -277,22 +341,21 @@ def _cover(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray | None,
     return np.prod(covers, axis=0) if covers else None
 
 
-def _fit(unit: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """The image (C, H, W) resized, and padded or cropped, to (C, size, size)."""
-    size, (height, width) = recipe.size, unit.shape[1:]
+def _fit(unit: np.ndarray, background: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """A band (H, W) resized, and padded or cropped, to (size, size)."""
+    size, (height, width) = recipe.size, unit.shape
     scale = size / (max if recipe.fit == "pad" else min)(height, width)
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
     if (h, w) != (height, width):
         # Pillow's bilinear filter becomes wider when an image is reduced, which avoids aliasing
-        bands = [Image.fromarray(np.ascontiguousarray(b)).resize((w, h), Image.Resampling.BILINEAR) for b in unit]
-        unit = np.stack([np.asarray(band) for band in bands])
+        resized = Image.fromarray(np.ascontiguousarray(unit)).resize((w, h), Image.Resampling.BILINEAR)
+        unit = np.asarray(resized)
     if recipe.fit == "crop":
         top, left = (h - size) // 2, (w - size) // 2
-        return unit[:, top : top + size, left : left + size]
+        return unit[top : top + size, left : left + size]
     if (h, w) == (size, size):
         return unit
-    square = np.empty((len(unit), size, size), np.float32)
-    square[:] = recipe.packed_background / recipe.full_scale
+    square = np.full((size, size), background, np.float32)
     top, left = (size - h) // 2, (size - w) // 2
-    square[:, top : top + h, left : left + w] = unit
+    square[top : top + h, left : left + w] = unit
     return square

@@ -11,16 +11,20 @@ from simtrail.errors import InputError
 from simtrail.params import Prepare
 
 
-def split_groups(manifest: pd.DataFrame) -> np.ndarray:
+def split_groups(manifest: pd.DataFrame, near_copies: bool = False) -> np.ndarray:
     """One integer per image, the same for images that must be in one part of the split.
 
-    These are images of one `group` and images with the same bytes. If A belongs to B and B to C, all three are
-    together.
+    These are images of one `group`, images with the same bytes and, with `near_copies`, near copies, except those that
+    a fixed split divides. If A belongs to B and B to C, all three are together.
     """
     n = len(manifest)
     links = []
-    for column in ("group", "sha256"):
-        codes, _ = pd.factorize(manifest[column])
+    columns = [manifest["group"], manifest["sha256"]]
+    if near_copies and "near_copy" in manifest:  # older manifests have none
+        divided = manifest.groupby("near_copy")["split"].transform("nunique") > 1
+        columns.append(manifest["near_copy"].mask(divided))
+    for column in columns:
+        codes, _ = pd.factorize(column)
         rows = np.flatnonzero(codes >= 0)
         first = pd.Series(rows).groupby(codes[rows]).transform("first").to_numpy()
         links.append((rows, first))
@@ -33,8 +37,8 @@ def split_groups(manifest: pd.DataFrame) -> np.ndarray:
     return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)[1]
 
 
-def assign_split(manifest: pd.DataFrame, params: Prepare) -> pd.Series:
-    """train, val or test for each image of a manifest.
+def assign_split(manifest: pd.DataFrame, params: Prepare, groups: np.ndarray | None = None) -> pd.Series:
+    """train, val or test for each image of a manifest; `groups` are those of `split_groups`.
 
     Values in the `split` column are kept, and images without a value are assigned. If the column never names a part,
     such as val, this part also takes images from train. Groups are assigned class by class, so that the fractions are
@@ -42,9 +46,8 @@ def assign_split(manifest: pd.DataFrame, params: Prepare) -> pd.Series:
     same split, and adding images moves few of the old ones. Raises InputError if the column divides a group, or if a
     part would be empty.
     """
-    table = pd.DataFrame(
-        {"split": manifest["split"], "group": split_groups(manifest), "label": manifest["label"].fillna("")}
-    )
+    groups = split_groups(manifest) if groups is None else groups
+    table = pd.DataFrame({"split": manifest["split"], "group": groups, "label": manifest["label"].fillna("")})
     table.index = manifest.index
     fixed = table.dropna(subset="split")
     cut = fixed.groupby("group")["split"].nunique()

@@ -210,10 +210,7 @@ def _band_tables(assessment: Assessment, embedded: Embedded, p: Evaluate) -> dic
         rows, labels, names = task.rows[task.test], task.labels[task.test], task.names
     else:
         rows, labels, names = test, np.zeros(len(test), int), ["test images"]
-    unit = recipe.scale or 1.0
-    bounds = ([0.0] * len(recipe.bands), [1.0] * len(recipe.bands)) if recipe.mix else (recipe.low, recipe.high)
-    low, high = (np.array(bound) / unit for bound in bounds)
-    return tables | {"spectra": mean_spectra(images, rows, labels, names, (low, high), seed=p.seed)}
+    return tables | {"spectra": mean_spectra(images, rows, labels, names, recipe.bounds, seed=p.seed)}
 
 
 def _map(embedded: Embedded, seed: int) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from simtrail.data.loader import to_unit
-from simtrail.data.readers import SUFFIXES, open_image
+from simtrail.data.readers import SUFFIXES, image_of, open_image, walk
 from simtrail.data.recipe import Recipe, conform
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, WEIGHTS
@@ -230,10 +230,16 @@ class Encoder(nn.Module):
         are as in `features`. Raises InputError, which names each file that can't be read or has different bands.
         """
         items, index = _items_and_index(images)
+        recipe = self.config.recipe
 
         def load(item: Path | np.ndarray) -> np.ndarray | str:
             try:
-                return conform(open_image(item).image if isinstance(item, Path) else item, self.config.recipe, modality)
+                if isinstance(item, Path):
+                    decoded = open_image(item, recipe.reading, recipe.needed)
+                    if modality is None:
+                        recipe.require_same_units(decoded.facts)
+                    item = decoded.image
+                return conform(item, recipe, modality)
             except (ValueError, OSError) as error:
                 reason = getattr(error, "strerror", None) or error  # without the number of a system error
                 return f"{item if isinstance(item, Path) else 'array'}: {reason}"
@@ -357,7 +363,7 @@ def _items_and_index(
     if isinstance(images, str | Path):
         path = Path(images)
         if path.is_dir():
-            paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+            paths = [p for p in walk(path, links=True) if image_of(p) == p]
             if not paths:
                 raise InputError(f"{path}: no image in it; files must end in {', '.join(sorted(SUFFIXES))}")
         else:

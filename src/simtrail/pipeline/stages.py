@@ -16,7 +16,7 @@ from simtrail.data.dataset import Dataset, missing_data
 from simtrail.errors import InputError, listed
 from simtrail.params import Params, load_params
 from simtrail.pipeline import workspace as ws
-from simtrail.pipeline.summary import rejected_lines, score_lines, warning_lines
+from simtrail.pipeline.summary import note_lines, rejected_lines, score_lines, warning_lines
 
 if TYPE_CHECKING:
     from simtrail.data.pack import PackedImages
@@ -45,7 +45,7 @@ def check(settings: Sequence[str] = ()) -> None:
 
     ws.fresh_folder(ws.MANIFEST.parent)
     dataset, name = Dataset(Path("data") / params.data.name), params.data.name
-    manifest, md5 = scan(dataset, meanwhile=load_library)  # which takes seconds
+    manifest, md5 = scan(dataset, params.check.max_side, meanwhile=load_library)  # which takes seconds
     findings, rejected = validate(manifest, params.check, dataset.declaration)
     manifest["rejected"] = manifest["path"].map(rejected)
     manifest.to_parquet(ws.MANIFEST)
@@ -60,12 +60,19 @@ def check(settings: Sequence[str] = ()) -> None:
         "success": not rejected,
         "findings": [f.as_dict() for f in findings],
         "rejected": rejected,
-        "other_files": [p for p in dataset.files()[1] if p not in ("metadata.csv", "dataset.yaml")],
+        "other_files": [
+            p for p in dataset.files()[1] if p not in (dataset.sheet and dataset.sheet.name, "dataset.yaml")
+        ],
+        "notes": {note: [] for note in dataset.notes} | _notes(manifest),
     }
     ws.write_json(ws.VALIDATION, result)
     ws.VALIDATION_PAGE.write_text(validation_page(result, manifest), encoding="utf-8")
     if others := result["other_files"]:
         echo(f"check: {len(others)} files are not images and are left out, such as {others[0]}")
+    for line in note_lines(result):
+        echo(f"check: note: {line}")
+    if unused := dataset.unused_labels(manifest):
+        echo(f"check: warning: {unused}")
     for line in warning_lines(result):
         echo(f"check: warning: {line}")
     if rejected and (params.check.on_fail == "error" or len(rejected) == len(manifest)):
@@ -84,7 +91,7 @@ def prepare(settings: Sequence[str] = ()) -> None:
     params = load_params(settings=settings)
     from simtrail.data.pack import pack, sample_pixels, statistics
     from simtrail.data.recipe import make_recipe, without_effect
-    from simtrail.data.split import assign_split
+    from simtrail.data.split import assign_split, split_groups
 
     ws.require(params, "check")
     validation = ws.read_json(ws.VALIDATION, "check")
@@ -96,16 +103,18 @@ def prepare(settings: Sequence[str] = ()) -> None:
     manifest = ws.read_table(ws.MANIFEST, "check")
     manifest = manifest[manifest["rejected"].isna()].reset_index(drop=True)
     dataset = Dataset(Path("data") / params.data.name)
-    split = assign_split(manifest, params.prepare)
+    blocks = split_groups(manifest, near_copies=params.check.near_duplicates == "group")
+    split = assign_split(manifest, params.prepare, blocks)
     held_out = manifest["label"].isin(_known_classes(params.evaluate.held_out_classes, manifest["label"]))
     pretraining = (split == "train") & ~held_out
-    sample = partial(sample_pixels, dataset.folder, manifest["path"][pretraining].to_list(), params.prepare.seed)
+    paths, reading = manifest["path"][pretraining].to_list(), dataset.declaration.reading
+    sample = partial(sample_pixels, dataset.folder, paths, params.prepare.seed, reading)
     recipe = make_recipe(manifest, dataset.declaration, params.prepare, sample)
     for line in without_effect(recipe, manifest["facts"].iloc[0]):
         echo(f"prepare: warning: {line}")
     ws.fresh_folder(ws.PACKED)  # only now: an error in the settings must not remove an earlier result
     images, moments = pack(dataset.folder, manifest, recipe, ws.PACKED)
-    table = _split_table(manifest, split, held_out)
+    table = _split_table(manifest, split, blocks, held_out)
     table.to_parquet(ws.SPLIT)
     counts = split.value_counts().to_dict()
     ws.write_json(
@@ -285,6 +294,12 @@ def register(settings: Sequence[str] = ()) -> None:
             echo(f"register: warning: linear probe of {name}: {verdict(task)}")
 
 
+def _notes(manifest: pd.DataFrame) -> dict[str, list[str]]:
+    """Each decision in reading files, with the paths of these files."""
+    notes = manifest[["path", "notes"]].explode("notes").dropna()
+    return {str(note): group["path"].to_list() for note, group in notes.groupby("notes")}
+
+
 def _train(params: Params, ready: TrainingRun, folder: Path) -> None:
     """Trains one encoder and writes it, its history and its pictures to a folder; logged to its run."""
     from simtrail.tracking.pull import encoder_hash
@@ -325,12 +340,10 @@ def _draw_curve(history: list[dict[str, float]], kept_epoch: int, folder: Path) 
     training_curve(history, kept_epoch, folder / "training.png")
 
 
-def _split_table(manifest: pd.DataFrame, split: pd.Series, held_out: pd.Series) -> pd.DataFrame:
+def _split_table(manifest: pd.DataFrame, split: pd.Series, blocks: np.ndarray, held_out: pd.Series) -> pd.DataFrame:
     """A row per image: its identity, labels and metadata, split, block of images never split apart, held out or not."""
-    from simtrail.data.split import split_groups
-
-    columns = [c for c in manifest if c in ("path", "sha256", "label", "group") or c.startswith("meta.")]
-    return manifest[columns].assign(split=split, block=split_groups(manifest), held_out=held_out)
+    columns = [c for c in manifest if c in ("path", "sha256", "label", "group", "near_copy") or c.startswith("meta.")]
+    return manifest[columns].assign(split=split, block=blocks, held_out=held_out)
 
 
 def _split_hash(table: pd.DataFrame) -> str:

@@ -39,9 +39,22 @@ def _version(encoder: dict[str, str]) -> Registered | None:
 
 
 def warning_lines(validation: dict[str, Any]) -> list[str]:
-    """One line for each check that gives a warning: what is wrong, and which images or classes it concerns."""
-    failed = (f for f in validation["findings"] if f["severity"] == "warning" and not f["success"])
-    return [f"{f['problem']}: {listed(f['offenders'])}" if f["offenders"] else f["problem"] for f in failed]
+    """One line for each check that gives a warning: what is wrong, three examples, and what to do."""
+    lines = []
+    for f in validation["findings"]:
+        if f["severity"] == "warning" and not f["success"]:
+            examples = f": {listed(f['offenders'], 3)}" if f["offenders"] else ""
+            advice = f"; {f['advice']}" if f.get("advice") else ""
+            lines.append(f"{f['problem']}{examples}{advice}")
+    return lines
+
+
+def note_lines(validation: dict[str, Any]) -> list[str]:
+    """One line for each decision in reading files, with the number of files and an example."""
+    return [
+        f"{note} ({len(paths)} file{'s' * (len(paths) > 1)}, such as {paths[0]})" if paths else note
+        for note, paths in validation["notes"].items()
+    ]
 
 
 def rejected_lines(validation: dict[str, Any]) -> str:

@@ -64,8 +64,7 @@ def draw(evaluation: Evaluation, seed: int, figures: Path, map_file: Path) -> No
         importance_bars(tables["importance_bands"], modalities, figures / "importance.png")
     if "spectra" in tables:
         recipe = evaluation.images.recipe
-        quantity = "reflectance" if recipe.scale else "pixel value"
-        spectra(tables["spectra"], recipe.wavelengths or None, figures / "spectra.png", quantity)
+        spectra(tables["spectra"], recipe.wavelengths or None, figures / "spectra.png", recipe.quantity)
     queries, nearest = arrays["neighbour_queries"], arrays["neighbours"]
     pictures.neighbours(evaluation.images, queries, nearest, evaluation.labels, figures / "neighbours.png")
     packed = evaluation.images.rows(arrays["saliency_rows"])
