@@ -14,6 +14,7 @@ from simtrail.data.decoded import DecodedImage, Limits, upright
 
 EXACT = 2**20  # an image with at most so many pixels is always decoded completely
 OVERSAMPLED = 4  # a reduced decode keeps so many times the pixels per side that are needed
+_STRIP = 256  # rows
 _OPENING = threading.Lock()
 # not EPS, which Pillow gives to another program to run; not TIFF, see tiff.py
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "PPM")
@@ -112,14 +113,18 @@ def _pillow(data: bytes, limits: Limits, needed: int | None) -> DecodedImage:
         notes.append(f"the first of {frames} frames")
     if (depth := _bit_depth(data, opened)) > 8:
         notes.append(f"{depth} bits are reduced to 8")
-    if needed is not None and opened.width * opened.height > EXACT:
+    large, full = opened.width * opened.height > EXACT, opened.size
+    if needed is not None and large:
         _reduce(opened, needed * OVERSAMPLED)
-    opened.load()
     orientation, more = _orientation(opened)
+    if large and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB") and opened.size == full:
+        image_CHW = np.moveaxis(np.atleast_3d(_jpeg(data)), -1, 0)
+        return DecodedImage(upright(image_CHW, orientation), notes=(*notes, *more))
+    opened.load()
     image = _plain(opened)
     if opened.mode == "CMYK":
         notes.append("CMYK is converted to RGB, without its colour profile")
-    array = np.asarray(image)
+    array = _pixels(image)
     if image.mode == "I" and opened.format == "PPM":  # Pillow opens these 16-bit files with 32 bits
         array = array.astype(np.uint16)
     if array.dtype.byteorder == ">":
@@ -184,6 +189,30 @@ def _orientation(opened: Any) -> tuple[int, tuple[str, ...]]:
     except Exception:  # broken EXIF data raise many types of errors, and many cameras write them
         return 1, ("its EXIF data are broken, so its orientation is unknown",)
     return (tag if tag in range(1, 9) else 1), ()
+
+
+def _jpeg(data: bytes) -> np.ndarray:
+    """The pixels of a JPEG in YCbCr or grey: those of Pillow, in half the time and memory."""
+    from imagecodecs import jpeg8_decode
+
+    if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):  # the library does not mind that the end is missing
+        raise ValueError("truncated image (no end marker after its pixels)")
+    return jpeg8_decode(data)
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """The pixels, by strips of a large image, because Pillow copies twice what it gives to NumPy."""
+    if image.width * image.height <= EXACT:
+        return np.asarray(image)
+    strips = (
+        image.crop((0, top, image.width, min(top + _STRIP, image.height))) for top in range(0, image.height, _STRIP)
+    )
+    first = np.asarray(next(strips))
+    pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
+    pixels[:_STRIP] = first
+    for i, strip in enumerate(strips, 1):
+        pixels[i * _STRIP : (i + 1) * _STRIP] = np.asarray(strip)
+    return pixels
 
 
 def _plain(image: Any) -> Any:

@@ -290,10 +290,14 @@ def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> n
         )
     mask = None if recipe.mask_band is None else image[recipe.mask_band]
     alpha = image[-1] if len(image) > recipe.file_bands else None
-    return conform_bands(take_bands(image, recipe.read_bands), mask, alpha, recipe)
+    mapped = isinstance(image, np.memmap)
+    bands = take_bands(image, recipe.read_bands) if mapped else [image[i] for i in recipe.read_bands]
+    return conform_bands(bands, mask, alpha, recipe)
 
 
-def conform_bands(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray | None, recipe: Recipe) -> np.ndarray:
+def conform_bands(
+    bands: np.ndarray | list[np.ndarray], mask: np.ndarray | None, alpha: np.ndarray | None, recipe: Recipe
+) -> np.ndarray:
     """As `conform`, but from the bands that the recipe reads, the mask band or None, and the alpha channel or None."""
     background = np.broadcast_to(recipe.packed_background / recipe.full_scale, (len(recipe.bands), 1, 1))
     cover = _cover(bands, mask, alpha, recipe) if recipe.composite else None
@@ -328,7 +332,9 @@ def _area(cover: np.ndarray) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _cover(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray | None, recipe: Recipe) -> np.ndarray | None:
+def _cover(
+    bands: np.ndarray | list[np.ndarray], mask: np.ndarray | None, alpha: np.ndarray | None, recipe: Recipe
+) -> np.ndarray | None:
     """How much of each pixel is not background, (H, W) from 0 to 1; None if the image has no background."""
     covers = []
     if alpha is not None:
@@ -336,8 +342,9 @@ def _cover(bands: np.ndarray, mask: np.ndarray | None, alpha: np.ndarray | None,
     if mask is not None:
         covers.append((mask > 0).astype(np.float32))
     if recipe.nodata is not None:
-        empty = np.isnan(bands) if np.isnan(recipe.nodata) else bands == recipe.nodata
-        covers.append((~empty.all(0)).astype(np.float32))
+        nan = np.isnan(recipe.nodata)
+        empty = np.logical_and.reduce([np.isnan(band) if nan else band == recipe.nodata for band in bands])
+        covers.append((~empty).astype(np.float32))
     return np.prod(covers, axis=0) if covers else None
 
 
