@@ -144,8 +144,19 @@ def test_metrics_hold_probe_knn_and_floors_with_intervals(project):
     assert drawn == {p.stem for p in ws.FIGURES.glob("*.svg")} == {
         "scores-species", "confusion-species", "per_class-species", "reliability", "angles", "explained_variance",
         "dimensions", "label_efficiency", "fine_tune", "map", "map_thumbnails", "class_examples-1", "neighbours",
-        "saliency", "importance", "spectra",
+        "saliency", "importance", "spectra", "suspects",
     }  # fmt: skip
+
+
+def test_suspects_are_a_table_of_the_run_and_a_part_of_the_report(project):
+    metrics = json.loads(ws.SCORES.read_text())
+    found = pd.read_csv(ws.TABLES / "suspects.csv")
+    assert found["kind"].value_counts().get("label", 0) == metrics["suspects"]["labels"] > 0
+    assert set(found["path"].dropna()) <= set(pd.read_parquet(ws.SPLIT)["path"])
+    assert score_lines(metrics)[-1].endswith("tables/suspects.csv")
+    (run,) = all_runs()
+    assert "suspects.csv" in {f.path for f in client().list_artifacts(run.info.run_id)}
+    assert '<h2 id="suspects">' in ws.REPORT.read_text()
 
 
 def test_the_report_has_every_part_and_is_logged_to_the_run(project):

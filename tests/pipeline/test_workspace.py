@@ -15,8 +15,14 @@ def test_tables_have_their_texts_and_numbers_exactly_as_they_were_written(tmp_pa
     table.to_csv(ws.TABLES / "per_class.csv", index=False)
     (ws.TABLES / "outliers.csv").write_text("\n")
     (ws.TABLES / "dimensions.csv").write_text("column,dimension,r2,p,q,kind\n")  # no column to relate to
+    suspects = pd.DataFrame(
+        {"path": ["1", None], "given": ["007", "01"], "suggested": ["NA", None], "margin": [0.5, 0.1]}
+    )
+    suspects.to_csv(ws.TABLES / "suspects.csv", index=False)
     tables = ws.read_tables()
-    assert list(tables) == ["per_class"]  # without the empty ones
+    pd.testing.assert_frame_equal(tables["suspects"], suspects.astype(tables["suspects"].dtypes), check_exact=True)
+    assert tables["suspects"]["given"].tolist() == ["007", "01"]
+    assert list(tables) == ["per_class", "suspects"]  # without the empty ones
     pd.testing.assert_frame_equal(tables["per_class"], table, check_exact=True)
 
 

@@ -318,6 +318,18 @@ def test_a_view_that_leaves_out_all_bands_of_a_row_says_so(tmp_path, figure_text
     assert not any(text.startswith("no ") for text in figure_texts)
 
 
+@pytest.mark.parametrize("count", [1, 45])
+def test_suspects_have_the_end_of_their_path_their_label_and_the_suggested_one(tmp_path, figure_texts, count):
+    captions = [("images/drawer 17/00031.png", "Polyommatus icarus", "→ Polyommatus icarus")] * (count - 1) + [
+        ("a.png", "no label", "near copy")
+    ]
+    images = packed(tmp_path, ["red", "green", "blue"])
+    pictures.suspects(images, np.arange(count) % 40, captions, tmp_path / "suspects.png")
+    assert {"a.png", "no label", "near copy"} <= set(figure_texts)
+    assert figure_texts.count("→ Polyommatus icar…") == count - 1
+    assert figure_texts.count("…rawer 17/00031.png") == count - 1
+
+
 def test_examples_of_many_classes_take_several_figures(tmp_path, figure_texts):
     examples = {n: {"nearest": np.array([0, 1]), "farthest": np.arange(5), "others": np.array([9])} for n in NAMES[:12]}
     examples["class 3"] = dict.fromkeys(("nearest", "farthest", "others"), np.array([], int))

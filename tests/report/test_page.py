@@ -18,7 +18,8 @@ from simtrail.report.html import LARGEST_SVG
 from simtrail.report.page import LARGEST_MAP, report_page
 from simtrail.report.wording import interval, verdict
 
-SECTIONS = ("data", "training", "knows", "labels", "unseen", "geometry", "pictures", "fails", "lineage", "limits")
+SECTIONS = ("data", "training", "knows", "labels", "unseen", "geometry", "pictures", "fails", "suspects", "lineage")
+SECTIONS += ("limits",)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="500" height="300"><circle r="{}" cx="200" cy="100"/></svg>'
 
@@ -69,6 +70,10 @@ def tables() -> dict[str, pd.DataFrame]:
         "duplicates": pd.DataFrame(
             {"first": [path], "second": [path], "angle": [0.3], "kind": ["near"], "same_group": [True]}
         ),
+        "suspects": pd.DataFrame(
+            {"path": [path, None], "kind": ["label", "class"], "given": ["Morpho <b>helenor</b>", "Morpho deidamia"]}
+            | {"suggested": ["Morpho menelaus", None], "copy_of": [None, None], "margin": [0.93, 0.25], "reason": "why"}
+        ),
     }
 
 
@@ -87,6 +92,7 @@ def facts(**changes: object) -> dict:
         "history": [{"epoch": 1, "step": 9, "loss": 4.5}, {"epoch": 40, "step": 360, "loss": 1.25}],
         "metrics": {
             "features": features,
+            "suspects": {"labels": 1, "unchecked_classes": 0, "probe_accuracy": 0.87, "groups": 0, "classes": 1},
             "tasks": {"species": task(labels_needed={"linear_probe": 210, "knn": None}), "sex": task(unknown=3)}
             | {"species (unseen)": task()},
         },
@@ -301,6 +307,45 @@ def test_limits_name_few_groups_missing_groups_and_images_left_out(folder):
         assert "d: only 4 test groups" in text
         assert "c: 2 test images are not scored: their classes have no training image" in text
         assert "1 of 960 images failed the checks" in text
+
+
+def test_suspects_are_counted_and_the_page_says_what_to_do(folder):
+    text = " ".join(Page(report_page(facts(), folder)).text.split())
+    assert "1 suspected wrong label: a linear probe" in text
+    assert "This probe gives 87 % of the images the label that they have" in text
+    assert "Not checked" not in text
+    assert "near copy in train or val" not in text
+    assert "0 groups and 1 class on which the linear probe fails" in text
+    assert "correct it in metadata.csv (or move the image to the folder of its class) and run again" in text
+    assert "a suspicion is not a proof" in text
+    values = facts()
+    accuracy = {"accuracy": 0.871, "accuracy_low": 0.84, "accuracy_high": 0.9}
+    values["metrics"]["suspects"] |= {"unchecked_classes": 2, "near_copies": 3}
+    values["metrics"]["suspects"]["without_near_copies"] = {"images": 237, **accuracy}
+    text = " ".join(Page(report_page(values, folder)).text.split())
+    assert "Not checked: 2 classes with too few groups (fewer than five)." in text
+    assert (
+        "3 test images with a near copy in train or val. Accuracy of the linear probe on all test images: 0.881" in text
+    )
+    assert "on the 237 without a near copy: 0.871 (0.840 – 0.900)" in text
+
+
+def test_every_kind_of_suspect_has_a_table_of_the_columns_that_it_has(folder):
+    text = report_page(facts(), folder)
+    part = text[text.index('id="suspects"') : text.index('id="lineage"')]
+    headings = [re.findall(r"<th.*?>(.*?)</th>", row) for row in part.split("<table>")[1:]]
+    assert headings == [["path", "given", "suggested", "margin", "reason"], ["given", "margin", "reason"]]
+    assert "Test images with a near copy in train or val; " not in part
+
+
+def test_without_suspects_there_is_nothing_to_do(folder):
+    none = {"labels": 0, "unchecked_classes": 0, "probe_accuracy": None, "near_copies": 0, "groups": 0, "classes": 0}
+    values = facts()
+    values["metrics"]["suspects"], values["tables"] = none, {}
+    text = Page(report_page(values, folder)).text
+    assert "0 suspected wrong labels" in text
+    assert "0 test images with a near copy in train or val." in text
+    assert "What to do" not in text
 
 
 @pytest.mark.slow

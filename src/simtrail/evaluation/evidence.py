@@ -24,6 +24,7 @@ from simtrail.evaluation.structure import (
     map_coordinates,
     retrieval,
 )
+from simtrail.evaluation.suspects import suspects
 from simtrail.evaluation.tasks import Result, Task
 from simtrail.params import Evaluate
 
@@ -62,7 +63,7 @@ class Evidence:
 def gather(
     assessment: Assessment, embedded: Embedded, p: Evaluate, log: Callable[[str], None] = lambda line: None
 ) -> Evidence:
-    """The evidence of the test split (duplicates: of all images); adds further measures to the assessment's metrics.
+    """The evidence of the test split (duplicates, suspects: all images); adds measures to the assessment's metrics.
 
     `log` gets a line for each step.
     """
@@ -94,6 +95,9 @@ def gather(
                 metrics["tasks"][task.name]["labels_needed"] = label_efficiency.labels_needed(curve)
     if assessment.tasks:
         tables |= _score_tables(assessment)
+    log("suspected errors in the data")
+    main = (assessment.tasks[0], assessment.results[0]) if assessment.tasks else None
+    tables["suspects"], metrics["suspects"] = suspects(table, features, main, p)
     recipe = embedded.images.recipe
     if len(recipe.bands) > 3 or len(recipe.modalities) > 1:
         log("importance and spectra of the bands")

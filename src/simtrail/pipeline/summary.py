@@ -6,7 +6,7 @@ from typing import Any
 
 from simtrail.errors import listed
 from simtrail.evaluation.names import FEW_GROUPS, TITLES
-from simtrail.pipeline.workspace import REGISTERED, REGISTRATION, REPORT, SCORES, VALIDATION_PAGE, read_json
+from simtrail.pipeline.workspace import REGISTERED, REGISTRATION, REPORT, SCORES, TABLES, VALIDATION_PAGE, read_json
 from simtrail.tracking.pull import Registered, registered
 from simtrail.tracking.store import STORE, local_database
 
@@ -85,7 +85,31 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
     if seeds := metrics.get("seeds"):
         each = (f"{TITLES[k]} {v['mean']:.3f} ± {v['sd']:.3f}" for k, v in seeds.items())
         lines.append(f"over {next(iter(seeds.values()))['seeds']} seeds: {', '.join(each)}")
+    if suspects := _suspect_counts(metrics.get("suspects", {})):
+        lines.append(f"{', '.join(suspects)}: {TABLES / 'suspects.csv'}")
     return lines
+
+
+def _suspect_counts(numbers: dict[str, Any]) -> list[str]:
+    """How many suspects of each kind there are, as evaluation.suspects counts them, without kinds not searched."""
+
+    def count(key: str, thing: str, things: str) -> str:
+        return f"{numbers[key]} {thing if numbers[key] == 1 else things}"
+
+    parts = []
+    if "labels" in numbers:
+        parts.append(count("labels", "suspected wrong label", "suspected wrong labels"))
+        if numbers["unchecked_classes"]:
+            few = count("unchecked_classes", "class has", "classes have")
+            parts[-1] += f" ({few} too few groups to be checked)"
+    if "near_copies" in numbers:
+        parts.append(count("near_copies", "test image", "test images") + " with a near copy in train or val")
+        if without := numbers.get("without_near_copies"):
+            parts[-1] += f" (accuracy without {without['accuracy']:.3f})"
+    if "classes" in numbers:
+        failing = [count("groups", "group", "groups"), count("classes", "class", "classes")]
+        parts.append(" and ".join(failing) + " on which the probe fails")
+    return parts
 
 
 def _row(title: str, scores: dict[str, float]) -> str:

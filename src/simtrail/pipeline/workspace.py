@@ -48,7 +48,7 @@ HOW_OFTEN = "pretrain.checkpoint."  # how often a run is saved does not change i
 RECORDS = {"check": VALIDATION, "prepare": STATISTICS, "pretrain": TRAINING_SETTINGS}  # with the settings they had
 # columns of tables that hold text, also where a class is called 007 or NA
 TEXTS = ["task", "class", "label", "column", "kind", "classifier", "draw", "score", "start", "band", "group", "path"]
-TEXTS += ["first", "second", "splits"]
+TEXTS += ["first", "second", "splits", "given", "suggested", "copy_of", "reason"]
 
 
 class Prepared(NamedTuple):

@@ -62,6 +62,8 @@ def draw(evaluation: Evaluation, seed: int, figures: Path, map_file: Path) -> No
     if "importance_bands" in tables:
         modalities = tables.get("importance_modalities")
         importance_bars(tables["importance_bands"], modalities, figures / "importance.png")
+    if "suspects" in tables:
+        _draw_suspects(evaluation, figures / "suspects.png")
     if "spectra" in tables:
         recipe = evaluation.images.recipe
         spectra(tables["spectra"], recipe.wavelengths or None, figures / "spectra.png", recipe.quantity)
@@ -101,6 +103,23 @@ def _draw_main_task(evaluation: Evaluation, task: str, figures: Path) -> None:
             summary[summary["labels"] == summary["labels"].max()].groupby("classifier", sort=False)["mean"].first()
         )
         charts.label_efficiency(summary, full_accuracy.to_dict(), figures / "label_efficiency.png")
+
+
+def _draw_suspects(evaluation: Evaluation, path: Path) -> None:
+    """Draws the images among the suspects; there may be none, since groups and classes are suspects too."""
+    images = evaluation.tables["suspects"].dropna(subset="path").head(pictures.SUSPECTS)
+    if images.empty:
+        return
+    rows = pd.Index(evaluation.table["path"]).get_indexer(images["path"])
+    captions = [
+        (
+            row.path,
+            "no label" if pd.isna(row.given) else row.given,
+            row.kind if pd.isna(row.suggested) else f"→ {row.suggested}",
+        )
+        for row in images.itertuples()
+    ]
+    pictures.suspects(evaluation.images, rows, captions, path)
 
 
 def _draw_maps(evaluation: Evaluation, seed: int, figures: Path, map_file: Path) -> None:

@@ -51,11 +51,14 @@ def _grid(
     by: str | None = None,
     descending: bool = False,
     rows: int = ROWS,
+    kind: str | None = None,
 ) -> dict[str, Any] | None:
     """The first rows of a table for the template, each value with its interval in one cell; None without rows."""
     table = tables.get(name)
     if table is not None and task is not None:
         table = table[table["task"] == task].drop(columns="task")
+    if table is not None and kind is not None:  # columns that another kind needs are left out
+        table = table[table["kind"] == kind].drop(columns="kind").dropna(axis=1, how="all")
     if table is None or table.empty:
         return None
     if by:

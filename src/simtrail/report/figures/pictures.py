@@ -28,6 +28,7 @@ READ = 64  # images read at once: they may have hundreds of bands
 ALL = 9  # images with at most this many bands are drawn in all of them, three at a time
 CHANNELS = {1: (0, 0, 0), 2: (0, 1, 0)}  # number of bands → the bands shown as red, green and blue
 COLOURS_NM, REACH = (650, 550, 450), 50  # wavelengths of red, green and blue, and the largest distance from them, nm
+SUSPECTS, COLUMNS = 45, 5  # suspects in one figure at most, and in one row of it
 TURN = (
     "angle by which the features turn, in degrees, when a small square around a pixel is hidden:\n"
     "large where the features depend on this part of the image, 0 where they do not"
@@ -201,6 +202,25 @@ def neighbours(
                 sign = ("✓", COLOURS[2]) if label == labels[query] else ("✗", COLOURS[5])
             _draw_picture(axis, pictures[row], x, y, width - 0.06, sign)
             _write_caption(axis, label or "no label", x, y + width - 0.02, width)
+    save(figure, path)
+
+
+def suspects(images: PackedImages, rows: np.ndarray, captions: Sequence[tuple[str, str, str]], path: Path) -> None:
+    """Draws the images `rows`, at most 45, each above its caption: its path, its label, and what is suspected.
+
+    Of a long path, the end is shown.
+    """
+    width, side, line = TEXT / COLUMNS, 0.7, 0.13  # inches
+    longest, height = int(width * 72 / 4.6), side + 3 * line + 0.08
+    pictures = _display_images(images, rows)
+    figure, axis = _page_axis(height * -(-len(rows) // COLUMNS))
+    for i, (row, (name, given, suspicion)) in enumerate(zip(rows, captions, strict=True)):
+        x, y = i % COLUMNS * width, i // COLUMNS * height
+        _draw_picture(axis, pictures[row], x, y, side)
+        end = name if len(name) <= longest else f"…{name[1 - longest :]}"
+        texts = (end, "#505050"), (given, "black"), (suspicion, COLOURS[5])
+        for j, (text, colour) in enumerate(texts, start=1):
+            axis.text(x, y + side + j * line, shorten(text, longest), color=colour, fontsize=8)
     save(figure, path)
 
 
