@@ -461,8 +461,8 @@ def modern_cases() -> list[Case]:
         turned = stored(wide, orientation)
         cases.append(Case(f"avif-orientation-{orientation}", "a.avif", pillow(turned, "AVIF", **near, exif=exif_of(orientation).tobytes()), chw(wide), within=6))
         cases.append(Case(f"heic-orientation-{orientation}", "a.heic", lambda p, t=turned, o=orientation: heic(p, t, orientation=o), chw(wide), within=8))
-    # telephones write the turn twice, in the container and in EXIF: it counts once
-    cases.append(Case("heic-orientation-twice", "a.heic", lambda p: twice(p, stored(wide, 6)), chw(wide), within=8))
+    # the files above have the turn twice, in the container and in EXIF, as telephones write it: it counts once
+    cases.append(Case("heic-turned-by-the-container", "a.heic", lambda p: turned_by_container(p, stored(wide, 6)), chw(wide), within=8))
     return cases
 
 
@@ -484,9 +484,281 @@ def heic16(path: Path, image: np.ndarray) -> None:
     file.save(path, quality=-1, chroma=444)
 
 
-def twice(path: Path, image: np.ndarray) -> None:
+def turned_by_container(path: Path, image: np.ndarray) -> None:
     heic(path, image, orientation=6)
     data = path.read_bytes()
-    start = data.index(b"\x01\x12\x00\x03") if b"\x01\x12\x00\x03" in data else data.index(b"\x12\x01\x03\x00")
-    assert data[start + 8 : start + 10] in (b"\0\x01", b"\x01\0"), data[start : start + 12]
-    path.write_bytes(data[: start + 8] + data[start + 8 : start + 10].replace(b"\x01", b"\x06") + data[start + 10 :])
+    value = data.index(b"\x01\x12\x00\x03\0\0\0\1\0\6") + 9
+    path.write_bytes(data[:value] + b"\1" + data[value + 1 :])
+
+
+# --- TIFF ------------------------------------------------------------------------------------------------------------
+
+
+def tifffile_writes(array: np.ndarray, **options) -> Callable[[Path], object]:
+    return lambda path: tifffile.imwrite(path, array, **options)
+
+
+def gdal_writes(bands: np.ndarray, then: Callable | None = None, **options) -> Callable[[Path], object]:
+    """Writes (C,H,W) with GDAL; `then` gets the open dataset."""
+
+    def write(path: Path) -> None:
+        count, height, width = bands.shape
+        profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype}
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **{**profile, **options}) as out:
+            out.write(bands)
+            if then:
+                then(out)
+
+    return write
+
+
+def gdal_reads(path: Path) -> np.ndarray:
+    with rasterio.open(path) as opened:
+        return opened.read()
+
+
+PHOTOMETRIC = {"minisblack": 1, "rgb": 2, "palette": 3, "mask": 4, "cmyk": 5, "ycbcr": 6, "cielab": 8, "icclab": 9}
+PHOTOMETRIC |= {"itulab": 10, "cfa": 32803, "logl": 32844, "logluv": 32845, "linear_raw": 34892}
+
+
+def tiff_cases() -> list[Case]:
+    minisblack = {"photometric": "minisblack"}
+    big = noise(48, 64, 3)
+    cases = []
+    for dtype in ["int8", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"]:
+        a = noise(H, W, 4, dtype=dtype)
+        cases.append(Case(f"tiff-{dtype}", "a.tif", tifffile_writes(a, **minisblack, planarconfig="contig"), chw(a)))
+    for planar, order, bigtiff in [("contig", ">", False), ("separate", "<", False), ("separate", ">", True), ("contig", "<", True)]:
+        a = CUBE if planar == "contig" else chw(CUBE)
+        options = {**minisblack, "planarconfig": planar, "byteorder": order, "bigtiff": bigtiff}
+        cases.append(Case(f"tiff-{planar}-{'big' if order == '>' else 'little'}-endian{'-bigtiff' * bigtiff}", "a.tiff", tifffile_writes(a, **options), chw(CUBE)))
+    for compression in ["lzw", "deflate", "packbits", "zstd", "lzma"]:
+        a = noise(H, W, dtype="int16")
+        cases.append(Case(f"tiff-{compression}", "a.tif", tifffile_writes(a, compression=compression, **minisblack), chw(a)))
+    lossless = {"webp": {"webp_lossless": True}, "lerc": {"max_z_error": 0}, "lerc_deflate": {"max_z_error": 0}, "jxl": {"jxl_lossless": True}}
+    for compression, options in lossless.items():
+        cases.append(Case(f"tiff-gdal-{compression}", "a.tif", gdal_writes(chw(big), compress=compression, photometric="rgb", **options), chw(big), may_refuse=compression == "jxl"))
+    for predictor, dtype in [(2, "uint8"), (2, "uint16"), (2, "int32"), (3, "float32"), (3, "float64")]:
+        a = noise(2, H, W, dtype=dtype)
+        for endianness in ("little", "big"):
+            cases.append(Case(f"tiff-predictor{predictor}-{dtype}-{endianness}", "a.tif", gdal_writes(a, compress="deflate", predictor=predictor, endianness=endianness, interleave="pixel"), a))
+    cases += [
+        Case("tiff-tiled", "a.tif", gdal_writes(chw(big), tiled=True, blockxsize=16, blockysize=32, compress="lzw"), chw(big)),
+        Case("tiff-tiled-not-whole", "a.tif", gdal_writes(chw(CUBE), tiled=True, blockxsize=16, blockysize=16), chw(CUBE)),
+        Case("tiff-strips", "a.tif", tifffile_writes(big, photometric="rgb", rowsperstrip=7, compression="zlib"), chw(big)),
+        Case("tiff-one-band", "a.tif", tifffile_writes(GREY, **minisblack), chw(GREY)),
+        Case("tiff-224-bands", "a.tif", gdal_writes(noise224 := noise(224, 3, 4, dtype="int16"), interleave="band"), noise224),
+        Case("tiff-jpeg-ycbcr", "a.tif", gdal_writes(chw(smooth(48, 64)), compress="jpeg", photometric="ycbcr", jpeg_quality=95), gdal_reads, within=3),
+        Case("tiff-jpeg-rgb", "a.tif", gdal_writes(chw(smooth(48, 64)), compress="jpeg", photometric="rgb", jpeg_quality=95), gdal_reads, within=3),
+        Case("tiff-jpeg-ycbcr-tiled", "a.tif", gdal_writes(chw(smooth(48, 64)), compress="jpeg", photometric="ycbcr", tiled=True, blockxsize=16, blockysize=16), gdal_reads, within=3),
+        Case("tiff-group4", "a.tif", pillow(Image.fromarray(GREY > 127), "TIFF", compression="group4"), chw(np.where(GREY > 127, 255, 0).astype(np.uint8))),
+        Case("tiff-sparse", "a.tif", sparse, np.full((2, 64, 64), 7, np.uint16), facts={"nodata": 7}),
+        Case("tiff-one-bit", "a.tif", gdal_writes((GREY > 127).astype(np.uint8)[None], nbits=1), chw(np.where(GREY > 127, 255, 0).astype(np.uint8))),
+        Case("tiff-12bit-gdal", "a.tif", gdal_writes(GREY16[None] >> 4, nbits=12), GREY16[None] >> 4),
+        Case("tiff-12bit", "a.tif", tiff(tiff_page(GREY16 >> 4, 1, bits=12)), chw(GREY16 >> 4)),
+        Case("tiff-12bit-rgb", "a.tif", tiff(tiff_page(RGB16 >> 4, 2, bits=12)), chw(RGB16 >> 4), may_refuse=True),
+        Case("tiff-2bit", "a.tif", tiff(tiff_page(GREY % 4, 1, bits=2)), chw(GREY % 4 * 85)),
+        Case("tiff-4bit", "a.tif", tiff(tiff_page(GREY % 16, 1, bits=4)), chw(GREY % 16 * 17)),
+        Case("tiff-fill-order", "a.tif", tiff(tiff_page(GREY % 2, 1, bits=1, data=reversed_bits(packed(GREY % 2, 1).tobytes()), t266=("H", 2))), chw(GREY % 2 * 255), may_refuse=True),
+    ]
+    # --- colours
+    cases += [
+        Case("tiff-white0-uint8", "a.tif", tiff(tiff_page(GREY, 0)), chw(255 - GREY)),
+        Case("tiff-white0-uint16", "a.tif", tiff(tiff_page(GREY16, 0)), chw(65535 - GREY16)),
+        Case("tiff-white0-1bit", "a.tif", tiff(tiff_page(GREY % 2, 0, bits=1)), chw(255 - GREY % 2 * 255)),
+        Case("tiff-white0-4bit", "a.tif", tiff(tiff_page(GREY % 16, 0, bits=4)), chw(255 - GREY % 16 * 17)),
+        Case("tiff-white0-12bit", "a.tif", tiff(tiff_page(GREY16 >> 4, 0, bits=12)), chw(4095 - (GREY16 >> 4)), may_refuse=True),
+        Case("tiff-white0-float", "a.tif", tiff(tiff_page(noise(H, W, dtype="float32"), 0)), refused="(?i)white"),
+        Case("tiff-white0-int16", "a.tif", tiff(tiff_page(noise(H, W, dtype="int16"), 0)), refused="(?i)white"),
+        Case("tiff-white0-tiled", "a.tif", tifffile_writes(noise16 := noise(40, 40, dtype="uint16"), photometric="miniswhite", tile=(16, 16)), chw(65535 - noise16)),
+    ]
+    colormap = noise(3, 256, dtype="uint16")
+    cases += [
+        Case("tiff-palette", "a.tif", tifffile_writes(GREY, photometric="palette", colormap=colormap), (colormap >> 8).astype(np.uint8)[:, GREY]),
+        Case("tiff-palette-4bit", "a.tif", tiff(tiff_page(GREY % 16, 3, bits=4, t320=("H", tuple(colormap[:, :16].ravel().tolist())))), (colormap[:, :16] >> 8).astype(np.uint8)[:, GREY % 16]),
+        Case("tiff-palette-pillow", "a.tif", pillow(quantized := Image.fromarray(big).quantize(32), "TIFF"), chw(np.asarray(quantized.convert("RGB")))),
+        Case("tiff-palette-without-colours", "a.tif", tiff(tiff_page(GREY, 3)), refused=".+"),
+        Case("tiff-palette-gdal-nodata", "a.tif", gdal_writes(GREY[None] % 4, then=lambda out: out.write_colormap(1, {i: (i * 50, 255 - i, i, 255) for i in range(4)}), photometric="palette"), np.array([[i * 50, 255 - i, i] for i in range(4)], np.uint8).T[:, GREY % 4]),
+        Case("tiff-cmyk", "a.tif", tiff(tiff_page(RGBA, 5)), chw(np.asarray(Image.fromarray(RGBA, "CMYK").convert("RGB")))),
+        Case("tiff-cmyk-pillow", "a.tif", pillow(Image.fromarray(RGBA, "CMYK"), "TIFF", compression="tiff_lzw"), chw(np.asarray(Image.fromarray(RGBA, "CMYK").convert("RGB")))),
+        Case("tiff-cmyk-planar", "a.tif", tifffile_writes(chw(RGBA), photometric="separated", planarconfig="separate"), chw(np.asarray(Image.fromarray(RGBA, "CMYK").convert("RGB")))),
+        Case("tiff-cmyk-uint16", "a.tif", tiff(tiff_page(RGBA16, 5)), refused="(?i)cmyk|separated"),
+        Case("tiff-ycbcr-full", "a.tif", tiff(tiff_page(RGB, 6, t530=("H", (1, 1)))), chw(np.asarray(Image.fromarray(RGB, "YCbCr").convert("RGB"))), within=1),
+        Case("tiff-ycbcr-subsampled", "a.tif", tiff(tiff_page(noise(4, 4, 3), 6, data=bytes(24), t530=("H", (2, 2)))), refused="(?i)ycbcr|subsampl"),
+        Case("tiff-ycbcr-subsampled-by-default", "a.tif", tiff(tiff_page(noise(4, 4, 3), 6, data=bytes(24))), refused="(?i)ycbcr|subsampl"),
+    ]
+    for name, code in PHOTOMETRIC.items():
+        if code in (8, 9, 10, 32845):
+            cases.append(Case(f"tiff-{name}", "a.tif", tiff(tiff_page(RGB, code)), refused="(?i)lab" if code < 32000 else "(?i)logluv"))
+        if code in (32803, 34892):
+            cases.append(Case(f"tiff-{name}", "a.tif", tiff(tiff_page(GREY16, code)), refused="(?i)cfa|colou?r filter|mosaic" if code == 32803 else "(?i)linear.?raw"))
+    cases.append(Case("tiff-mask-alone", "a.tif", tiff(tiff_page(GREY % 2, 4, bits=1)), refused="(?i)mask"))
+    cases.append(Case("tiff-unknown-photometric", "a.tif", tiff(tiff_page(GREY, 4711)), refused=".+"))
+    cases.append(Case("tiff-no-photometric", "a.tif", tiff(tiff_page(GREY, 1, t262=None)), chw(GREY), may_refuse=True))
+    # --- alpha
+    straight = np.dstack([RGB, RGBA[..., 3]])
+    straight[0, 0, 3] = 0
+    a = straight[..., 3:].astype(float)
+    premultiplied = np.rint(straight[..., :3] * a / 255).astype(np.uint8)
+    back = np.where(a > 0, np.minimum(255, premultiplied * 255 / np.maximum(a, 1)), 0)
+    joined = np.dstack([premultiplied, straight[..., 3]])
+    a16 = RGBA16[..., 3:].astype(float)
+    joined16 = np.dstack([np.rint(RGB16 * a16 / 65535).astype(np.uint16), RGBA16[..., 3]])
+    back16 = joined16[..., :3] * 65535.0 / np.maximum(a16, 1)
+    five = noise(H, W, 5)
+    cases += [
+        Case("tiff-alpha", "a.tif", tifffile_writes(RGBA, photometric="rgb", extrasamples=["unassalpha"]), chw(RGBA), alpha=True),
+        Case("tiff-alpha-planar", "a.tif", tifffile_writes(chw(RGBA), photometric="rgb", planarconfig="separate", extrasamples=["unassalpha"]), chw(RGBA), alpha=True),
+        Case("tiff-grey-alpha", "a.tif", tifffile_writes(RGB16[..., :2], photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]), chw(RGB16[..., :2]), alpha=True),
+        Case("tiff-alpha-gdal", "a.tif", gdal_writes(chw(RGBA), photometric="rgb", alpha="unspecified"), chw(RGBA), alpha=False),
+        Case("tiff-alpha-gdal-yes", "a.tif", gdal_writes(chw(RGBA), photometric="rgb", alpha="yes"), chw(RGBA), alpha=True),
+        Case("tiff-rgb-and-infrared", "a.tif", tifffile_writes(RGBA, photometric="rgb", extrasamples=["unspecified"]), chw(RGBA)),
+        Case("tiff-alpha-pillow", "a.tif", pillow(RGBA, "TIFF"), chw(RGBA), alpha=True),
+        Case("tiff-associated", "a.tif", tifffile_writes(joined, photometric="rgb", extrasamples=["assocalpha"]), chw(np.dstack([back, straight[..., 3]])), alpha=True, within=0.51),
+        Case("tiff-associated-uint16", "a.tif", tifffile_writes(joined16, photometric="rgb", extrasamples=["assocalpha"]), chw(np.dstack([back16, RGBA16[..., 3]])), alpha=True, within=0.51),
+        Case("tiff-two-extra", "a.tif", tifffile_writes(five, photometric="rgb", extrasamples=["unspecified", "unassalpha"]), chw(five), alpha=True, may_refuse=True),
+        Case("tiff-mask-gdal", "a.tif", gdal_writes(chw(RGB), then=lambda out: out.write_mask(GREY > 99), photometric="rgb"), chw(np.dstack([RGB, np.where(GREY > 99, 255, 0)])), alpha=True),
+        Case("tiff-mask-gdal-uint16", "a.tif", gdal_writes(chw(CUBE), then=lambda out: out.write_mask(GREY > 99)), chw(np.dstack([CUBE, np.where(GREY > 99, 65535, 0)])), alpha=True),
+    ]
+    # --- orientation
+    for orientation in range(1, 9):
+        cases.append(Case(f"tiff-orientation-{orientation}", "a.tif", tiff(tiff_page(stored(RGB, orientation), 2, t274=("H", orientation))), chw(RGB)))
+    for orientation in (4, 5, 7, 8):
+        turned = stored(CUBE, orientation)
+        tag = [(274, "H", 1, orientation, True)]
+        cases.append(Case(f"tiff-cube-orientation-{orientation}", "a.tif", tifffile_writes(chw(turned), photometric="minisblack", planarconfig="separate", extratags=tag), chw(CUBE)))
+    tag = [(274, "H", 1, 6, True)]
+    turned = stored(big, 6)
+    cases.append(Case("tiff-orientation-6-tiled", "a.tif", tifffile_writes(turned, photometric="rgb", tile=(16, 16), extratags=tag), chw(big)))
+    cases.append(Case("tiff-orientation-8-pages", "a.tif", tifffile_writes(chw(stored(CUBE, 8)), photometric="minisblack", metadata=None, extratags=[(274, "H", 1, 8, True)]), chw(CUBE)))
+    cases.append(Case("tiff-orientation-6-palette", "a.tif", tifffile_writes(stored(GREY, 6), photometric="palette", colormap=colormap, extratags=tag), (colormap >> 8).astype(np.uint8)[:, GREY]))
+    return cases
+
+
+def reversed_bits(data: bytes) -> bytes:
+    return bytes(int(f"{byte:08b}"[::-1], 2) for byte in data)
+
+
+def sparse(path: Path) -> None:
+    """GDAL leaves out blocks that hold only the value for missing data."""
+    options = {"count": 2, "height": 64, "width": 64, "dtype": "uint16", "nodata": 7, "tiled": True}
+    with rasterio.open(path, "w", driver="GTiff", blockxsize=16, blockysize=16, sparse_ok=True, **options):
+        pass
+
+
+def gdal_facts_cases() -> list[Case]:
+    cube = chw(CUBE[..., :4])
+    names = ("blue", "green", "red", "nir")
+
+    def named(out) -> None:
+        for i, name in enumerate(names, 1):
+            out.set_band_description(i, name)
+
+    def waves(out) -> None:
+        for i in range(1, 5):
+            out.update_tags(i, wavelength=str(400 + 50 * i), wavelength_units="nm")
+
+    def micrometres(out) -> None:
+        for i in range(1, 5):
+            out.update_tags(i, ns="IMAGERY", CENTRAL_WAVELENGTH_UM=str((400 + 50 * i) / 1000))
+
+    def scales(out) -> None:
+        out.scales, out.offsets = (0.1, 0.2, 0.3, 0.4), (1, -2, 0, 5)
+
+    nan = noise(2, H, W, dtype="float32")
+    nan[0, 0, 0] = np.nan
+    return [
+        Case("gdal-names", "a.tif", gdal_writes(cube, named), cube, facts={"names": names}),
+        Case("gdal-wavelengths", "a.tif", gdal_writes(cube, waves), cube, facts={"wavelengths": (450, 500, 550, 600)}),
+        Case("gdal-wavelengths-imagery", "a.tif", gdal_writes(cube, micrometres), cube, facts={"wavelengths": (450, 500, 550, 600)}),
+        Case("gdal-nodata", "a.tif", gdal_writes(cube.astype("int16"), nodata=-9999), cube.astype("int16"), facts={"nodata": -9999}),
+        Case("gdal-nodata-nan", "a.tif", gdal_writes(nan, nodata=np.nan), nan, facts={"nodata": np.nan}),
+        Case("gdal-scale-and-offset", "a.tif", gdal_writes(cube, scales), cube, facts={"gains": (0.1, 0.2, 0.3, 0.4), "offsets": (1, -2, 0, 5)}),
+        Case("gdal-no-scale", "a.tif", gdal_writes(cube), cube, facts={"gains": None, "offsets": None, "nodata": None}),
+        Case("gdal-overviews", "a.tif", gdal_writes(noise64 := noise(1, 64, 64), lambda out: out.build_overviews([2, 4])), noise64),
+        Case("gdal-cog", "a.tif", gdal_writes(noise1024 := noise(1, 1024, 600), driver="COG", compress="deflate", blocksize=256), noise1024),
+        Case("gdal-complex", "a.tif", gdal_writes((cube + 1j).astype("complex64")), refused="(?i)complex"),
+        Case("gdal-complex-int16", "a.tif", tiff((dict(tiff_page(GREY, 1)[0]) | {258: ("H", 32), 339: ("H", 5)}, bytes(H * W * 4))), refused=".+"),
+        Case("gdal-subdatasets", "a.tif", lambda p: [gdal_writes(cube[i : i + 1], driver="GTiff", append_subdataset=i > 0)(p) for i in range(2)], image=cube[:2], may_refuse=True),
+    ]
+
+
+def stack_cases() -> list[Case]:
+    cube = chw(CUBE)[:3]
+    names = ["DAPI", "GFP", "Cy5"]
+    wavelengths = {"Name": names, "EmissionWavelength": [461, 509, 670], "EmissionWavelengthUnit": ["nm"] * 3}
+    z3 = noise(3, 4, H, W, dtype="uint16")
+    minisblack = {"photometric": "minisblack"}
+    pages = [GREY, noise(3, 4), noise(2, 2)]
+
+    def different(path: Path, **options) -> None:
+        with tifffile.TiffWriter(path, **options) as out:
+            for page in pages:
+                out.write(page, **minisblack, **({} if options else {"metadata": None}))
+
+    def pyramid(path: Path, **options) -> None:
+        big = np.ascontiguousarray(np.kron(noise_base, np.ones((16, 16), np.uint8)))
+        with tifffile.TiffWriter(path, **options) as out:
+            if options.get("ome"):
+                out.write(big, subifds=2, **minisblack)
+                for step in (2, 4):
+                    out.write(big[::step, ::step], subfiletype=1, **minisblack)
+            else:
+                for step in (1, 2, 4):
+                    out.write(big[::step, ::step], subfiletype=int(step > 1), metadata=None, **minisblack)
+
+    noise_base = noise(4, 6)
+    full = chw(np.kron(noise_base, np.ones((16, 16), np.uint8)))
+    thumbnail_first = tiff(tiff_page(GREY[::2, ::2].copy(), 1, t254=("I", 1)), tiff_page(GREY, 1))
+
+    def raw_camera(path: Path) -> None:
+        """As in a DNG: the first page is a preview, the image is a mosaic in a sub-directory."""
+        with tifffile.TiffWriter(path) as out:
+            dng = [(50706, "B", 4, (1, 4, 0, 0), True)]
+            out.write(RGB, photometric="rgb", subifds=1, subfiletype=1, metadata=None, extratags=dng)
+            out.write(noise(32, 32, dtype="uint16"), photometric=32803, subfiletype=0, metadata=None, extratags=[(33421, "H", 2, (2, 2), True), (33422, "B", 4, (0, 1, 1, 2), True)])
+
+    return [
+        Case("ome-channels", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "CYX", "Channel": {"Name": names}}), cube, facts={"names": tuple(names)}),
+        Case("ome-emission", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "CYX", "Channel": wavelengths}), cube, facts={"names": tuple(names)}),
+        Case("ome-one-plane", "a.ome.tif", tifffile_writes(GREY, ome=True, **minisblack, metadata={"axes": "YX"}), chw(GREY)),
+        Case("ome-rgb", "a.ome.tif", tifffile_writes(RGB, ome=True, photometric="rgb", metadata={"axes": "YXS"}), chw(RGB)),
+        Case("ome-z", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "ZYX"}), refused="(?is)\bz\b.*axes"),
+        Case("ome-time", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "TYX"}), refused="(?is)time.*axes"),
+        Case("ome-channels-and-z", "a.ome.tif", tifffile_writes(z3, ome=True, **minisblack, metadata={"axes": "CZYX"}), refused="(?is)\bz\b"),
+        Case("ome-channels-and-one-z", "a.ome.tif", tifffile_writes(z3[:, :1], ome=True, **minisblack, metadata={"axes": "CZYX"}), z3[:, 0]),
+        Case("ome-z-as-bands", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "ZYX"}), cube, reading={"axes": "CYX"}),
+        Case("ome-z-named-as-bands", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "ZYX"}), cube, reading={"axes": "ZYX→CYX"}, may_refuse=True),
+        Case("ome-channels-last", "a.ome.tif", tifffile_writes(RGB16, ome=True, **minisblack, planarconfig="contig", metadata={"axes": "YXS"}), chw(RGB16)),
+        Case("ome-two-series", "a.ome.tif", lambda p: different(p, ome=True), chw(GREY), notes="first of 3"),
+        Case("ome-pyramid", "a.ome.tif", lambda p: pyramid(p, ome=True), full),
+        Case("imagej-channels", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "CYX"}), cube),
+        Case("imagej-z", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "ZYX"}), refused="(?is)\bz\b.*axes"),
+        Case("imagej-time", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "TYX"}), refused="(?is)time.*axes"),
+        Case("imagej-z-and-channels", "a.tif", tifffile_writes(z3.swapaxes(0, 1).copy(), imagej=True, metadata={"axes": "ZCYX"}), refused="(?is)\bz\b"),
+        Case("imagej-z-as-bands", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "ZYX"}), cube, reading={"axes": "CYX"}),
+        Case("imagej-rgb", "a.tif", tifffile_writes(RGB, imagej=True, photometric="rgb", metadata={"axes": "YXS"}), chw(RGB)),
+        Case("imagej-one-plane", "a.tif", tifffile_writes(GREY16, imagej=True), chw(GREY16)),
+        Case("imagej-float", "a.tif", tifffile_writes(cube.astype("float32"), imagej=True, metadata={"axes": "CYX"}), cube.astype("float32")),
+        Case("imagej-labels", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "CYX", "Labels": names}), cube),
+        Case("pages-are-bands", "a.tif", tifffile_writes(chw(CUBE), **minisblack, metadata=None), chw(CUBE), notes="(?i)9 .*(pages|bands)"),
+        Case("pages-pillow", "a.tif", pillow(Image.fromarray(GREY), "TIFF", save_all=True, append_images=[Image.fromarray(255 - GREY)]), np.stack([GREY, 255 - GREY]), notes="(?i)bands"),
+        Case("pages-rgb", "a.tif", tifffile_writes(noise(3, H, W, 3), photometric="rgb", metadata=None), refused=".+"),
+        Case("pages-rgb-pillow", "a.tif", pillow(Image.fromarray(RGB), "TIFF", save_all=True, append_images=[Image.fromarray(255 - RGB)]), refused=".+"),
+        Case("pages-of-different-size", "a.tif", different, chw(GREY), notes="first of 3"),
+        Case("pages-of-different-type", "a.tif", lambda p: p.write_bytes(tiff(tiff_page(GREY, 1), tiff_page(GREY16, 1))), chw(GREY), notes="first of 2", may_refuse=True),
+        Case("pages-shaped", "a.tif", tifffile_writes(chw(CUBE), **minisblack), chw(CUBE)),
+        Case("pages-shaped-4d", "a.tif", tifffile_writes(z3, **minisblack), refused=".+"),
+        Case("pyramid-pages", "a.tif", pyramid, full),
+        Case("pyramid-small-first", "a.tif", thumbnail_first, chw(GREY), may_refuse=True),
+        Case("raw-camera", "a.dng", raw_camera, refused=".+"),
+        Case("pages-in-a-ring", "a.tif", ring(), refused=".+"),
+    ]
+
+
+def ring() -> bytes:
+    """The second page's link points to the first page."""
+    data = bytearray(tiff(tiff_page(GREY, 1), tiff_page(GREY, 1)))
+    first = struct.unpack_from("<I", data, 4)[0]
+    data[-4:] = struct.pack("<I", first)
+    return bytes(data)
