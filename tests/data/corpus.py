@@ -198,7 +198,7 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
     }[orientation](upright).copy()
 
 
-def test_of_orientations() -> None:
+def check_orientations() -> None:
     """OpenCV turns a file upright by itself: the table above agrees with it."""
     for orientation in range(1, 9):
         data = pillow(stored(SMOOTH, orientation), "JPEG", quality=98, subsampling=0, exif=exif_of(orientation))
@@ -535,9 +535,11 @@ def tiff_cases() -> list[Case]:
     for compression in ["lzw", "deflate", "packbits", "zstd", "lzma"]:
         a = noise(H, W, dtype="int16")
         cases.append(Case(f"tiff-{compression}", "a.tif", tifffile_writes(a, compression=compression, **minisblack), chw(a)))
-    lossless = {"webp": {"webp_lossless": True}, "lerc": {"max_z_error": 0}, "lerc_deflate": {"max_z_error": 0}, "jxl": {"jxl_lossless": True}}
+    lossless = {"webp": {"webp_lossless": True}, "lerc": {"max_z_error": 0}, "lerc_deflate": {"max_z_error": 0}}
     for compression, options in lossless.items():
-        cases.append(Case(f"tiff-gdal-{compression}", "a.tif", gdal_writes(chw(big), compress=compression, photometric="rgb", **options), chw(big), may_refuse=compression == "jxl"))
+        cases.append(Case(f"tiff-gdal-{compression}", "a.tif", gdal_writes(chw(big), compress=compression, photometric="rgb", **options), chw(big)))
+    for compression, level in [("jpeg2000", {"compressionargs": {"reversible": True, "level": 0}}), ("jpegxl", {"compressionargs": {"lossless": True}}), ("png", {})]:
+        cases.append(Case(f"tiff-{compression}", "a.tif", tifffile_writes(big, photometric="rgb", compression=compression, **level), chw(big), may_refuse=True))
     for predictor, dtype in [(2, "uint8"), (2, "uint16"), (2, "int32"), (3, "float32"), (3, "float64")]:
         a = noise(2, H, W, dtype=dtype)
         for endianness in ("little", "big"):
@@ -762,3 +764,845 @@ def ring() -> bytes:
     first = struct.unpack_from("<I", data, 4)[0]
     data[-4:] = struct.pack("<I", first)
     return bytes(data)
+
+
+# --- ENVI ------------------------------------------------------------------------------------------------------------
+
+ENVI_TYPES = {"uint8": 1, "int16": 2, "int32": 3, "float32": 4, "float64": 5, "complex64": 6, "uint16": 12, "uint32": 13, "int64": 14, "uint64": 15}
+ENVI_ORDERS = {"bsq": (2, 0, 1), "bil": (0, 2, 1), "bip": (0, 1, 2)}  # of the axes of an (H,W,C) array
+
+
+def envi(array: np.ndarray, data: str, header: str, interleave="bsq", order="<", offset=0, extra="", **changes):
+    """Writes an (H,W,C) array beside its header; the case opens one of the two."""
+
+    def write(path: Path) -> None:
+        fields = {"samples": array.shape[1], "lines": array.shape[0], "bands": array.shape[2], "header offset": offset}
+        fields |= {"file type": "ENVI Standard", "data type": ENVI_TYPES[array.dtype.name], "interleave": interleave}
+        fields |= {"byte order": int(order == ">")} | {key.replace("_", " "): value for key, value in changes.items()}
+        text = "ENVI\n" + "".join(f"{key} = {value}\n" for key, value in fields.items() if value is not None) + extra
+        (path.parent / header).write_text(text, encoding="utf-8")
+        samples = np.ascontiguousarray(array.transpose(ENVI_ORDERS[interleave.lower()])).astype(array.dtype.newbyteorder(order))
+        (path.parent / data).write_bytes(b"#" * offset + samples.tobytes())
+
+    return write
+
+
+def envi_cases() -> list[Case]:
+    cases = []
+    cube = noise(H, W, 3, dtype="int16")
+    for i, (data, header) in enumerate([("c.img", "c.hdr"), ("c", "c.hdr"), ("c.dat", "c.hdr"), ("c.raw", "c.hdr"), ("c.bil", "c.hdr"), ("c.img", "c.img.hdr"), ("c.bsq", "c.bsq.hdr"), ("C.IMG", "C.HDR")]):
+        interleave, order = ("bsq", "bil", "bip")[i % 3], "<>"[i % 2]
+        write = envi(cube, data, header, interleave, order, offset=i * 7)
+        for opened in (data, header):
+            may_refuse = "." not in opened  # a file without a suffix
+            cases.append(Case(f"envi-{i}-{'header' if opened == header else 'data'}-{interleave}", opened, write, chw(cube), may_refuse=may_refuse))
+    for dtype in ENVI_TYPES:
+        if dtype != "complex64":
+            a = noise(H, W, 2, dtype=dtype)
+            cases.append(Case(f"envi-{dtype}", "c.hdr", envi(a, "c.img", "c.hdr", "BIP", ">"), chw(a)))
+    facts = """wavelength units = Micrometers
+wavelength = { 0.45,
+ 0.55, 0.65 }
+band names = {
+ blue, green (a, b),
+ red}
+"""
+    plain = "wavelength = {450, 550.5, 650}\nbbl = {1, 0, 1}\nreflectance scale factor = 10000\ndata ignore value = -9999\n"
+    gains = "data gain values = {0.1, 0.2, 0.3}\ndata offset values = {1, -2, 0}\n"
+    cases += [
+        Case("envi-complex", "c.hdr", envi(cube.astype("complex64"), "c.img", "c.hdr"), refused="(?i)complex"),
+        Case("envi-micrometres", "c.hdr", envi(cube, "c.img", "c.hdr", extra=facts), chw(cube), facts={"wavelengths": (450, 550, 650)}),
+        Case("envi-nanometres", "c.hdr", envi(cube, "c.img", "c.hdr", extra="wavelength units = Nanometers\n" + plain), chw(cube), facts={"wavelengths": (450, 550.5, 650), "good": (True, False, True), "scale": 10000, "nodata": -9999}),
+        Case("envi-wavelengths-without-unit", "c.hdr", envi(cube, "c.img", "c.hdr", extra=plain), chw(cube), facts={"wavelengths": (450, 550.5, 650)}),
+        Case("envi-gains", "c.hdr", envi(cube, "c.img", "c.hdr", extra=gains), chw(cube), facts={"gains": (0.1, 0.2, 0.3), "offsets": (1, -2, 0)}),
+        Case("envi-crlf", "c.hdr", lambda p: envi_crlf(p, cube), chw(cube), facts={"nodata": 0}),
+        Case("envi-too-short", "c.hdr", envi(cube, "c.img", "c.hdr", lines=H + 1), refused=".+"),
+        Case("envi-one-band", "c.img", envi(cube[..., :1], "c.img", "c.hdr"), chw(cube[..., :1])),
+        Case("envi-data-type-missing", "c.hdr", envi(cube, "c.img", "c.hdr", data_type=None), refused="data type"),
+        Case("envi-no-data-file", "c.hdr", lambda p: p.write_text("ENVI\nsamples = 4\nlines = 3\nbands = 2\ndata type = 12\ninterleave = bsq\nheader offset = 0\nbyte order = 0\n"), refused=".+"),
+        Case("envi-no-header", "c.img", cube.tobytes(), refused=".+"),
+        Case("envi-header-is-text", "c.hdr", b"just a text\n", refused=".+"),
+        Case("envi-negative-size", "c.hdr", envi(cube, "c.img", "c.hdr", samples=-7), refused=".+"),
+        Case("envi-huge", "c.hdr", envi(cube, "c.img", "c.hdr", samples=10**9, lines=10**9), refused=".+", megabytes=200),
+    ]
+    return cases
+
+
+def envi_crlf(path: Path, cube: np.ndarray) -> None:
+    envi(cube, "c.img", "c.hdr", extra="data ignore value = 0\n")(path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+
+
+# --- arrays: NumPy, MATLAB, HDF5, NetCDF -----------------------------------------------------------------------------
+
+
+def npy(array: np.ndarray, **options) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, **options)
+    return out.getvalue()
+
+
+def npz(compressed: bool = False, **arrays) -> bytes:
+    out = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(out, **arrays)
+    return out.getvalue()
+
+
+def mat(**arrays) -> bytes:
+    out = io.BytesIO()
+    options = {key: arrays.pop(key) for key in ("do_compression", "format") if key in arrays}
+    scipy.io.savemat(out, arrays, **options)
+    return out.getvalue()
+
+
+def hdf5(**arrays) -> Callable[[Path], None]:
+    """A double underscore in a name is a group."""
+
+    def write(path: Path) -> None:
+        with h5py.File(path, "w") as out:
+            for name, array in arrays.items():
+                out[name.replace("__", "/")] = array
+
+    return write
+
+
+def mat73(**arrays) -> Callable[[Path], None]:
+    """As MATLAB writes it: a header of 512 bytes, and the axes the other way round."""
+
+    def write(path: Path) -> None:
+        with h5py.File(path, "w", userblock_size=512) as out:
+            for name, array in arrays.items():
+                if isinstance(array, str):
+                    codes = np.array([[ord(letter)] for letter in array], np.uint16)
+                    out.create_dataset(name, data=codes).attrs["MATLAB_class"] = np.bytes_("char")
+                else:
+                    kind = {"float32": "single", "float64": "double"}.get(array.dtype.name, array.dtype.name)
+                    out.create_dataset(name, data=array.T).attrs["MATLAB_class"] = np.bytes_(kind)
+        header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Mon Jan  1 00:00:00 2024 HDF5 schema 1.00 ."
+        data = bytearray(path.read_bytes())
+        data[:512] = header.ljust(116) + bytes(8) + b"\x00\x02IM" + bytes(512 - 128)
+        path.write_bytes(data)
+
+    return write
+
+
+def netcdf4(dims: dict[str, int], variables: dict[str, tuple], coordinates: dict[str, tuple] | None = None):
+    """Variables as name: (dimensions, array, attributes); dimensions without coordinates are scales without values."""
+
+    def write(path: Path) -> None:
+        with h5py.File(path, "w", track_order=True) as out:
+            out.attrs["_NCProperties"] = np.bytes_("version=2,netcdf=4.9.2,hdf5=1.14.3")
+            for name, (values, attributes) in (coordinates or {}).items():
+                out[name] = values
+                out[name].attrs.update(attributes)
+                out[name].make_scale(name)
+            for i, (name, size) in enumerate(dims.items()):
+                if name not in out:
+                    out.create_dataset(name, (size,), ">f4")
+                    out[name].make_scale(f"This is a netCDF dimension but not a netCDF variable. {size:9d}")
+                out[name].attrs["_Netcdf4Dimid"] = np.int32(i)
+            for name, (axes, array, attributes) in variables.items():
+                out[name] = array
+                for key, value in attributes.items():
+                    out[name].attrs[key] = np.array([value], np.asarray(value).dtype) if not isinstance(value, str) else np.bytes_(value)
+                for i, axis in enumerate(axes):
+                    out[name].dims[i].attach_scale(out[axis])
+
+    return write
+
+
+def netcdf3(dims: dict[str, int], variables: dict[str, tuple], version: int = 1) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with scipy.io.netcdf_file(path, "w", version=version) as out:
+            for name, size in dims.items():
+                out.createDimension(name, size)
+            for name, (axes, array, attributes) in variables.items():
+                variable = out.createVariable(name, array.dtype, axes)
+                variable[:] = array
+                for key, value in attributes.items():
+                    setattr(variable, key, value)
+
+    return write
+
+
+def array_cases() -> list[Case]:
+    cube = noise(H, W, 4, dtype="uint16")
+    float_cube = noise(H, W, 4, dtype="float32")
+    waves = np.array([450.0, 550, 650, 850])
+    whole = chw(cube)
+    pickled = npy(np.array([[1, "a"], [None, 2]], object), allow_pickle=True)
+    structured = np.zeros((H, W), [("a", "u1"), ("b", "f4")])
+    several = npz(first=cube, second=GREY)
+    named = "(?s)(first.*second|second.*first).*array|array.*(first.*second|second.*first)"
+    cases = [
+        Case("npy-2d", "a.npy", npy(GREY16), chw(GREY16)),
+        Case("npy-3d", "a.npy", npy(cube), whole),
+        Case("npy-fortran", "a.npy", npy(np.asfortranarray(cube)), whole),
+        Case("npy-big-endian", "a.npy", npy(cube.astype(">u2")), whole),
+        Case("npy-float16", "a.npy", npy(float_cube.astype("float16")), chw(float_cube.astype("float16"))),
+        Case("npy-float64", "a.npy", npy(float_cube.astype("float64")), chw(float_cube.astype("float64"))),
+        Case("npy-one-band", "a.npy", npy(cube[..., :1]), whole[:1]),
+        Case("npy-axes", "a.npy", npy(np.ascontiguousarray(whole)), whole, reading={"axes": "CYX"}),
+        Case("npy-axes-yxc", "a.npy", npy(cube), whole, reading={"axes": "YXC"}),
+        Case("npy-axes-xyc", "a.npy", npy(cube.swapaxes(0, 1).copy()), whole, reading={"axes": "XYC"}),
+        Case("npy-axes-wrong-number", "a.npy", npy(cube), refused="(?i)axes", reading={"axes": "YX"}),
+        Case("npy-1d", "a.npy", npy(GREY.ravel()), refused=".+"),
+        Case("npy-4d", "a.npy", npy(noise(2, 3, H, W)), refused=".+"),
+        Case("npy-empty", "a.npy", npy(np.zeros((0, W, 3), np.uint8)), refused=".+"),
+        Case("npy-no-bands", "a.npy", npy(np.zeros((H, W, 0), np.uint8)), refused=".+"),
+        Case("npy-complex", "a.npy", npy(cube.astype("complex64")), refused="(?i)complex"),
+        Case("npy-text", "a.npy", npy(np.array([["a", "b"]])), refused=".+"),
+        Case("npy-structured", "a.npy", npy(structured), refused=".+"),
+        Case("npy-dates", "a.npy", npy(np.zeros((H, W), "datetime64[s]")), refused=".+"),
+        Case("npy-pickled", "a.npy", pickled, refused="(?i)pickle|object"),
+        Case("npy-pickle-itself", "a.npy", b"\x80\x04\x95\x0b\0\0\0\0\0\0\0K\x01.", refused=".+"),
+        Case("npz-one", "a.npz", npz(image=cube), whole),
+        Case("npz-compressed", "a.npz", npz(True, image=cube), whole),
+        Case("npz-with-wavelengths", "a.npz", npz(image=cube, wavelengths=waves, name=np.array("leaf")), whole),
+        Case("npz-several", "a.npz", several, refused=named),
+        Case("npz-chosen", "a.npz", several, whole, reading={"array": "first"}),
+        Case("npz-chosen-2d", "a.npz", several, chw(GREY), reading={"array": "second"}),
+        Case("npz-wrong-name", "a.npz", several, refused="(?s)(first.*second|second.*first)", reading={"array": "third"}),
+        Case("npz-chosen-axes", "a.npz", npz(image=whole, other=GREY), whole, reading={"array": "image", "axes": "CYX"}),
+        Case("npz-pickled", "a.npz", npz(image=np.array([[None]], object)), refused="(?i)pickle|object|no .*array"),
+        Case("npz-nothing", "a.npz", npz(waves=waves), refused=".+"),
+        Case("npz-empty", "a.npz", npz(), refused=".+"),
+        Case("mat-5", "a.mat", mat(cube=cube), whole),
+        Case("mat-5-compressed", "a.mat", mat(cube=cube, do_compression=True), whole),
+        Case("mat-4", "a.mat", mat(image=GREY16.astype(float), format="4"), chw(GREY16.astype(float))),
+        Case("mat-5-2d", "a.mat", mat(image=GREY), chw(GREY)),
+        # everything in MATLAB has two axes, a list of wavelengths too
+        Case("mat-5-with-list", "a.mat", mat(cube=cube, wavelengths=waves, name="leaf"), whole),
+        Case("mat-5-cube-and-truth", "a.mat", mat(first=cube, second=GREY), refused=named),
+        Case("mat-5-chosen", "a.mat", mat(first=cube, second=GREY), whole, reading={"array": "first"}),
+        Case("mat-5-complex", "a.mat", mat(cube=float_cube + 1j), refused="(?i)complex|no .*array"),
+        Case("mat-5-struct", "a.mat", mat(s={"cube": cube}), whole, may_refuse=True),
+        Case("mat-5-cell", "a.mat", mat(c=np.array([["a", 1]], object)), refused=".+"),
+        Case("mat-5-sparse", "a.mat", mat(m=scipy.sparse.csc_matrix(GREY16.astype(float))), chw(GREY16.astype(float)), may_refuse=True),
+        Case("mat-73", "a.mat", mat73(cube=cube), whole),
+        Case("mat-73-2d", "a.mat", mat73(image=GREY16), chw(GREY16)),
+        Case("mat-73-float", "a.mat", mat73(cube=float_cube), chw(float_cube)),
+        Case("mat-73-with-text", "a.mat", mat73(cube=cube, name="a leaf of an oak"), whole),
+        Case("mat-73-several", "a.mat", mat73(first=cube, second=GREY), refused=named),
+        Case("mat-73-chosen", "a.mat", mat73(first=cube, second=GREY), whole, reading={"array": "first"}),
+        Case("h5-root", "a.h5", hdf5(image=cube), whole),
+        Case("h5-2d", "a.hdf5", hdf5(image=GREY16), chw(GREY16)),
+        Case("h5-group", "a.h5", hdf5(scan__raw__image=cube, scan__time=3.5, scan__waves=waves), whole),
+        Case("h5-big-endian", "a.h5", hdf5(image=cube.astype(">u2")), whole),
+        Case("h5-several", "a.h5", hdf5(first=cube, second=GREY), refused=named),
+        Case("h5-chosen", "a.h5", hdf5(scan__first=cube, second=GREY), whole, reading={"array": "scan/first"}),
+        Case("h5-axes", "a.h5", hdf5(image=whole), whole, reading={"axes": "CYX"}),
+        Case("h5-text", "a.h5", hdf5(image=cube, name="a leaf"), whole),
+        Case("h5-complex", "a.h5", hdf5(image=float_cube + 1j), refused="(?i)complex|no .*array"),
+        Case("h5-4d", "a.h5", hdf5(image=noise(2, 3, H, W)), refused=".+"),
+        Case("h5-nothing", "a.h5", hdf5(), refused=".+"),
+        Case("h5-compound", "a.h5", hdf5(table=structured), refused=".+"),
+        Case("h5-gzip", "a.h5", h5_gzip(cube), whole),
+        Case("h5-external-link", "a.h5", h5_link, refused=".+"),
+        Case("h5-soft-link-to-the-same", "a.h5", lambda p: h5_soft(p, cube), whole, may_refuse=True),
+    ]
+    dims = {"y": H, "x": W, "band": 4}
+    sizes = {"lat": H, "lon": W, "wavelength": 4}
+    nano = {"wavelength": (waves, {"units": "nm"})}
+    micro = {"wavelength": (waves / 1000, {"units": "um"})}
+    packed_attributes = {"scale_factor": 0.001, "add_offset": -0.1, "_FillValue": np.uint16(65535)}
+    facts = {"nodata": 65535, "gains": (0.001,) * 4, "offsets": (-0.1,) * 4}
+    places = {"lat": (np.linspace(50, 49, H), {"units": "degrees_north"}), "lon": (np.linspace(7, 8, W), {"units": "degrees_east"})}
+    for axes in [("y", "x", "band"), ("band", "y", "x"), ("x", "y", "band"), ("y", "band", "x")]:
+        order = [("y", "x", "band").index(axis) for axis in axes]
+        cases.append(Case(f"nc4-{'-'.join(axes)}", "a.nc", netcdf4(dims, {"reflectance": (axes, cube.transpose(order), {})}), whole))
+    cases += [
+        Case("nc4-2d", "a.nc", netcdf4({"y": H, "x": W}, {"height": (("y", "x"), GREY16, {})}), chw(GREY16)),
+        Case("nc4-2d-turned", "a.nc", netcdf4({"y": H, "x": W}, {"height": (("x", "y"), GREY16.T, {})}), chw(GREY16)),
+        Case("nc4-lat-lon", "a.nc", netcdf4(sizes, {"r": (("wavelength", "lat", "lon"), whole, {})}, nano | places), whole, facts={"wavelengths": tuple(waves)}),
+        Case("nc4-micrometres", "a.nc", netcdf4(sizes, {"r": (("lat", "lon", "wavelength"), cube, {})}, micro), whole, facts={"wavelengths": tuple(waves)}),
+        Case("nc4-packed", "a.nc", netcdf4(dims, {"r": (("y", "x", "band"), cube, packed_attributes)}), whole, facts=facts),
+        Case("nc4-several", "a.nc", netcdf4(dims, {"first": (("y", "x", "band"), cube, {}), "second": (("y", "x"), GREY, {})}), refused=named),
+        Case("nc4-chosen", "a.nc", netcdf4(dims, {"first": (("band", "y", "x"), whole, {}), "second": (("y", "x"), GREY, {})}), whole, reading={"array": "first"}),
+        Case("nc4-one-time", "a.nc", netcdf4({"time": 1, **dims}, {"r": (("time", "band", "y", "x"), whole[None], {})}), whole, may_refuse=True),
+        Case("nc4-times", "a.nc", netcdf4({"time": 3, "y": H, "x": W}, {"r": (("time", "y", "x"), noise(3, H, W), {})}), refused="(?i)time"),
+        Case("nc4-with-mapping", "a.nc", netcdf4(dims, {"crs": ((), np.int32(0), {"grid_mapping_name": "latitude_longitude"}), "r": (("y", "x", "band"), cube, {"grid_mapping": "crs"})}), whole),
+        Case("h5-scales", "a.h5", netcdf4(dims, {"r": (("band", "x", "y"), cube.transpose(2, 1, 0), {})}), whole),
+    ]
+    cube3 = noise(H, W, 4, dtype="int16")
+    r3 = (("wavelength", "lat", "lon"), chw(cube3), {"_FillValue": np.int16(-999), "scale_factor": 0.5, "add_offset": 2.0})
+    for version in (1, 2):
+        variables = {"wavelength": (("wavelength",), waves, {"units": "nm"}), "r": r3}
+        cases.append(Case(f"nc3-version{version}", "a.nc", netcdf3(sizes, variables, version), chw(cube3), facts={"nodata": -999, "gains": (0.5,) * 4, "offsets": (2,) * 4, "wavelengths": tuple(waves)}))
+    cases += [
+        Case("nc3-y-x", "a.nc", netcdf3({"y": H, "x": W}, {"r": (("y", "x"), cube3[..., 0], {})}), chw(cube3[..., 0])),
+        Case("nc3-x-y-band", "a.nc", netcdf3(dims, {"r": (("x", "y", "band"), cube3.swapaxes(0, 1), {})}), chw(cube3)),
+        Case("nc3-several", "a.nc", netcdf3(dims, {"first": (("y", "x", "band"), cube3, {}), "second": (("y", "x"), cube3[..., 0], {})}), refused=named),
+    ]
+    return cases
+
+
+def h5_gzip(cube: np.ndarray) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with h5py.File(path, "w") as out:
+            out.create_dataset("image", data=cube, chunks=(2, 3, 1), compression="gzip", shuffle=True, fletcher32=True)
+
+    return write
+
+
+def h5_link(path: Path) -> None:
+    """The image is in another file, which a data set must not reach for."""
+    with h5py.File(path.parent / "other.h5", "w") as out:
+        out["image"] = GREY
+    with h5py.File(path, "w") as out:
+        out["image"] = h5py.ExternalLink(str(path.parent / "other.h5"), "image")
+
+
+def h5_soft(path: Path, cube: np.ndarray) -> None:
+    with h5py.File(path, "w") as out:
+        out["image"] = cube
+        out["again"] = h5py.SoftLink("/image")
+        out["group/loop"] = h5py.SoftLink("/group")
+
+
+# --- what is no image, wrong suffixes, huge claims, cut files --------------------------------------------------------
+
+
+def suffix_cases() -> list[Case]:
+    grey_npy = npy(GREY16)
+    out = [
+        Case("suffix-png-as-jpg", "a.jpg", png(RGB, 8, 2), chw(RGB)),
+        Case("suffix-jpeg-as-png", "a.png", pillow(SMOOTH, "JPEG", quality=98, subsampling=0), chw(SMOOTH), within=6),
+        Case("suffix-tiff-as-jpg", "a.jpg", tiff(tiff_page(RGB16, 2)), chw(RGB16)),
+        Case("suffix-tiff-as-png", "a.png", tiff(tiff_page(GREY, 0)), chw(255 - GREY)),
+        Case("suffix-jpeg-as-tif", "a.tif", pillow(SMOOTH, "JPEG", quality=98, subsampling=0), chw(SMOOTH), within=6),
+        Case("suffix-webp-as-jpg", "a.jpg", pillow(RGB, "WEBP", lossless=True), chw(RGB)),
+        Case("suffix-heic-as-jpg", "a.jpg", lambda p: heic_as(p, smooth(48, 64)), chw(smooth(48, 64)), within=8),
+        Case("suffix-avif-as-jpg", "a.jpg", pillow(smooth(48, 64), "AVIF", quality=100, subsampling="4:4:4"), chw(smooth(48, 64)), within=6),
+        Case("suffix-gif-as-png", "a.png", pillow(Image.fromarray(RGB).quantize(16), "GIF"), chw(np.asarray(Image.fromarray(RGB).quantize(16).convert("RGB")))),
+        Case("suffix-bmp-as-png", "a.png", pillow(RGB, "BMP"), chw(RGB)),
+        Case("suffix-png16-as-tif", "a.tif", png(GREY16, 16, 0), chw(GREY16)),
+        Case("suffix-npy-as-npz", "a.npz", grey_npy, chw(GREY16)),
+        Case("suffix-npz-as-npy", "a.npy", npz(image=CUBE), chw(CUBE)),
+        Case("suffix-h5-as-mat", "a.mat", hdf5(image=CUBE), chw(CUBE)),
+        Case("suffix-nc4-as-h5", "a.h5", netcdf4({"band": 9, "y": H, "x": W}, {"r": (("band", "y", "x"), chw(CUBE), {})}), chw(CUBE)),
+        Case("suffix-nc3-as-nc4", "a.nc4", netcdf3({"y": H, "x": W}, {"r": (("y", "x"), noise2 := noise(H, W, dtype="int16"), {})}), chw(noise2), may_refuse=True),
+        Case("suffix-mat73-as-h5", "a.h5", mat73(cube=CUBE), chw(CUBE)),
+        Case("suffix-jp2-as-j2k", "a.j2k", imagecodecs.jpeg2k_encode(GREY, codecformat="jp2", reversible=True, level=0), chw(GREY)),
+        Case("suffix-upper-case", "A.TIF", tiff(tiff_page(RGB16, 2)), chw(RGB16)),
+        Case("suffix-strange-name", "Größe 5µm #1 (a)%20.png", png(RGB, 8, 2), chw(RGB)),
+    ]
+    return out
+
+
+def heic_as(path: Path, image: np.ndarray) -> None:
+    heic(path.with_suffix(".heic"), image)
+    path.with_suffix(".heic").rename(path)
+
+
+def not_image_cases() -> list[Case]:
+    def zipped(name: str, text: str) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr(name, text)
+        return out.getvalue()
+
+    html = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>gone</body></html>"
+    kinds = {
+        "html": (html, "(?i)html"),
+        "html-lower-case": (b"\n  <html lang='en'><body>Please log in</body></html>", "(?i)html"),
+        "xml-error": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "(?i)xml|html|text"),
+        "text": (b"This image is no longer available.\n", "(?i)text|known format"),
+        "json": (json.dumps({"error": "quota"}).encode(), "(?i)json|text"),
+        "empty": (b"", "(?i)empty"),
+        "zeros": (bytes(5000), ".+"),
+        "one-byte": (b"\xff", ".+"),
+        "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "(?i)pdf"),
+        "mp4": (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(99), "(?i)video|mp4"),
+        "mov": (b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(99), "(?i)video|quicktime|mov"),
+        "avi": (b"RIFF\xff\0\0\0AVI LIST" + bytes(99), "(?i)video|avi"),
+        "webm": (b"\x1a\x45\xdf\xa3" + bytes(99), "(?i)video|matroska|webm"),
+        "wav": (b"RIFF\xff\0\0\0WAVEfmt " + bytes(99), ".+"),
+        "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='5' height='5'/>", "(?i)svg|xml|text"),
+        "zip": (zipped("a.txt", "x"), "(?i)zip|archive"),
+        "docx": (zipped("word/document.xml", "x"), "(?i)zip|archive|office"),
+        "gzip": (b"\x1f\x8b\x08\0" + bytes(30), "(?i)gzip|archive|compressed"),
+        "lfs-pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n", "(?i)lfs|text"),
+        "apple-double": (b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(60), ".+"),
+        "parquet": (b"PAR1" + bytes(20) + b"PAR1", ".+"),
+        "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\nshowpage\n", "(?i)postscript|eps|known format"),
+        "wmf": (b"\xd7\xcd\xc6\x9a" + bytes(40), ".+"),
+        "fits": (b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800), ".+"),
+        "dicom": (bytes(128) + b"DICM" + bytes(64), ".+"),
+    }
+    cases = [Case(f"not-{kind}", "a.jpg", data, refused=message) for kind, (data, message) in kinds.items()]
+    cases += [Case(f"not-{kind}-as-tif", "a.tif", kinds[kind][0], refused=kinds[kind][1]) for kind in ("html", "empty")]
+    cases.append(Case("not-there", "a.png", lambda path: None, refused=".+"))
+    cases.append(Case("not-a-file", "a.png", lambda path: path.mkdir(), refused=".+"))
+    return cases
+
+
+def huge_cases() -> list[Case]:
+    """Small files that claim to be huge must not take the memory that they claim."""
+    side = 100_000
+    rows = zlib.compress(bytes(1000))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    png_huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    gif = bytearray(pillow(Image.fromarray(RGB).quantize(16), "GIF", interlace=0))
+    gif_canvas_only = bytes(gif[:6]) + struct.pack("<HH", 65535, 65535) + bytes(gif[10:])
+    frame = gif.index(b",\0\0\0\0")
+    gif_both = bytearray(gif_canvas_only)
+    gif_both[frame + 5 : frame + 9] = struct.pack("<HH", 65535, 65535)
+    size = {"t256": ("I", side), "t257": ("I", side), "t278": ("I", side)}
+    deflated = zlib.compress(bytes(3000))
+    j2k = bytearray(imagecodecs.jpeg2k_encode(GREY, codecformat="j2k", reversible=True))
+    siz = j2k.index(b"\xff\x51")
+    j2k[siz + 6 : siz + 14] = struct.pack(">II", side, side)
+    j2k[siz + 22 : siz + 30] = struct.pack(">II", side, side)
+    webp = bytearray(pillow(RGB, "WEBP", lossless=True))
+    bits = webp.index(b"VP8L") + 9
+    webp[bits : bits + 4] = struct.pack("<I", 16383 | 16383 << 14)
+    claim = npy_claim("(500000, 700000)")
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("image.npy", npy_claim("(500000, 700000)"))
+    mat_claim = bytearray(mat(image=GREY))
+    place = mat_claim.index(struct.pack("<ii", H, W))
+    mat_claim[place : place + 8] = struct.pack("<ii", side, side)
+    avif = bytearray(pillow(smooth(48, 64), "AVIF"))
+    ispe = avif.index(b"ispe") + 8
+    avif[ispe : ispe + 8] = struct.pack(">II", 60000, 60000)
+
+    def heic_claim(path: Path) -> None:
+        heic(path, smooth(48, 64))
+        data = bytearray(path.read_bytes())
+        place = data.index(b"ispe") + 8
+        data[place : place + 8] = struct.pack(">II", 60000, 60000)
+        path.write_bytes(data)
+
+    def h5_claim(path: Path) -> None:
+        """No chunk was ever written: a few kB for 4 TB of zeros."""
+        with h5py.File(path, "w") as out:
+            out.create_dataset("image", (10**6, 10**6), "f4", chunks=(100, 100))
+
+    def h5_zeros(path: Path) -> None:
+        with h5py.File(path, "w") as out:
+            out.create_dataset("image", (10**6, 10**6), "u1", chunks=(1000, 1000), compression="gzip")[:9, :9] = 1
+
+    def nc3_claim(path: Path) -> None:
+        netcdf3({"y": H, "x": W}, {"r": (("y", "x"), GREY.astype("i2"), {})})(path)
+        data = path.read_bytes()
+        for axis, length in ((b"y", H), (b"x", W)):
+            old = struct.pack(">I", 1) + axis + b"\0\0\0" + struct.pack(">I", length)
+            assert old in data
+            data = data.replace(old, old[:-4] + struct.pack(">I", 10**6))
+        path.write_bytes(data)
+
+    def sparse_huge(path: Path) -> None:
+        options = {"count": 1, "height": 10**6, "width": 10**6, "dtype": "uint16", "tiled": True}
+        with rasterio.open(path, "w", driver="GTiff", blockxsize=8192, blockysize=8192, sparse_ok=True, **options):
+            pass
+
+    contents = {
+        "png": ("a.png", png_huge),
+        "gif-canvas": ("a.gif", gif_canvas_only),
+        "gif-frame": ("a.gif", bytes(gif_both)),
+        "tiff": ("a.tif", tiff(tiff_page(RGB, 2, **size))),
+        "tiff-deflate": ("a.tif", tiff(tiff_page(RGB, 2, data=deflated, **size, t259=("H", 8)))),
+        "tiff-lzw": ("a.tif", tiff(tiff_page(RGB, 2, data=b"\x80\0\x40", **size, t259=("H", 5)))),
+        "tiff-bands": ("a.tif", tiff(tiff_page(GREY, 1, t277=("H", 65535), t258=("H", 8), t339=None, **size))),
+        "tiff-sparse": ("a.tif", sparse_huge),
+        "tiff-jpeg": ("a.tif", tiff(tiff_page(RGB, 2, data=pillow(RGB, "JPEG"), **size, t259=("H", 7)))),
+        "tiff-group4": ("a.tif", tiff(tiff_page(GREY % 2, 0, bits=1, data=b"\0\x10\x01", **size, t259=("H", 4)))),
+        "jpeg": ("a.jpg", pillow(SMOOTH, "JPEG").replace(struct.pack(">HH", 16, 24), struct.pack(">HH", 65500, 65500))),
+        "bmp": ("a.bmp", bmp(np.zeros((1, 1)), 24, bytes(40))[:18] + struct.pack("<ii", side, side) + bytes(28) + bytes(40)),
+        "bmp-run-length": ("a.bmp", bmp_claim(side)),
+        "ppm": ("a.ppm", b"P6\n100000 100000\n255\n" + bytes(99)),
+        "ppm-plain": ("a.pgm", b"P2\n100000 100000\n255\n1 2 3"),
+        "pbm": ("a.pbm", b"P4\n1000000 1000000\n" + bytes(99)),
+        "webp": ("a.webp", bytes(webp)),
+        "j2k": ("a.j2k", bytes(j2k)),
+        "avif": ("a.avif", bytes(avif)),
+        "heic": ("a.heic", heic_claim),
+        "npy": ("a.npy", claim),
+        "npz": ("a.npz", zipped.getvalue()),
+        "mat": ("a.mat", bytes(mat_claim)),
+        "h5": ("a.h5", h5_claim),
+        "h5-zeros": ("a.h5", h5_zeros),
+        "nc3": ("a.nc", nc3_claim),
+    }
+    return [Case(f"huge-{name}", file, content, refused=".+", megabytes=400) for name, (file, content) in contents.items()]
+
+
+def npy_claim(shape: str) -> bytes:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode() + bytes(35)
+
+
+def bmp_claim(side: int) -> bytes:
+    data = bytearray(bmp(GREY, 8, b"\xff\0\0\1", 1, bytes(1024)))
+    data[18:26] = struct.pack("<ii", side, side)
+    return bytes(data)
+
+
+def cut_cases() -> list[Case]:
+    """A file of which the end is missing is refused; the whole image is right only if no pixel was missing."""
+    a, deep = noise(40, 56, 3), noise(40, 56, 5, dtype="uint16")
+
+    def lossless(**options):
+        return lambda path: tifffile.imwrite(path, a, photometric="rgb", **options)
+
+    def h5(path: Path) -> None:
+        with h5py.File(path, "w") as out:
+            out.create_dataset("image", data=deep, chunks=(8, 8, 5), compression="gzip")
+
+    sources: dict[str, tuple[str, bytes | Callable]] = {
+        "png": ("a.png", png(a, 8, 2)),
+        "png16": ("a.png", png(deep[..., :3], 16, 2)),
+        "png-interlaced": ("a.png", png(a, 8, 2, interlaced=True)),
+        "jpeg": ("a.jpg", pillow(a, "JPEG", quality=95)),
+        "jpeg-progressive": ("a.jpg", pillow(a, "JPEG", quality=95, progressive=True)),
+        "gif": ("a.gif", pillow(Image.fromarray(a).quantize(64), "GIF")),
+        "webp": ("a.webp", pillow(a, "WEBP", lossless=True)),
+        "webp-lossy": ("a.webp", pillow(a, "WEBP", quality=95)),
+        "bmp": ("a.bmp", pillow(a, "BMP")),
+        "ppm": ("a.ppm", b"P6 56 40 255\n" + a.tobytes()),
+        "ppm-plain": ("a.pgm", b"P2 56 40 255\n" + b" ".join(str(v).encode() for v in a[..., 0].ravel() | 100)),
+        "tiff": ("a.tif", lossless()),
+        "tiff-lzw": ("a.tif", lossless(compression="lzw", rowsperstrip=8)),
+        "tiff-deflate-tiled": ("a.tif", lossless(compression="zlib", tile=(16, 16))),
+        "tiff-directory-at-the-end": ("a.tif", tiff(tiff_page(a, 2))),
+        "tiff-gdal": ("a.tif", gdal_writes(chw(deep), compress="deflate")),
+        "tiff-pages": ("a.tif", lambda p: tifffile.imwrite(p, chw(deep), photometric="minisblack", metadata=None)),
+        "ome": ("a.ome.tif", lambda p: tifffile.imwrite(p, chw(deep), photometric="minisblack", ome=True, metadata={"axes": "CYX"})),
+        "j2k": ("a.j2k", imagecodecs.jpeg2k_encode(a, codecformat="j2k", reversible=True, level=0)),
+        "jp2": ("a.jp2", imagecodecs.jpeg2k_encode(deep[..., 0], codecformat="jp2", reversible=True, level=0)),
+        "avif": ("a.avif", pillow(a, "AVIF", quality=95)),
+        "heic": ("a.heic", lambda p: heic(p, a)),
+        "npy": ("a.npy", npy(deep)),
+        "npz": ("a.npz", npz(image=deep)),
+        "npz-compressed": ("a.npz", npz(True, image=deep)),
+        "mat": ("a.mat", mat(image=deep)),
+        "mat-compressed": ("a.mat", mat(image=deep, do_compression=True)),
+        "mat73": ("a.mat", mat73(image=deep)),
+        "h5": ("a.h5", h5),
+        "nc3": ("a.nc", netcdf3({"y": 40, "x": 56, "band": 5}, {"r": (("y", "x", "band"), deep.astype("i2"), {})})),
+        "envi": ("a.img", envi(deep, "a.img", "a.hdr")),
+        "qoi": ("a.qoi", imagecodecs.qoi_encode(a)),
+    }
+
+    def cut(fraction: float, content: bytes | Callable) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                content(path)
+            whole = path.read_bytes()
+            path.write_bytes(whole[: int(len(whole) * fraction)])
+
+        return write
+
+    return [
+        Case(f"cut-{name}-{percent}", file, cut(percent / 100, content), refused=".+")
+        for name, (file, content) in sources.items()
+        for percent in (5, 30, 60, 90)
+    ]
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def file_cases() -> list[Case]:
+    cases = [
+        *png_cases(), *jpeg_cases(), *gif_cases(), *webp_cases(), *bmp_cases(), *ppm_cases(), *other_cases(),
+        *modern_cases(), *tiff_cases(), *gdal_facts_cases(), *stack_cases(), *envi_cases(), *array_cases(),
+        *suffix_cases(), *not_image_cases(), *huge_cases(), *cut_cases(),
+    ]  # fmt: skip
+    assert len({case.name for case in cases}) == len(cases)
+    return cases
+
+
+def files(folder: Path) -> list[Case]:
+    """Writes every case below the folder."""
+    cases = file_cases()
+    for case in cases:
+        case.write_in(folder)
+    return cases
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TableCase:
+    """A table and its rows as text, None where a value is missing; a tuple holds all texts that are right."""
+
+    name: str
+    file: str
+    content: bytes | Callable[[Path], object]
+    columns: list[str] | None = None
+    rows: list[list] | None = None
+    refused: str | None = None
+    may_refuse: bool = False
+    isolated: bool = False  # in a process of its own
+    path: Path | None = None
+
+    write_in = Case.write_in
+
+
+COLUMNS = ["path", "label", "age"]
+PLAIN = [["a/1.png", "oak", "007"], ["a/2.png", "beech", None], ["b/3.png", "ash", "12"]]
+
+
+def joined(separator: str, rows: list[list] | None = None, end: str = "\n") -> str:
+    lines = [COLUMNS, *(rows or PLAIN)]
+    return "".join(separator.join("" if value is None else value for value in line) + end for line in lines)
+
+
+def text_table_cases() -> list[TableCase]:
+    def plain(name: str, content: str | bytes, file: str = "t.csv", rows: list[list] | None = None, columns: list[str] | None = None, **more):
+        data = content.encode() if isinstance(content, str) else content
+        return TableCase(name, file, data, columns or COLUMNS, PLAIN if rows is None else rows, **more)
+
+    def wrong(name: str, content: str | bytes, message: str, file: str = "t.csv"):
+        return TableCase(name, file, content.encode() if isinstance(content, str) else content, refused=message)
+
+    names = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+    cases = [plain(f"csv-{name}", joined(separator)) for name, separator in names.items()]
+    umlaut = [["a/Größe.png", "Bäume – é", "1"], ["b/x.png", "œuvre €5", "2"]]
+    accents = joined(";", umlaut)
+    quoted = 'path,label,age\r\na/1.png,"oak, red",1\r\na/2.png,"say ""yes""",2\r\na/3.png,"two\nlines",3\r\n'
+    quoted_rows = [["a/1.png", "oak, red", "1"], ["a/2.png", 'say "yes"', "2"], ["a/3.png", "two\nlines", "3"]]
+    decimals = [["a/1.png", "1,5", "2,25"], ["a/2.png", "0,5", "3,75"]]
+    texts = [["1", "NA", "nan"], ["2", "None", "null"], ["3", "N/A", "NaN"], ["4", "True", "-"]]
+    cases += [
+        plain("tsv", joined("\t"), "t.tsv"),
+        plain("txt", joined("\t"), "t.txt", may_refuse=True),
+        plain("csv-named-upper", joined(","), "T.CSV"),
+        plain("csv-sep-line", "sep=;\n" + joined(";")),
+        plain("csv-sep-line-crlf", "sep=,\r\n" + joined(",", end="\r\n")),
+        plain("csv-sep-line-quoted", '"sep=;"\r\n' + joined(";"), may_refuse=True),
+        plain("csv-sep-line-bom", b"\xef\xbb\xbfsep=;\r\n" + joined(";").encode()),
+        plain("csv-bom", b"\xef\xbb\xbf" + joined(",").encode()),
+        plain("csv-utf8", accents, rows=umlaut),
+        plain("csv-utf8-bom", b"\xef\xbb\xbf" + accents.encode(), rows=umlaut),
+        plain("csv-utf16-little", accents.replace(";", "\t").encode("utf-16"), rows=umlaut),
+        plain("csv-utf16-big", b"\xfe\xff" + accents.replace(";", "\t").encode("utf-16-be"), rows=umlaut),
+        plain("txt-utf16", accents.replace(";", "\t").encode("utf-16"), "t.txt", rows=umlaut, may_refuse=True),
+        plain("csv-cp1252", accents.encode("cp1252"), rows=umlaut),
+        plain("csv-crlf", joined(",", end="\r\n")),
+        plain("csv-cr", joined(";", end="\r")),
+        plain("csv-no-last-newline", joined(",").rstrip()),
+        plain("csv-quotes", quoted, rows=quoted_rows),
+        plain("csv-quotes-semicolon", quoted.replace(",", ";"), rows=[[v.replace(",", ";") for v in row] for row in quoted_rows]),
+        plain("csv-everything-quoted", "".join('"' + line.replace(",", '","') + '"\n' for line in joined(",").splitlines())),
+        plain("csv-quoted-header", 'path,"label",age\n' + joined(",").split("\n", 1)[1]),
+        plain("csv-newline-in-header", 'path,label,"age\n(years)"\n1,2,3\n', columns=["path", "label", "age\n(years)"], rows=[["1", "2", "3"]], may_refuse=True),
+        plain("csv-empty-columns", "".join(line + ";;\n" for line in joined(";").splitlines())),
+        plain("csv-empty-rows", joined(";") + ";;\n;;\n\n\n"),
+        plain("csv-blank-line-inside", joined(",").replace("\na/2", "\n\na/2")),
+        plain("csv-empty-row-inside", joined(",").replace("\na/2", "\n,,\na/2")),
+        plain("csv-spaces", "path , label,age \na/1.png , oak ,007\na/2.png,beech,  \nb/3.png,ash  ,12\n", rows=None),
+        plain("csv-decimal-commas", joined(";", decimals), rows=decimals),
+        plain("csv-decimal-commas-tabs", joined("\t", decimals), rows=decimals),
+        plain("csv-missing-is-text", joined(",", texts), rows=texts),
+        plain("csv-one-column", "path\na.png\nb.png\n", columns=["path"], rows=[["a.png"], ["b.png"]]),
+        plain("csv-one-column-with-commas", "path\n\"a,1.png\"\n\"b,2.png\"\n", columns=["path"], rows=[["a,1.png"], ["b,2.png"]]),
+        plain("csv-numbers-kept-as-written", joined(",", n := [["1.10", "1e5", "0x1F"], ["00", "+3", "1_000"]]), rows=n),
+        plain("csv-hash-is-text", joined(",", n := [["#1.png", "#", "a#b"]]), rows=n),
+        plain("csv-quote-inside", 'path,label,age\na.png,5" disk,3\n', rows=[["a.png", '5" disk', "3"]], may_refuse=True),
+        plain("csv-apostrophe", joined(",", n := [["a.png", "child's", "'3'"]]), rows=n),
+        plain("csv-long-value", joined(",", n := [["a.png", "x" * 200_000, "3"]]), rows=n, may_refuse=True),
+        plain("csv-header-only", "path,label,age\n", rows=[], may_refuse=True),
+        plain("csv-many-semicolons-in-text", joined(",", n := [[f"{i}.png", "a;b;c;d", "x|y"] for i in range(4)]).replace("a;b;c;d", '"a;b;c;d"'), rows=n),
+        wrong("csv-too-many", "path,label\na,b\nc,d,e\n", r"t\.csv.*row 3"),
+        wrong("csv-too-few", "path,label,age\na,b,c\nd,e\n", r"t\.csv.*row 3"),
+        wrong("csv-too-many-after-newline", 'path,label\na,"b\nb"\nc,d,e\n', r"t\.csv.*row 3"),
+        wrong("csv-too-many-after-blank", "path,label\n\nc,d,e\n", r"t\.csv.*row 3"),
+        wrong("csv-unquoted-comma", "path,label,age\na,oak, red,3\nb,beech,4\n", r"t\.csv.*row 2"),
+        wrong("csv-unclosed", 'path,label\na,b\nc,"d\ne,f\n', r"t\.csv.*row 3"),
+        wrong("csv-two-of-one-name", "path,label,label\na,b,c\n", r"t\.csv.*label"),
+        wrong("csv-two-of-one-name-with-space", "path,label,label \na,b,c\n", r"t\.csv.*label"),
+        wrong("csv-column-without-name", "path,,label\na,b,c\n", r"t\.csv"),
+        wrong("csv-empty", "", r"t\.csv"),
+        wrong("csv-blank", "\n\n\n", r"t\.csv"),
+        wrong("csv-nul", b"path,label\na,b\0c\n", r"t\.csv"),
+        wrong("csv-is-binary", bytes(range(256)) * 8, r"t\.csv"),
+        wrong("csv-is-html", "<!DOCTYPE html><html><body>Sign in</body></html>", r"t\.csv"),
+        TableCase("csv-not-there", "t.csv", lambda path: None, refused=".+"),
+    ]
+    return cases
+
+
+def sheet(*rows: str, more: str = "", dimension: str = "") -> bytes:
+    """An .xlsx of which the cells are given as XML."""
+    ns = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    package = "http://schemas.openxmlformats.org/package/2006"
+    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    parts = {
+        "[Content_Types].xml": f'<Types xmlns="{package}/content-types"><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/><Default Extension="xml" ContentType="application/xml"/><Override PartName="/xl/workbook.xml" ContentType="{kind}.sheet.main+xml"/><Override PartName="/xl/worksheets/sheet1.xml" ContentType="{kind}.worksheet+xml"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="rId1" Type="{office}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
+        "xl/workbook.xml": f'<workbook {ns} xmlns:r="{office}"><sheets><sheet name="Sheet1" sheetId="1" r:id="rId1"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="rId1" Type="{office}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
+        "xl/worksheets/sheet1.xml": f"<worksheet {ns}>{dimension}<sheetData>{''.join(rows)}</sheetData>{more}</worksheet>",
+    }
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in parts.items():
+            archive.writestr(name, '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>' + text)
+    return out.getvalue()
+
+
+def row(number: int, *cells: str) -> str:
+    """Cells are given as XML with {} for the address, or as text."""
+    letters = "ABCDEFGH"
+    inline = '<c r="{}" t="inlineStr"><is><t>%s</t></is></c>'
+    made = "".join((cell if "<" in cell else inline % cell).replace("{}", f"{letters[i]}{number}") for i, cell in enumerate(cells))
+    return f'<row r="{number}">{made}</row>'
+
+
+def excel(*rows: list, then: Callable | None = None) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        import openpyxl
+
+        book = openpyxl.Workbook()
+        for line in rows:
+            book.active.append(line)
+        if then:
+            then(book)
+        book.save(path)
+
+    return write
+
+
+def sheet_cases() -> list[TableCase]:
+    import datetime
+
+    def good(name: str, content, rows: list[list], columns: list[str] | None = None, **more):
+        return TableCase(name, "t.xlsx", content, columns or COLUMNS, rows, **more)
+
+    def wrong(name: str, content, message: str = r"t\.xlsx"):
+        return TableCase(name, "t.xlsx", content, refused=message)
+
+    head = ["path", "label", "age"]
+    day, moment = datetime.date(2024, 5, 6), datetime.datetime(2024, 5, 6, 7, 8, 9)
+
+    def merged(book) -> None:
+        book.active.merge_cells("B3:B4")
+
+    def second_sheet(book) -> None:
+        book.create_sheet("notes")
+
+    def formatted(book) -> None:
+        from openpyxl.styles import Font
+
+        book.active["H40"].font = Font(bold=True)
+
+    formula = '<c r="{}" t="str"><f>A2&amp;"x"</f><v>oak</v></c>'
+    number_formula = '<c r="{}"><f>3+4</f><v>7</v></c>'
+    error = '<c r="{}" t="e"><v>#N/A</v></c>'
+    error_formula = '<c r="{}" t="e"><f>1/0</f><v>#DIV/0!</v></c>'
+    far = '<row r="1048576"><c r="XFD1048576" t="inlineStr"><is><t>x</t></is></c></row>'
+    lines = [row(1, *head), row(2, "a.png", "oak", "1")]
+    return [
+        good("xlsx-text", excel(head, *PLAIN), PLAIN),
+        good("xlsx-numbers", excel(head, ["a", 17, 1.5], ["b", 17.0, -3], ["c", 12345678901, 0.1]), [["a", "17", "1.5"], ["b", "17", "-3"], ["c", "12345678901", "0.1"]]),
+        good("xlsx-dates", excel(head, ["a", day, moment]), [["a", "2024-05-06", ("2024-05-06 07:08:09", "2024-05-06T07:08:09")]]),
+        good("xlsx-booleans", excel(head, ["a", True, False]), [["a", ("True", "TRUE", "true"), ("False", "FALSE", "false")]]),
+        good("xlsx-missing-is-text", excel(head, ["NA", "nan", "None"]), [["NA", "nan", "None"]]),
+        good("xlsx-spaces", excel(["path ", " label", "age"], ["a ", "oak ", "  "]), [["a", "oak", None]]),
+        good("xlsx-empty-row", excel(head, ["a", "b", "c"], [], ["d", "e", "f"]), [["a", "b", "c"], ["d", "e", "f"]]),
+        good("xlsx-formatted-empty-cells", excel(head, *PLAIN, then=formatted), PLAIN),
+        good("xlsx-second-sheet-empty", excel(head, *PLAIN, then=second_sheet), PLAIN),
+        good("xlsx-by-hand", sheet(*lines), [["a.png", "oak", "1"]]),
+        good("xlsx-formula", sheet(row(1, *head), row(2, "a.png", formula, number_formula)), [["a.png", "oak", "7"]]),
+        good("xlsx-wrong-dimension", sheet(*lines, dimension='<dimension ref="A1:XFD1048576"/>'), [["a.png", "oak", "1"]]),
+        good("xlsx-rows-start-lower", sheet(row(3, *head), row(4, "a.png", "oak", "1")), [["a.png", "oak", "1"]], may_refuse=True),
+        good("xlsx-one-far-cell", sheet(*lines, far), [["a.png", "oak", "1"]], may_refuse=True, isolated=True),
+        wrong("xlsx-error", sheet(row(1, *head), row(2, "a", "b", "c"), row(3, "d", error, "f")), r"t\.xlsx.*row 3"),
+        wrong("xlsx-error-formula", sheet(row(1, *head), row(2, "a", "b", error_formula)), r"t\.xlsx.*row 2"),
+        wrong("xlsx-error-after-empty-row", sheet(row(1, *head), row(4, "d", error, "f")), r"t\.xlsx.*row 4"),
+        wrong("xlsx-merged", excel(head, *PLAIN, then=merged), r"t\.xlsx.*row 3"),
+        wrong("xlsx-two-of-one-name", excel(["path", "label", "label "], ["a", "b", "c"]), r"t\.xlsx.*label"),
+        wrong("xlsx-value-without-name", excel(["path", "label"], ["a", "b", "c"])),
+        wrong("xlsx-empty", excel()),
+        wrong("xlsx-formula-never-computed", excel(head, ["a", "=A2", "1"])),
+        wrong("xlsx-with-password", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(2000)),
+        wrong("xlsx-cut", sheet(*lines)[:700]),
+        wrong("xlsx-is-text", b"not a workbook"),
+        TableCase("xlsx-is-csv", "t.xlsx", joined(",").encode(), COLUMNS, PLAIN, may_refuse=True),
+        TableCase("csv-is-xlsx", "t.csv", sheet(*lines), COLUMNS, [["a.png", "oak", "1"]], may_refuse=True),
+        TableCase("xls-is-html", "t.xls", b"<html><table><tr><td>path</td></tr></table></html>", refused=r"t\.xls"),
+        TableCase("ods", "t.ods", ods(head, *PLAIN), COLUMNS, PLAIN, may_refuse=True),
+    ]
+
+
+def ods(*rows: list) -> bytes:
+    names = {"office": "office", "table": "table", "text": "text"}
+    ns = " ".join(f'xmlns:{key}="urn:oasis:names:tc:opendocument:xmlns:{value}:1.0"' for key, value in names.items())
+
+    def cell(value: str | None) -> str:
+        if value is None:
+            return "<table:table-cell/>"
+        return f'<table:table-cell office:value-type="string"><text:p>{value}</text:p></table:table-cell>'
+
+    lines = "".join(f"<table:table-row>{''.join(map(cell, line))}</table:table-row>" for line in rows)
+    body = f'<office:body><office:spreadsheet><table:table table:name="S">{lines}</table:table></office:spreadsheet></office:body>'
+    kind = "application/vnd.oasis.opendocument.spreadsheet"
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("mimetype", kind)
+        manifest = "urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"
+        entries = f'<manifest:file-entry manifest:full-path="/" manifest:media-type="{kind}"/><manifest:file-entry manifest:full-path="content.xml" manifest:media-type="text/xml"/>'
+        archive.writestr("META-INF/manifest.xml", f'<?xml version="1.0"?><manifest:manifest xmlns:manifest="{manifest}">{entries}</manifest:manifest>')
+        archive.writestr("content.xml", f'<?xml version="1.0"?><office:document-content {ns} office:version="1.2">{body}</office:document-content>')
+    return out.getvalue()
+
+
+def parquet_cases() -> list[TableCase]:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def frame(**columns) -> Callable[[Path], None]:
+        return lambda path: pd.DataFrame(columns).to_parquet(path, index=False)
+
+    def arrow(**columns) -> Callable[[Path], None]:
+        return lambda path: pq.write_table(pa.table(columns), path)
+
+    def case(name: str, content, columns: list[str], rows: list[list], **more):
+        return TableCase(f"parquet-{name}", "t.parquet", content, columns, rows, **more)
+
+    pl = ["path", "label"]
+    integers = pd.array([17, None], dtype="Int64")
+    indexed = pd.DataFrame({"label": ["x", "y"]}, index=pd.Index(["a", "b"], name="path"))
+    return [
+        case("text", frame(path=["a", "b"], label=["007", None]), pl, [["a", "007"], ["b", None]]),
+        case("integers", frame(path=["a", "b"], label=[17, 3]), pl, [["a", "17"], ["b", "3"]]),
+        case("nullable-integers", frame(path=["a", "b"], label=integers), pl, [["a", "17"], ["b", None]]),
+        case("floats", frame(path=["a", "b"], label=[1.5, np.nan]), pl, [["a", "1.5"], ["b", None]]),
+        case("integers-as-floats", frame(path=["a", "b"], label=[17.0, np.nan]), pl, [["a", ("17", "17.0")], ["b", None]]),
+        case("categories", frame(path=["a", "b", "c"], label=pd.Categorical(["x", "y", None])), pl, [["a", "x"], ["b", "y"], ["c", None]]),
+        case("integer-categories", frame(path=["a", "b"], label=pd.Categorical([17, 18])), pl, [["a", "17"], ["b", "18"]]),
+        case("booleans", frame(path=["a", "b"], label=[True, False]), pl, [["a", ("True", "true", "TRUE")], ["b", ("False", "false", "FALSE")]]),
+        case("dates", arrow(path=["a"], label=pa.array([19849], pa.date32())), pl, [["a", "2024-05-06"]]),
+        case("large-integers", arrow(path=["a", "b"], label=pa.array([2**62 + 1, None], pa.int64())), pl, [["a", str(2**62 + 1)], ["b", None]]),
+        case("dictionary", arrow(path=["a", "b"], label=pa.array(["x", "y"]).dictionary_encode()), pl, [["a", "x"], ["b", "y"]]),
+        case("large-strings", arrow(path=pa.array(["a "], pa.large_string()), label=pa.array([" NA"], pa.string_view() if hasattr(pa, "string_view") else pa.string())), pl, [["a", "NA"]]),
+        case("spaces", arrow(**{"path ": ["a"], " label": ["x "]}), pl, [["a", "x"]]),
+        case("index", lambda path: indexed.to_parquet(path), ["label", "path"], [["x", "a"], ["y", "b"]], may_refuse=True),
+        TableCase("parquet-two-of-one-name", "t.parquet", lambda path: pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["path", "label", "label"]), path), refused=r"t\.parquet"),
+        TableCase("parquet-lists", "t.parquet", arrow(path=["a"], label=[[1, 2]]), refused=r"t\.parquet"),
+        TableCase("parquet-cut", "t.parquet", b"PAR1" + bytes(100), refused=r"t\.parquet"),
+        TableCase("parquet-is-text", "t.parquet", b"path,label\na,b\n", pl, [["a", "b"]], may_refuse=True),
+    ]
+
+
+def table_cases() -> list[TableCase]:
+    cases = [*text_table_cases(), *sheet_cases(), *parquet_cases()]
+    assert len({case.name for case in cases}) == len(cases)
+    return cases
+
+
+def tables(folder: Path) -> list[TableCase]:
+    """Writes every table below the folder."""
+    cases = table_cases()
+    for case in cases:
+        case.write_in(folder)
+    return cases
