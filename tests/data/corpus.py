@@ -106,7 +106,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(array: np.ndarray, bits: int, colour: int, *chunks: bytes, interlaced: bool = False) -> bytes:
+def png(array: np.ndarray, bits: int, colour: int, *chunks: bytes, interlaced: bool = False, level: int = 6) -> bytes:
     """A PNG of (H,W) or (H,W,C) samples; further chunks come before the pixels."""
     height, width = array.shape[:2]
     passes = [(0, 0, 1, 1)]
@@ -118,7 +118,7 @@ def png(array: np.ndarray, bits: int, colour: int, *chunks: bytes, interlaced: b
         if part.size:
             raw += b"".join(b"\0" + row.tobytes() for row in packed(part.reshape(len(part), -1), bits))
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, int(interlaced))
-    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")]
+    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(raw, level)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -222,7 +222,13 @@ def png_cases() -> list[Case]:
     index1 = indices % 2
     plte = chunk(b"PLTE", palette.tobytes())
     cases = [
-        Case(f"png-{kind}{bits}{'-interlaced' * interlaced}", "a.png", png(a, bits, colour, interlaced=interlaced), chw(a), alpha=alpha)
+        Case(
+            f"png-{kind}{bits}{'-interlaced' * interlaced}",
+            "a.png",
+            png(a, bits, colour, interlaced=interlaced),
+            chw(a),
+            alpha=alpha,
+        )
         for kind, colour, alpha, arrays in [
             ("grey", 0, False, {8: GREY, 16: GREY16}),
             ("rgb", 2, False, {8: RGB, 16: RGB16}),
@@ -238,7 +244,11 @@ def png_cases() -> list[Case]:
         cases.append(Case(f"png-grey{bits}", "a.png", png(values, bits, 0), chw(grey)))
     for bits in (4, 8):
         cases.append(Case(f"png-palette{bits}", "a.png", png(indices, bits, 3, plte), chw(palette[indices])))
-    cases.append(Case("png-palette1", "a.png", png(index1, 1, 3, chunk(b"PLTE", palette[:2].tobytes())), chw(palette[:2][index1])))
+    cases.append(
+        Case(
+            "png-palette1", "a.png", png(index1, 1, 3, chunk(b"PLTE", palette[:2].tobytes())), chw(palette[:2][index1])
+        )
+    )
     clear = np.array([0, 255, 128] + [255] * 13, np.uint8)
     seen = chw(np.dstack([palette[indices], clear[indices]]))
     trns = chunk(b"tRNS", clear[:3].tobytes())
@@ -246,22 +256,63 @@ def png_cases() -> list[Case]:
     key = chunk(b"tRNS", struct.pack(">HHH", *RGB[0, 0]))
     cases += [
         Case("png-colour-key", "a.png", png(RGB, 8, 2, key), chw(RGB), alpha=None),
-        Case("png-colour-key16", "a.png", png(RGB16, 16, 2, chunk(b"tRNS", RGB16[0, 0].astype(">u2").tobytes())), chw(RGB16), alpha=None),
-        Case("png-grey-key16", "a.png", png(GREY16, 16, 0, chunk(b"tRNS", GREY16[0, 0].astype(">u2").tobytes())), chw(GREY16), alpha=None),
+        Case(
+            "png-colour-key16",
+            "a.png",
+            png(RGB16, 16, 2, chunk(b"tRNS", RGB16[0, 0].astype(">u2").tobytes())),
+            chw(RGB16),
+            alpha=None,
+        ),
+        Case(
+            "png-grey-key16",
+            "a.png",
+            png(GREY16, 16, 0, chunk(b"tRNS", GREY16[0, 0].astype(">u2").tobytes())),
+            chw(GREY16),
+            alpha=None,
+        ),
         Case("png-gamma-is-not-applied", "a.png", png(RGB, 8, 2, chunk(b"gAMA", struct.pack(">I", 100000))), chw(RGB)),
         Case("png-bytes-after-the-end", "a.png", png(RGB, 8, 2) + b"junk" * 9, chw(RGB)),
         Case("png-one-pixel", "a.png", png(RGB[:1, :1], 8, 2), chw(RGB[:1, :1])),
         Case("png-many-idat", "a.png", many_idat(png(RGB, 8, 2)), chw(RGB)),
-        Case("png-broken-checksum", "a.png", broken_checksum(png(RGB, 8, 2)), refused=".+"),
+        Case("png-broken-checksum", "a.png", broken_checksum(png(RGB, 8, 2)), chw(RGB), may_refuse=True),
+        Case("png-flipped-pixel", "a.png", flipped_pixel(), refused=".+"),
+        Case("png16-flipped-pixel", "a.png", flipped_pixel(RGB16, 16), refused=".+"),
         Case("png-no-pixels", "a.png", png(RGB, 8, 2).replace(b"IDAT", b"teXt"), refused=".+"),
-        Case("png-apng", "a.png", pillow(Image.fromarray(RGB), "PNG", save_all=True, append_images=[Image.fromarray(255 - RGB)] * 2), chw(RGB), notes="first of 3 frames"),
+        Case(
+            "png-apng",
+            "a.png",
+            pillow(Image.fromarray(RGB), "PNG", save_all=True, append_images=[Image.fromarray(255 - RGB)] * 2),
+            chw(RGB),
+            notes="first of 3 frames",
+        ),
         Case("png-grey-as-rgb", "a.png", png(GREY, 8, 0), chw(np.dstack([GREY] * 3)), reading={"grey_as_rgb": True}),
-        Case("png-grey16-as-rgb", "a.png", png(GREY16, 16, 0), chw(np.dstack([GREY16] * 3)), reading={"grey_as_rgb": True}),
+        Case(
+            "png-grey16-as-rgb",
+            "a.png",
+            png(GREY16, 16, 0),
+            chw(np.dstack([GREY16] * 3)),
+            reading={"grey_as_rgb": True},
+        ),
         Case("png-as-uint16", "a.png", png(RGB, 8, 2), chw(RGB.astype(np.uint16) * 257), reading={"as_uint16": True}),
-        Case("png-rgba-as-uint16", "a.png", png(RGBA, 8, 6), chw(RGBA.astype(np.uint16) * 257), alpha=True, reading={"as_uint16": True}),
+        Case(
+            "png-rgba-as-uint16",
+            "a.png",
+            png(RGBA, 8, 6),
+            chw(RGBA.astype(np.uint16) * 257),
+            alpha=True,
+            reading={"as_uint16": True},
+        ),
         Case("png16-as-uint16", "a.png", png(RGB16, 16, 2), chw(RGB16), reading={"as_uint16": True}),
         Case("png-rgb-with-grey-as-rgb", "a.png", png(RGB, 8, 2), chw(RGB), reading={"grey_as_rgb": True}),
-        Case("png-greyalpha-as-rgb", "a.png", png(RGB[..., :2], 8, 4), chw(RGB[..., [0, 0, 0, 1]]), alpha=True, may_refuse=True, reading={"grey_as_rgb": True}),
+        Case(
+            "png-greyalpha-as-rgb",
+            "a.png",
+            png(RGB[..., :2], 8, 4),
+            chw(RGB[..., [0, 0, 0, 1]]),
+            alpha=True,
+            may_refuse=True,
+            reading={"grey_as_rgb": True},
+        ),
     ]
     for orientation in range(1, 9):
         tag = chunk(b"eXIf", exif(orientation))
@@ -281,6 +332,13 @@ def many_idat(data: bytes) -> bytes:
     body = data[start + 8 : start + 8 + length]
     pieces = b"".join(chunk(b"IDAT", body[i : i + 5]) for i in range(0, length, 5))
     return data[:start] + pieces + data[start + 12 + length :]
+
+
+def flipped_pixel(array: np.ndarray = RGB, bits: int = 8) -> bytes:
+    """One bit of one pixel is wrong, and so are both checksums that PNG has for that."""
+    data = bytearray(png(array, bits, 2, level=0))
+    data[data.index(b"IDAT") + 40] ^= 4
+    return bytes(data)
 
 
 def broken_checksum(data: bytes) -> bytes:
@@ -310,13 +368,40 @@ def jpeg_cases() -> list[Case]:
         Case("jpeg-bytes-after-the-end", "a.jpg", whole + b"\0" * 99, chw(SMOOTH), within=6),
         Case("jpeg-icc", "a.jpg", pillow(SMOOTH, "JPEG", **best, icc_profile=b"x" * 200), chw(SMOOTH), within=6),
         Case("jpeg-restart", "a.jpg", pillow(SMOOTH, "JPEG", **best, restart_marker_blocks=1), chw(SMOOTH), within=6),
-        Case("jpeg-mpo", "a.jpg", pillow(Image.fromarray(SMOOTH), "MPO", save_all=True, append_images=[Image.fromarray(255 - SMOOTH)], **best), chw(SMOOTH), within=6),
+        Case(
+            "jpeg-mpo",
+            "a.jpg",
+            pillow(
+                Image.fromarray(SMOOTH), "MPO", save_all=True, append_images=[Image.fromarray(255 - SMOOTH)], **best
+            ),
+            chw(SMOOTH),
+            within=6,
+        ),
         Case("jpeg-lossless", "a.jpg", imagecodecs.ljpeg_encode(GREY16), chw(GREY16), may_refuse=True),
-        Case("jpeg-12bit", "a.jpg", imagecodecs.jpeg8_encode(SMOOTH[..., 0].astype(np.uint16) * 16, bitspersample=12, level=100), chw(SMOOTH[..., 0].astype(np.uint16) * 16), within=40, may_refuse=True),
+        Case(
+            "jpeg-12bit",
+            "a.jpg",
+            imagecodecs.jpeg8_encode(SMOOTH[..., 0].astype(np.uint16) * 16, bitspersample=12, level=100),
+            chw(SMOOTH[..., 0].astype(np.uint16) * 16),
+            within=40,
+            may_refuse=True,
+        ),
         Case("jpeg-no-end-marker", "a.jpg", whole[:-2], chw(SMOOTH), within=6, may_refuse=True),
         Case("jpeg-only-markers", "a.jpg", whole[:20] + b"\xff\xd9", refused=".+"),
-        Case("jpeg-broken-exif", "a.jpg", pillow(SMOOTH, "JPEG", **best, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"), chw(SMOOTH), within=6),
-        Case("jpeg-108-megapixels", "a.jpg", lambda p: p.write_bytes(imagecodecs.jpeg8_encode(np.full((9000, 12000, 3), 200, np.uint8))), np.broadcast_to(np.uint8(200), (3, 9000, 12000)), within=2),
+        Case(
+            "jpeg-broken-exif",
+            "a.jpg",
+            pillow(SMOOTH, "JPEG", **best, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
+            chw(SMOOTH),
+            within=6,
+        ),
+        Case(
+            "jpeg-108-megapixels",
+            "a.jpg",
+            lambda p: p.write_bytes(imagecodecs.jpeg8_encode(np.full((9000, 12000, 3), 200, np.uint8))),
+            np.broadcast_to(np.uint8(200), (3, 9000, 12000)),
+            within=2,
+        ),
     ]
     for orientation in range(1, 9):
         data = pillow(stored(SMOOTH, orientation), "JPEG", **best, exif=exif_of(orientation))
@@ -346,7 +431,13 @@ def gif_cases() -> list[Case]:
         Case("gif", "a.gif", pillow(first, "GIF"), chw(palette[indices])),
         Case("gif-interlaced", "a.gif", pillow(first, "GIF", interlace=1), chw(palette[indices])),
         Case("gif-transparent", "a.gif", clear, chw(alpha), alpha=None),
-        Case("gif-animated", "a.gif", pillow(first, "GIF", save_all=True, append_images=others), chw(palette[indices]), notes="first of 5 frames"),
+        Case(
+            "gif-animated",
+            "a.gif",
+            pillow(first, "GIF", save_all=True, append_images=others),
+            chw(palette[indices]),
+            notes="first of 5 frames",
+        ),
         Case("gif-larger-canvas", "a.gif", bytes(small), gif_canvas, alpha=None, may_refuse=True),
     ]
 
@@ -361,8 +452,21 @@ def webp_cases() -> list[Case]:
     cases = [
         Case("webp-lossless", "a.webp", pillow(RGB, "WEBP", **lossless), chw(RGB)),
         Case("webp-rgba", "a.webp", pillow(RGBA, "WEBP", **lossless), chw(RGBA), alpha=True),
-        Case("webp-lossy", "a.webp", pillow(SMOOTH, "WEBP", quality=100), lambda p: chw(cv2.imread(str(p))[..., ::-1]), within=2),
-        Case("webp-animated", "a.webp", pillow(Image.fromarray(RGB), "WEBP", save_all=True, append_images=frames, **lossless), chw(RGB), alpha=None, notes="first of 4 frames"),
+        Case(
+            "webp-lossy",
+            "a.webp",
+            pillow(SMOOTH, "WEBP", quality=100),
+            lambda p: chw(cv2.imread(str(p))[..., ::-1]),
+            within=2,
+        ),
+        Case(
+            "webp-animated",
+            "a.webp",
+            pillow(Image.fromarray(RGB), "WEBP", save_all=True, append_images=frames, **lossless),
+            chw(RGB),
+            alpha=None,
+            notes="first of 4 frames",
+        ),
     ]
     for orientation in range(1, 9):
         data = pillow(stored(RGB, orientation), "WEBP", **lossless, exif=exif_of(orientation))
@@ -385,13 +489,34 @@ def bmp_cases() -> list[Case]:
     return [
         Case("bmp-rgb", "a.bmp", pillow(RGB, "BMP"), chw(RGB)),
         Case("bmp-grey", "a.bmp", bmp(GREY, 8, padded[::-1].tobytes(), extra=ramp.tobytes()), chw(GREY)),
-        Case("bmp-palette", "a.bmp", bmp(GREY, 8, padded[::-1].tobytes(), extra=palette.tobytes()), chw(palette[GREY][..., 2::-1])),
-        Case("bmp-top-down", "a.bmp", bmp(GREY, 8, padded.tobytes(), extra=palette.tobytes(), down=True), chw(palette[GREY][..., 2::-1])),
-        Case("bmp-run-length", "a.bmp", bmp(GREY, 8, rle, 1, palette.tobytes()), chw(palette[GREY][..., 2::-1]), may_refuse=True),
+        Case(
+            "bmp-palette",
+            "a.bmp",
+            bmp(GREY, 8, padded[::-1].tobytes(), extra=palette.tobytes()),
+            chw(palette[GREY][..., 2::-1]),
+        ),
+        Case(
+            "bmp-top-down",
+            "a.bmp",
+            bmp(GREY, 8, padded.tobytes(), extra=palette.tobytes(), down=True),
+            chw(palette[GREY][..., 2::-1]),
+        ),
+        Case(
+            "bmp-run-length",
+            "a.bmp",
+            bmp(GREY, 8, rle, 1, palette.tobytes()),
+            chw(palette[GREY][..., 2::-1]),
+            may_refuse=True,
+        ),
         Case("bmp-565", "a.bmp", bmp(bits, 16, five65[::-1].tobytes(), 3, masks), chw(bits * 255)),
         Case("bmp-555", "a.bmp", bmp(bits, 16, five55[::-1].tobytes()), chw(bits * 255)),
         Case("bmp-32-without-alpha", "a.bmp", bmp(RGB, 32, bgrx[::-1].tobytes()), chw(RGB), alpha=None),
-        Case("bmp-one-bit", "a.bmp", pillow(Image.fromarray(GREY > 127), "BMP"), chw(np.where(GREY > 127, 255, 0).astype(np.uint8))),
+        Case(
+            "bmp-one-bit",
+            "a.bmp",
+            pillow(Image.fromarray(GREY > 127), "BMP"),
+            chw(np.where(GREY > 127, 255, 0).astype(np.uint8)),
+        ),
     ]
 
 
@@ -405,10 +530,35 @@ def ppm_cases() -> list[Case]:
         Case("ppm-p5", "a.pgm", b"P5 " + size + b" 255\n" + GREY.tobytes(), chw(GREY)),
         Case("ppm-p4", "a.pbm", b"P4\n" + size + b"\n" + np.packbits(on, axis=1).tobytes(), chw(black)),
         Case("ppm-p2", "a.pgm", b"P2\n" + size + b"\n255\n" + plain, chw(GREY)),
-        Case("ppm-p5-16bit", "a.pgm", b"P5\n" + size + b"\n65535\n" + GREY16.astype(">u2").tobytes(), chw(GREY16), may_refuse=True),
-        Case("ppm-p6-16bit", "a.ppm", b"P6\n" + size + b"\n65535\n" + RGB16.astype(">u2").tobytes(), chw(RGB16), may_refuse=True),
-        Case("ppm-p7", "a.pam", b"P7\nWIDTH 7\nHEIGHT 5\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" + RGBA.tobytes(), chw(RGBA), alpha=True, may_refuse=True),
-        Case("ppm-float", "a.pfm", b"Pf\n" + size + b"\n-1.0\n" + GREY16.astype("<f4")[::-1].tobytes(), chw(GREY16.astype(np.float32)), may_refuse=True),
+        Case(
+            "ppm-p5-16bit",
+            "a.pgm",
+            b"P5\n" + size + b"\n65535\n" + GREY16.astype(">u2").tobytes(),
+            chw(GREY16),
+            may_refuse=True,
+        ),
+        Case(
+            "ppm-p6-16bit",
+            "a.ppm",
+            b"P6\n" + size + b"\n65535\n" + RGB16.astype(">u2").tobytes(),
+            chw(RGB16),
+            may_refuse=True,
+        ),
+        Case(
+            "ppm-p7",
+            "a.pam",
+            b"P7\nWIDTH 7\nHEIGHT 5\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" + RGBA.tobytes(),
+            chw(RGBA),
+            alpha=True,
+            may_refuse=True,
+        ),
+        Case(
+            "ppm-float",
+            "a.pfm",
+            b"Pf\n" + size + b"\n-1.0\n" + GREY16.astype("<f4")[::-1].tobytes(),
+            chw(GREY16.astype(np.float32)),
+            may_refuse=True,
+        ),
     ]
 
 
@@ -423,8 +573,22 @@ def other_cases() -> list[Case]:
         Case("jpegls", "a.jls", imagecodecs.jpegls_encode(GREY), chw(GREY), may_refuse=True),
         Case("sgi", "a.sgi", pillow(RGB, "SGI"), chw(RGB), may_refuse=True),
         Case("pcx", "a.pcx", pillow(RGB, "PCX"), chw(RGB), may_refuse=True),
-        Case("ico", "a.ico", pillow(noise(16, 16, 4), "ICO", sizes=[(16, 16)]), lambda p: chw(np.asarray(Image.open(p).convert("RGBA"))), alpha=True, may_refuse=True),
-        Case("dds", "a.dds", pillow(noise(8, 8, 4), "DDS"), lambda p: chw(np.asarray(Image.open(p).convert("RGBA"))), alpha=True, may_refuse=True),
+        Case(
+            "ico",
+            "a.ico",
+            pillow(noise(16, 16, 4), "ICO", sizes=[(16, 16)]),
+            lambda p: chw(np.asarray(Image.open(p).convert("RGBA"))),
+            alpha=True,
+            may_refuse=True,
+        ),
+        Case(
+            "dds",
+            "a.dds",
+            pillow(noise(8, 8, 4), "DDS"),
+            lambda p: chw(np.asarray(Image.open(p).convert("RGBA"))),
+            alpha=True,
+            may_refuse=True,
+        ),
     ]
 
 
@@ -442,27 +606,97 @@ def modern_cases() -> list[Case]:
         for kind, a in [("grey8", plain3[..., 0]), ("rgb8", plain3), ("grey16", deep), ("rgb16", deep3)]
     ]
     cases.append(Case("jp2-pillow", "a.jp2", pillow(plain3, "JPEG2000", irreversible=False), chw(plain3)))
-    cases.append(Case("jp2-rgba", "a.jp2", pillow(noise4 := noise(24, 32, 4), "JPEG2000", irreversible=False), chw(noise4), alpha=True))
+    cases.append(
+        Case(
+            "jp2-rgba",
+            "a.jp2",
+            pillow(noise4 := noise(24, 32, 4), "JPEG2000", irreversible=False),
+            chw(noise4),
+            alpha=True,
+        )
+    )
 
     near = {"quality": 100, "subsampling": "4:4:4"}
     wide = smooth(48, 64)
     cases += [
         Case("avif", "a.avif", pillow(wide, "AVIF", **near), chw(wide), within=6),
-        Case("avif-rgba", "a.avif", pillow(np.dstack([wide, wide[..., 0]]), "AVIF", **near), chw(np.dstack([wide, wide[..., 0]])), alpha=True, within=6),
-        Case("avif-animated", "a.avif", pillow(Image.fromarray(wide), "AVIF", save_all=True, append_images=[Image.fromarray(255 - wide)] * 2, **near), chw(wide), within=6, notes="first of 3 frames"),
-        Case("avif-10bit", "a.avif", imagecodecs.avif_encode(wide.astype(np.uint16) * 4, level=100, bitspersample=10, pixelformat="444"), chw(wide), within=6, notes="8[ -]bit"),
-        Case("avif-grey", "a.avif", imagecodecs.avif_encode(wide[..., 0], level=100), chw(wide[..., 0]), within=4, may_refuse=True, alpha=None),
+        Case(
+            "avif-rgba",
+            "a.avif",
+            pillow(np.dstack([wide, wide[..., 0]]), "AVIF", **near),
+            chw(np.dstack([wide, wide[..., 0]])),
+            alpha=True,
+            within=6,
+        ),
+        Case(
+            "avif-animated",
+            "a.avif",
+            pillow(
+                Image.fromarray(wide), "AVIF", save_all=True, append_images=[Image.fromarray(255 - wide)] * 2, **near
+            ),
+            chw(wide),
+            within=6,
+            notes="first of 3 frames",
+        ),
+        Case(
+            "avif-10bit",
+            "a.avif",
+            imagecodecs.avif_encode(wide.astype(np.uint16) * 4, level=100, bitspersample=10, pixelformat="444"),
+            chw(wide),
+            within=6,
+            notes=r"\b8\b",
+        ),
+        Case(
+            "avif-grey",
+            "a.avif",
+            imagecodecs.avif_encode(wide[..., 0], level=100),
+            chw(wide[..., 0]),
+            within=4,
+            may_refuse=True,
+            alpha=None,
+        ),
         Case("heic", "a.heic", lambda p: heic(p, wide), chw(wide), within=8),
-        Case("heic-rgba", "a.heic", lambda p: heic(p, np.dstack([wide, wide[..., 0]])), chw(np.dstack([wide, wide[..., 0]])), alpha=True, within=8),
+        Case(
+            "heic-rgba",
+            "a.heic",
+            lambda p: heic(p, np.dstack([wide, wide[..., 0]])),
+            chw(np.dstack([wide, wide[..., 0]])),
+            alpha=True,
+            within=8,
+        ),
         Case("heic-two-images", "a.heic", lambda p: heic(p, wide, 255 - wide), chw(wide), within=8),
-        Case("heic-10bit", "a.heic", lambda p: heic16(p, wide), chw(wide), within=8, notes="8[ -]bit"),
+        Case("heic-10bit", "a.heic", lambda p: heic16(p, wide), chw(wide), within=8, notes=r"\b8\b"),
     ]
     for orientation in range(1, 9):
         turned = stored(wide, orientation)
-        cases.append(Case(f"avif-orientation-{orientation}", "a.avif", pillow(turned, "AVIF", **near, exif=exif_of(orientation).tobytes()), chw(wide), within=6))
-        cases.append(Case(f"heic-orientation-{orientation}", "a.heic", lambda p, t=turned, o=orientation: heic(p, t, orientation=o), chw(wide), within=8))
+        cases.append(
+            Case(
+                f"avif-orientation-{orientation}",
+                "a.avif",
+                pillow(turned, "AVIF", **near, exif=exif_of(orientation).tobytes()),
+                chw(wide),
+                within=6,
+            )
+        )
+        cases.append(
+            Case(
+                f"heic-orientation-{orientation}",
+                "a.heic",
+                lambda p, t=turned, o=orientation: heic(p, t, orientation=o),
+                chw(wide),
+                within=8,
+            )
+        )
     # the files above have the turn twice, in the container and in EXIF, as telephones write it: it counts once
-    cases.append(Case("heic-turned-by-the-container", "a.heic", lambda p: turned_by_container(p, stored(wide, 6)), chw(wide), within=8))
+    cases.append(
+        Case(
+            "heic-turned-by-the-container",
+            "a.heic",
+            lambda p: turned_by_container(p, stored(wide, 6)),
+            chw(wide),
+            within=8,
+        )
+    )
     return cases
 
 
@@ -528,40 +762,133 @@ def tiff_cases() -> list[Case]:
     for dtype in ["int8", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"]:
         a = noise(H, W, 4, dtype=dtype)
         cases.append(Case(f"tiff-{dtype}", "a.tif", tifffile_writes(a, **minisblack, planarconfig="contig"), chw(a)))
-    for planar, order, bigtiff in [("contig", ">", False), ("separate", "<", False), ("separate", ">", True), ("contig", "<", True)]:
+    for planar, order, bigtiff in [
+        ("contig", ">", False),
+        ("separate", "<", False),
+        ("separate", ">", True),
+        ("contig", "<", True),
+    ]:
         a = CUBE if planar == "contig" else chw(CUBE)
         options = {**minisblack, "planarconfig": planar, "byteorder": order, "bigtiff": bigtiff}
-        cases.append(Case(f"tiff-{planar}-{'big' if order == '>' else 'little'}-endian{'-bigtiff' * bigtiff}", "a.tiff", tifffile_writes(a, **options), chw(CUBE)))
+        cases.append(
+            Case(
+                f"tiff-{planar}-{'big' if order == '>' else 'little'}-endian{'-bigtiff' * bigtiff}",
+                "a.tiff",
+                tifffile_writes(a, **options),
+                chw(CUBE),
+            )
+        )
     for compression in ["lzw", "deflate", "packbits", "zstd", "lzma"]:
         a = noise(H, W, dtype="int16")
-        cases.append(Case(f"tiff-{compression}", "a.tif", tifffile_writes(a, compression=compression, **minisblack), chw(a)))
+        cases.append(
+            Case(f"tiff-{compression}", "a.tif", tifffile_writes(a, compression=compression, **minisblack), chw(a))
+        )
     lossless = {"webp": {"webp_lossless": True}, "lerc": {"max_z_error": 0}, "lerc_deflate": {"max_z_error": 0}}
     for compression, options in lossless.items():
-        cases.append(Case(f"tiff-gdal-{compression}", "a.tif", gdal_writes(chw(big), compress=compression, photometric="rgb", **options), chw(big)))
-    for compression, level in [("jpeg2000", {"compressionargs": {"reversible": True, "level": 0}}), ("jpegxl", {"compressionargs": {"lossless": True}}), ("png", {})]:
-        cases.append(Case(f"tiff-{compression}", "a.tif", tifffile_writes(big, photometric="rgb", compression=compression, **level), chw(big), may_refuse=True))
+        cases.append(
+            Case(
+                f"tiff-gdal-{compression}",
+                "a.tif",
+                gdal_writes(chw(big), compress=compression, photometric="rgb", **options),
+                chw(big),
+            )
+        )
+    for compression, level in [
+        ("jpeg2000", {"compressionargs": {"reversible": True, "level": 0}}),
+        ("jpegxl", {"compressionargs": {"lossless": True}}),
+        ("png", {}),
+    ]:
+        cases.append(
+            Case(
+                f"tiff-{compression}",
+                "a.tif",
+                tifffile_writes(big, photometric="rgb", compression=compression, **level),
+                chw(big),
+                may_refuse=True,
+            )
+        )
     for predictor, dtype in [(2, "uint8"), (2, "uint16"), (2, "int32"), (3, "float32"), (3, "float64")]:
         a = noise(2, H, W, dtype=dtype)
         for endianness in ("little", "big"):
-            cases.append(Case(f"tiff-predictor{predictor}-{dtype}-{endianness}", "a.tif", gdal_writes(a, compress="deflate", predictor=predictor, endianness=endianness, interleave="pixel"), a))
+            cases.append(
+                Case(
+                    f"tiff-predictor{predictor}-{dtype}-{endianness}",
+                    "a.tif",
+                    gdal_writes(a, compress="deflate", predictor=predictor, endianness=endianness, interleave="pixel"),
+                    a,
+                )
+            )
     cases += [
-        Case("tiff-tiled", "a.tif", gdal_writes(chw(big), tiled=True, blockxsize=16, blockysize=32, compress="lzw"), chw(big)),
-        Case("tiff-tiled-not-whole", "a.tif", gdal_writes(chw(CUBE), tiled=True, blockxsize=16, blockysize=16), chw(CUBE)),
-        Case("tiff-strips", "a.tif", tifffile_writes(big, photometric="rgb", rowsperstrip=7, compression="zlib"), chw(big)),
+        Case(
+            "tiff-tiled",
+            "a.tif",
+            gdal_writes(chw(big), tiled=True, blockxsize=16, blockysize=32, compress="lzw"),
+            chw(big),
+        ),
+        Case(
+            "tiff-tiled-not-whole", "a.tif", gdal_writes(chw(CUBE), tiled=True, blockxsize=16, blockysize=16), chw(CUBE)
+        ),
+        Case(
+            "tiff-strips",
+            "a.tif",
+            tifffile_writes(big, photometric="rgb", rowsperstrip=7, compression="zlib"),
+            chw(big),
+        ),
         Case("tiff-one-band", "a.tif", tifffile_writes(GREY, **minisblack), chw(GREY)),
-        Case("tiff-224-bands", "a.tif", gdal_writes(noise224 := noise(224, 3, 4, dtype="int16"), interleave="band"), noise224),
-        Case("tiff-jpeg-ycbcr", "a.tif", gdal_writes(chw(smooth(48, 64)), compress="jpeg", photometric="ycbcr", jpeg_quality=95), gdal_reads, within=3),
-        Case("tiff-jpeg-rgb", "a.tif", gdal_writes(chw(smooth(48, 64)), compress="jpeg", photometric="rgb", jpeg_quality=95), gdal_reads, within=3),
-        Case("tiff-jpeg-ycbcr-tiled", "a.tif", gdal_writes(chw(smooth(48, 64)), compress="jpeg", photometric="ycbcr", tiled=True, blockxsize=16, blockysize=16), gdal_reads, within=3),
-        Case("tiff-group4", "a.tif", pillow(Image.fromarray(GREY > 127), "TIFF", compression="group4"), chw(np.where(GREY > 127, 255, 0).astype(np.uint8))),
+        Case(
+            "tiff-224-bands",
+            "a.tif",
+            gdal_writes(noise224 := noise(224, 3, 4, dtype="int16"), interleave="band"),
+            noise224,
+        ),
+        Case(
+            "tiff-jpeg-ycbcr",
+            "a.tif",
+            gdal_writes(chw(smooth(48, 64)), compress="jpeg", photometric="ycbcr", jpeg_quality=95),
+            gdal_reads,
+            within=6,
+        ),
+        Case(
+            "tiff-jpeg-rgb",
+            "a.tif",
+            gdal_writes(chw(smooth(48, 64)), compress="jpeg", photometric="rgb", jpeg_quality=95),
+            gdal_reads,
+            within=3,
+        ),
+        Case(
+            "tiff-jpeg-ycbcr-tiled",
+            "a.tif",
+            gdal_writes(
+                chw(smooth(48, 64)), compress="jpeg", photometric="ycbcr", tiled=True, blockxsize=16, blockysize=16
+            ),
+            gdal_reads,
+            within=6,
+        ),
+        Case(
+            "tiff-group4",
+            "a.tif",
+            pillow(Image.fromarray(GREY > 127), "TIFF", compression="group4"),
+            chw(np.where(GREY > 127, 255, 0).astype(np.uint8)),
+        ),
         Case("tiff-sparse", "a.tif", sparse, np.full((2, 64, 64), 7, np.uint16), facts={"nodata": 7}),
-        Case("tiff-one-bit", "a.tif", gdal_writes((GREY > 127).astype(np.uint8)[None], nbits=1), chw(np.where(GREY > 127, 255, 0).astype(np.uint8))),
+        Case(
+            "tiff-one-bit",
+            "a.tif",
+            gdal_writes((GREY > 127).astype(np.uint8)[None], nbits=1),
+            chw(np.where(GREY > 127, 255, 0).astype(np.uint8)),
+        ),
         Case("tiff-12bit-gdal", "a.tif", gdal_writes(GREY16[None] >> 4, nbits=12), GREY16[None] >> 4),
         Case("tiff-12bit", "a.tif", tiff(tiff_page(GREY16 >> 4, 1, bits=12)), chw(GREY16 >> 4)),
         Case("tiff-12bit-rgb", "a.tif", tiff(tiff_page(RGB16 >> 4, 2, bits=12)), chw(RGB16 >> 4), may_refuse=True),
         Case("tiff-2bit", "a.tif", tiff(tiff_page(GREY % 4, 1, bits=2)), chw(GREY % 4 * 85)),
         Case("tiff-4bit", "a.tif", tiff(tiff_page(GREY % 16, 1, bits=4)), chw(GREY % 16 * 17)),
-        Case("tiff-fill-order", "a.tif", tiff(tiff_page(GREY % 2, 1, bits=1, data=reversed_bits(packed(GREY % 2, 1).tobytes()), t266=("H", 2))), chw(GREY % 2 * 255), may_refuse=True),
+        Case(
+            "tiff-fill-order",
+            "a.tif",
+            tiff(tiff_page(GREY % 2, 1, bits=1, data=reversed_bits(packed(GREY % 2, 1).tobytes()), t266=("H", 2))),
+            chw(GREY % 2 * 255),
+            may_refuse=True,
+        ),
     ]
     # --- colours
     cases += [
@@ -569,31 +896,111 @@ def tiff_cases() -> list[Case]:
         Case("tiff-white0-uint16", "a.tif", tiff(tiff_page(GREY16, 0)), chw(65535 - GREY16)),
         Case("tiff-white0-1bit", "a.tif", tiff(tiff_page(GREY % 2, 0, bits=1)), chw(255 - GREY % 2 * 255)),
         Case("tiff-white0-4bit", "a.tif", tiff(tiff_page(GREY % 16, 0, bits=4)), chw(255 - GREY % 16 * 17)),
-        Case("tiff-white0-12bit", "a.tif", tiff(tiff_page(GREY16 >> 4, 0, bits=12)), chw(4095 - (GREY16 >> 4)), may_refuse=True),
+        Case(
+            "tiff-white0-12bit",
+            "a.tif",
+            tiff(tiff_page(GREY16 >> 4, 0, bits=12)),
+            chw(4095 - (GREY16 >> 4)),
+            may_refuse=True,
+        ),
         Case("tiff-white0-float", "a.tif", tiff(tiff_page(noise(H, W, dtype="float32"), 0)), refused="(?i)white"),
         Case("tiff-white0-int16", "a.tif", tiff(tiff_page(noise(H, W, dtype="int16"), 0)), refused="(?i)white"),
-        Case("tiff-white0-tiled", "a.tif", tifffile_writes(noise16 := noise(40, 40, dtype="uint16"), photometric="miniswhite", tile=(16, 16)), chw(65535 - noise16)),
+        Case(
+            "tiff-white0-tiled",
+            "a.tif",
+            tifffile_writes(noise16 := noise(40, 40, dtype="uint16"), photometric="miniswhite", tile=(16, 16)),
+            chw(65535 - noise16),
+        ),
     ]
     colormap = noise(3, 256, dtype="uint16")
     cases += [
-        Case("tiff-palette", "a.tif", tifffile_writes(GREY, photometric="palette", colormap=colormap), (colormap >> 8).astype(np.uint8)[:, GREY]),
-        Case("tiff-palette-4bit", "a.tif", tiff(tiff_page(GREY % 16, 3, bits=4, t320=("H", tuple(colormap[:, :16].ravel().tolist())))), (colormap[:, :16] >> 8).astype(np.uint8)[:, GREY % 16]),
-        Case("tiff-palette-pillow", "a.tif", pillow(quantized := Image.fromarray(big).quantize(32), "TIFF"), chw(np.asarray(quantized.convert("RGB")))),
+        Case(
+            "tiff-palette",
+            "a.tif",
+            tifffile_writes(GREY, photometric="palette", colormap=colormap),
+            (colormap >> 8).astype(np.uint8)[:, GREY],
+        ),
+        Case(
+            "tiff-palette-4bit",
+            "a.tif",
+            tiff(tiff_page(GREY % 16, 3, bits=4, t320=("H", tuple(colormap[:, :16].ravel().tolist())))),
+            (colormap[:, :16] >> 8).astype(np.uint8)[:, GREY % 16],
+        ),
+        Case(
+            "tiff-palette-pillow",
+            "a.tif",
+            pillow(quantized := Image.fromarray(big).quantize(32), "TIFF"),
+            chw(np.asarray(quantized.convert("RGB"))),
+        ),
         Case("tiff-palette-without-colours", "a.tif", tiff(tiff_page(GREY, 3)), refused=".+"),
-        Case("tiff-palette-gdal-nodata", "a.tif", gdal_writes(GREY[None] % 4, then=lambda out: out.write_colormap(1, {i: (i * 50, 255 - i, i, 255) for i in range(4)}), photometric="palette"), np.array([[i * 50, 255 - i, i] for i in range(4)], np.uint8).T[:, GREY % 4]),
-        Case("tiff-cmyk", "a.tif", tiff(tiff_page(RGBA, 5)), chw(np.asarray(Image.fromarray(RGBA, "CMYK").convert("RGB")))),
-        Case("tiff-cmyk-pillow", "a.tif", pillow(Image.fromarray(RGBA, "CMYK"), "TIFF", compression="tiff_lzw"), chw(np.asarray(Image.fromarray(RGBA, "CMYK").convert("RGB")))),
-        Case("tiff-cmyk-planar", "a.tif", tifffile_writes(chw(RGBA), photometric="separated", planarconfig="separate"), chw(np.asarray(Image.fromarray(RGBA, "CMYK").convert("RGB")))),
+        Case(
+            "tiff-palette-gdal-nodata",
+            "a.tif",
+            gdal_writes(
+                GREY[None] % 4,
+                then=lambda out: out.write_colormap(1, {i: (i * 50, 255 - i, i, 255) for i in range(4)}),
+                photometric="palette",
+            ),
+            np.array([[i * 50, 255 - i, i] for i in range(4)], np.uint8).T[:, GREY % 4],
+        ),
+        Case(
+            "tiff-cmyk",
+            "a.tif",
+            tiff(tiff_page(RGBA, 5)),
+            chw(np.asarray(Image.fromarray(RGBA, "CMYK").convert("RGB"))),
+        ),
+        Case(
+            "tiff-cmyk-pillow",
+            "a.tif",
+            pillow(Image.fromarray(RGBA, "CMYK"), "TIFF", compression="tiff_lzw"),
+            chw(np.asarray(Image.fromarray(RGBA, "CMYK").convert("RGB"))),
+        ),
+        Case(
+            "tiff-cmyk-planar",
+            "a.tif",
+            tifffile_writes(chw(RGBA), photometric="separated", planarconfig="separate"),
+            chw(np.asarray(Image.fromarray(RGBA, "CMYK").convert("RGB"))),
+        ),
         Case("tiff-cmyk-uint16", "a.tif", tiff(tiff_page(RGBA16, 5)), refused="(?i)cmyk|separated"),
-        Case("tiff-ycbcr-full", "a.tif", tiff(tiff_page(RGB, 6, t530=("H", (1, 1)))), chw(np.asarray(Image.fromarray(RGB, "YCbCr").convert("RGB"))), within=1),
-        Case("tiff-ycbcr-subsampled", "a.tif", tiff(tiff_page(noise(4, 4, 3), 6, data=bytes(24), t530=("H", (2, 2)))), refused="(?i)ycbcr|subsampl"),
-        Case("tiff-ycbcr-subsampled-by-default", "a.tif", tiff(tiff_page(noise(4, 4, 3), 6, data=bytes(24))), refused="(?i)ycbcr|subsampl"),
+        Case(
+            "tiff-ycbcr-full",
+            "a.tif",
+            tiff(tiff_page(RGB, 6, t530=("H", (1, 1)))),
+            chw(np.asarray(Image.fromarray(RGB, "YCbCr").convert("RGB"))),
+            within=1,
+        ),
+        Case(
+            "tiff-ycbcr-subsampled",
+            "a.tif",
+            tiff(tiff_page(noise(4, 4, 3), 6, data=bytes(24), t530=("H", (2, 2)))),
+            refused="(?i)ycbcr|subsampl",
+        ),
+        Case(
+            "tiff-ycbcr-subsampled-by-default",
+            "a.tif",
+            tiff(tiff_page(noise(4, 4, 3), 6, data=bytes(24))),
+            refused="(?i)ycbcr|subsampl",
+        ),
     ]
     for name, code in PHOTOMETRIC.items():
         if code in (8, 9, 10, 32845):
-            cases.append(Case(f"tiff-{name}", "a.tif", tiff(tiff_page(RGB, code)), refused="(?i)lab" if code < 32000 else "(?i)logluv"))
+            cases.append(
+                Case(
+                    f"tiff-{name}",
+                    "a.tif",
+                    tiff(tiff_page(RGB, code)),
+                    refused="(?i)lab" if code < 32000 else "(?i)logluv",
+                )
+            )
         if code in (32803, 34892):
-            cases.append(Case(f"tiff-{name}", "a.tif", tiff(tiff_page(GREY16, code)), refused="(?i)cfa|colou?r filter|mosaic" if code == 32803 else "(?i)linear.?raw"))
+            cases.append(
+                Case(
+                    f"tiff-{name}",
+                    "a.tif",
+                    tiff(tiff_page(GREY16, code)),
+                    refused="(?i)cfa|colou?r filter|mosaic" if code == 32803 else "(?i)linear.?raw",
+                )
+            )
     cases.append(Case("tiff-mask-alone", "a.tif", tiff(tiff_page(GREY % 2, 4, bits=1)), refused="(?i)mask"))
     cases.append(Case("tiff-unknown-photometric", "a.tif", tiff(tiff_page(GREY, 4711)), refused=".+"))
     cases.append(Case("tiff-no-photometric", "a.tif", tiff(tiff_page(GREY, 1, t262=None)), chw(GREY), may_refuse=True))
@@ -602,38 +1009,145 @@ def tiff_cases() -> list[Case]:
     straight[0, 0, 3] = 0
     a = straight[..., 3:].astype(float)
     premultiplied = np.rint(straight[..., :3] * a / 255).astype(np.uint8)
-    back = np.where(a > 0, np.minimum(255, premultiplied * 255 / np.maximum(a, 1)), 0)
+    back = np.where(a > 0, np.minimum(255, premultiplied * 255.0 / np.maximum(a, 1)), 0)
     joined = np.dstack([premultiplied, straight[..., 3]])
     a16 = RGBA16[..., 3:].astype(float)
     joined16 = np.dstack([np.rint(RGB16 * a16 / 65535).astype(np.uint16), RGBA16[..., 3]])
     back16 = joined16[..., :3] * 65535.0 / np.maximum(a16, 1)
     five = noise(H, W, 5)
     cases += [
-        Case("tiff-alpha", "a.tif", tifffile_writes(RGBA, photometric="rgb", extrasamples=["unassalpha"]), chw(RGBA), alpha=True),
-        Case("tiff-alpha-planar", "a.tif", tifffile_writes(chw(RGBA), photometric="rgb", planarconfig="separate", extrasamples=["unassalpha"]), chw(RGBA), alpha=True),
-        Case("tiff-grey-alpha", "a.tif", tifffile_writes(RGB16[..., :2], photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]), chw(RGB16[..., :2]), alpha=True),
-        Case("tiff-alpha-gdal", "a.tif", gdal_writes(chw(RGBA), photometric="rgb", alpha="unspecified"), chw(RGBA), alpha=False),
-        Case("tiff-alpha-gdal-yes", "a.tif", gdal_writes(chw(RGBA), photometric="rgb", alpha="yes"), chw(RGBA), alpha=True),
-        Case("tiff-rgb-and-infrared", "a.tif", tifffile_writes(RGBA, photometric="rgb", extrasamples=["unspecified"]), chw(RGBA)),
+        Case(
+            "tiff-alpha",
+            "a.tif",
+            tifffile_writes(RGBA, photometric="rgb", extrasamples=["unassalpha"]),
+            chw(RGBA),
+            alpha=True,
+        ),
+        Case(
+            "tiff-alpha-planar",
+            "a.tif",
+            tifffile_writes(chw(RGBA), photometric="rgb", planarconfig="separate", extrasamples=["unassalpha"]),
+            chw(RGBA),
+            alpha=True,
+        ),
+        Case(
+            "tiff-grey-alpha",
+            "a.tif",
+            tifffile_writes(
+                RGB16[..., :2], photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]
+            ),
+            chw(RGB16[..., :2]),
+            alpha=True,
+        ),
+        Case(
+            "tiff-alpha-gdal",
+            "a.tif",
+            gdal_writes(chw(RGBA), photometric="rgb", alpha="unspecified"),
+            chw(RGBA),
+            alpha=False,
+        ),
+        Case(
+            "tiff-alpha-gdal-yes",
+            "a.tif",
+            gdal_writes(chw(RGBA), photometric="rgb", alpha="yes"),
+            chw(RGBA),
+            alpha=True,
+        ),
+        Case(
+            "tiff-rgb-and-infrared",
+            "a.tif",
+            tifffile_writes(RGBA, photometric="rgb", extrasamples=["unspecified"]),
+            chw(RGBA),
+        ),
         Case("tiff-alpha-pillow", "a.tif", pillow(RGBA, "TIFF"), chw(RGBA), alpha=True),
-        Case("tiff-associated", "a.tif", tifffile_writes(joined, photometric="rgb", extrasamples=["assocalpha"]), chw(np.dstack([back, straight[..., 3]])), alpha=True, within=0.51),
-        Case("tiff-associated-uint16", "a.tif", tifffile_writes(joined16, photometric="rgb", extrasamples=["assocalpha"]), chw(np.dstack([back16, RGBA16[..., 3]])), alpha=True, within=0.51),
-        Case("tiff-two-extra", "a.tif", tifffile_writes(five, photometric="rgb", extrasamples=["unspecified", "unassalpha"]), chw(five), alpha=True, may_refuse=True),
-        Case("tiff-mask-gdal", "a.tif", gdal_writes(chw(RGB), then=lambda out: out.write_mask(GREY > 99), photometric="rgb"), chw(np.dstack([RGB, np.where(GREY > 99, 255, 0)])), alpha=True),
-        Case("tiff-mask-gdal-uint16", "a.tif", gdal_writes(chw(CUBE), then=lambda out: out.write_mask(GREY > 99)), chw(np.dstack([CUBE, np.where(GREY > 99, 65535, 0)])), alpha=True),
+        Case(
+            "tiff-associated",
+            "a.tif",
+            tifffile_writes(joined, photometric="rgb", extrasamples=["assocalpha"]),
+            chw(np.dstack([back, straight[..., 3]])),
+            alpha=True,
+            within=0.51,
+        ),
+        Case(
+            "tiff-associated-uint16",
+            "a.tif",
+            tifffile_writes(joined16, photometric="rgb", extrasamples=["assocalpha"]),
+            chw(np.dstack([back16, RGBA16[..., 3]])),
+            alpha=True,
+            within=0.51,
+        ),
+        Case(
+            "tiff-two-extra",
+            "a.tif",
+            tifffile_writes(five, photometric="rgb", extrasamples=["unspecified", "unassalpha"]),
+            chw(five),
+            alpha=True,
+            may_refuse=True,
+        ),
+        Case(
+            "tiff-mask-gdal",
+            "a.tif",
+            gdal_writes(chw(RGB), then=lambda out: out.write_mask(GREY > 99), photometric="rgb"),
+            chw(np.dstack([RGB, np.where(GREY > 99, 255, 0).astype(np.uint8)])),
+            alpha=True,
+        ),
+        Case(
+            "tiff-mask-gdal-uint16",
+            "a.tif",
+            gdal_writes(chw(CUBE), then=lambda out: out.write_mask(GREY > 99)),
+            chw(np.dstack([CUBE, np.where(GREY > 99, 65535, 0).astype(np.uint16)])),
+            alpha=True,
+        ),
     ]
     # --- orientation
     for orientation in range(1, 9):
-        cases.append(Case(f"tiff-orientation-{orientation}", "a.tif", tiff(tiff_page(stored(RGB, orientation), 2, t274=("H", orientation))), chw(RGB)))
+        cases.append(
+            Case(
+                f"tiff-orientation-{orientation}",
+                "a.tif",
+                tiff(tiff_page(stored(RGB, orientation), 2, t274=("H", orientation))),
+                chw(RGB),
+            )
+        )
     for orientation in (4, 5, 7, 8):
         turned = stored(CUBE, orientation)
         tag = [(274, "H", 1, orientation, True)]
-        cases.append(Case(f"tiff-cube-orientation-{orientation}", "a.tif", tifffile_writes(chw(turned), photometric="minisblack", planarconfig="separate", extratags=tag), chw(CUBE)))
+        cases.append(
+            Case(
+                f"tiff-cube-orientation-{orientation}",
+                "a.tif",
+                tifffile_writes(chw(turned), photometric="minisblack", planarconfig="separate", extratags=tag),
+                chw(CUBE),
+            )
+        )
     tag = [(274, "H", 1, 6, True)]
     turned = stored(big, 6)
-    cases.append(Case("tiff-orientation-6-tiled", "a.tif", tifffile_writes(turned, photometric="rgb", tile=(16, 16), extratags=tag), chw(big)))
-    cases.append(Case("tiff-orientation-8-pages", "a.tif", tifffile_writes(chw(stored(CUBE, 8)), photometric="minisblack", metadata=None, extratags=[(274, "H", 1, 8, True)]), chw(CUBE)))
-    cases.append(Case("tiff-orientation-6-palette", "a.tif", tifffile_writes(stored(GREY, 6), photometric="palette", colormap=colormap, extratags=tag), (colormap >> 8).astype(np.uint8)[:, GREY]))
+    cases.append(
+        Case(
+            "tiff-orientation-6-tiled",
+            "a.tif",
+            tifffile_writes(turned, photometric="rgb", tile=(16, 16), extratags=tag),
+            chw(big),
+        )
+    )
+    cases.append(
+        Case(
+            "tiff-orientation-8-pages",
+            "a.tif",
+            tifffile_writes(
+                chw(stored(CUBE, 8)), photometric="minisblack", metadata=None, extratags=[(274, "H", 1, 8, True)]
+            ),
+            chw(CUBE),
+        )
+    )
+    cases.append(
+        Case(
+            "tiff-orientation-6-palette",
+            "a.tif",
+            tifffile_writes(stored(GREY, 6), photometric="palette", colormap=colormap, extratags=tag),
+            (colormap >> 8).astype(np.uint8)[:, GREY],
+        )
+    )
     return cases
 
 
@@ -672,16 +1186,55 @@ def gdal_facts_cases() -> list[Case]:
     return [
         Case("gdal-names", "a.tif", gdal_writes(cube, named), cube, facts={"names": names}),
         Case("gdal-wavelengths", "a.tif", gdal_writes(cube, waves), cube, facts={"wavelengths": (450, 500, 550, 600)}),
-        Case("gdal-wavelengths-imagery", "a.tif", gdal_writes(cube, micrometres), cube, facts={"wavelengths": (450, 500, 550, 600)}),
-        Case("gdal-nodata", "a.tif", gdal_writes(cube.astype("int16"), nodata=-9999), cube.astype("int16"), facts={"nodata": -9999}),
+        Case(
+            "gdal-wavelengths-imagery",
+            "a.tif",
+            gdal_writes(cube, micrometres),
+            cube,
+            facts={"wavelengths": (450, 500, 550, 600)},
+        ),
+        Case(
+            "gdal-nodata",
+            "a.tif",
+            gdal_writes(cube.astype("int16"), nodata=-9999),
+            cube.astype("int16"),
+            facts={"nodata": -9999},
+        ),
         Case("gdal-nodata-nan", "a.tif", gdal_writes(nan, nodata=np.nan), nan, facts={"nodata": np.nan}),
-        Case("gdal-scale-and-offset", "a.tif", gdal_writes(cube, scales), cube, facts={"gains": (0.1, 0.2, 0.3, 0.4), "offsets": (1, -2, 0, 5)}),
+        Case(
+            "gdal-scale-and-offset",
+            "a.tif",
+            gdal_writes(cube, scales),
+            cube,
+            facts={"gains": (0.1, 0.2, 0.3, 0.4), "offsets": (1, -2, 0, 5)},
+        ),
         Case("gdal-no-scale", "a.tif", gdal_writes(cube), cube, facts={"gains": None, "offsets": None, "nodata": None}),
-        Case("gdal-overviews", "a.tif", gdal_writes(noise64 := noise(1, 64, 64), lambda out: out.build_overviews([2, 4])), noise64),
-        Case("gdal-cog", "a.tif", gdal_writes(noise1024 := noise(1, 1024, 600), driver="COG", compress="deflate", blocksize=256), noise1024),
+        Case(
+            "gdal-overviews",
+            "a.tif",
+            gdal_writes(noise64 := noise(1, 64, 64), lambda out: out.build_overviews([2, 4])),
+            noise64,
+        ),
+        Case(
+            "gdal-cog",
+            "a.tif",
+            gdal_writes(noise1024 := noise(1, 1024, 600), driver="COG", compress="deflate", blocksize=256),
+            noise1024,
+        ),
         Case("gdal-complex", "a.tif", gdal_writes((cube + 1j).astype("complex64")), refused="(?i)complex"),
-        Case("gdal-complex-int16", "a.tif", tiff((dict(tiff_page(GREY, 1)[0]) | {258: ("H", 32), 339: ("H", 5)}, bytes(H * W * 4))), refused=".+"),
-        Case("gdal-subdatasets", "a.tif", lambda p: [gdal_writes(cube[i : i + 1], driver="GTiff", append_subdataset=i > 0)(p) for i in range(2)], image=cube[:2], may_refuse=True),
+        Case(
+            "gdal-complex-int16",
+            "a.tif",
+            tiff((dict(tiff_page(GREY, 1)[0]) | {258: ("H", 32), 339: ("H", 5)}, bytes(H * W * 4))),
+            refused=".+",
+        ),
+        Case(
+            "gdal-subdatasets",
+            "a.tif",
+            lambda p: [gdal_writes(cube[i : i + 1], driver="GTiff", append_subdataset=i > 0)(p) for i in range(2)],
+            image=cube[:2],
+            may_refuse=True,
+        ),
     ]
 
 
@@ -718,43 +1271,161 @@ def stack_cases() -> list[Case]:
         with tifffile.TiffWriter(path) as out:
             dng = [(50706, "B", 4, (1, 4, 0, 0), True)]
             out.write(RGB, photometric="rgb", subifds=1, subfiletype=1, metadata=None, extratags=dng)
-            out.write(noise(32, 32, dtype="uint16"), photometric=32803, subfiletype=0, metadata=None, extratags=[(33421, "H", 2, (2, 2), True), (33422, "B", 4, (0, 1, 1, 2), True)])
+            out.write(
+                noise(32, 32, dtype="uint16"),
+                photometric=32803,
+                subfiletype=0,
+                metadata=None,
+                extratags=[(33421, "H", 2, (2, 2), True), (33422, "B", 4, (0, 1, 1, 2), True)],
+            )
 
     return [
-        Case("ome-channels", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "CYX", "Channel": {"Name": names}}), cube, facts={"names": tuple(names)}),
-        Case("ome-emission", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "CYX", "Channel": wavelengths}), cube, facts={"names": tuple(names)}),
-        Case("ome-one-plane", "a.ome.tif", tifffile_writes(GREY, ome=True, **minisblack, metadata={"axes": "YX"}), chw(GREY)),
-        Case("ome-rgb", "a.ome.tif", tifffile_writes(RGB, ome=True, photometric="rgb", metadata={"axes": "YXS"}), chw(RGB)),
-        Case("ome-z", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "ZYX"}), refused="(?is)\bz\b.*axes"),
-        Case("ome-time", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "TYX"}), refused="(?is)time.*axes"),
-        Case("ome-channels-and-z", "a.ome.tif", tifffile_writes(z3, ome=True, **minisblack, metadata={"axes": "CZYX"}), refused="(?is)\bz\b"),
-        Case("ome-channels-and-one-z", "a.ome.tif", tifffile_writes(z3[:, :1], ome=True, **minisblack, metadata={"axes": "CZYX"}), z3[:, 0]),
-        Case("ome-z-as-bands", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "ZYX"}), cube, reading={"axes": "CYX"}),
-        Case("ome-z-named-as-bands", "a.ome.tif", tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "ZYX"}), cube, reading={"axes": "ZYX→CYX"}, may_refuse=True),
-        Case("ome-channels-last", "a.ome.tif", tifffile_writes(RGB16, ome=True, **minisblack, planarconfig="contig", metadata={"axes": "YXS"}), chw(RGB16)),
+        Case(
+            "ome-channels",
+            "a.ome.tif",
+            tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "CYX", "Channel": {"Name": names}}),
+            cube,
+            facts={"names": tuple(names)},
+        ),
+        Case(
+            "ome-emission",
+            "a.ome.tif",
+            tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "CYX", "Channel": wavelengths}),
+            cube,
+            facts={"names": tuple(names)},
+        ),
+        Case(
+            "ome-one-plane",
+            "a.ome.tif",
+            tifffile_writes(GREY, ome=True, **minisblack, metadata={"axes": "YX"}),
+            chw(GREY),
+        ),
+        Case(
+            "ome-rgb",
+            "a.ome.tif",
+            tifffile_writes(RGB, ome=True, photometric="rgb", metadata={"axes": "YXS"}),
+            chw(RGB),
+        ),
+        Case(
+            "ome-z",
+            "a.ome.tif",
+            tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "ZYX"}),
+            refused=r"(?is)\bz\b.*axes",
+        ),
+        Case(
+            "ome-time",
+            "a.ome.tif",
+            tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "TYX"}),
+            refused="(?is)time.*axes",
+        ),
+        Case(
+            "ome-channels-and-z",
+            "a.ome.tif",
+            tifffile_writes(z3, ome=True, **minisblack, metadata={"axes": "CZYX"}),
+            refused=r"(?is)\bz\b",
+        ),
+        Case(
+            "ome-channels-and-one-z",
+            "a.ome.tif",
+            tifffile_writes(z3[:, :1], ome=True, **minisblack, metadata={"axes": "CZYX"}),
+            z3[:, 0],
+        ),
+        Case(
+            "ome-z-as-bands",
+            "a.ome.tif",
+            tifffile_writes(cube, ome=True, **minisblack, metadata={"axes": "ZYX"}),
+            cube,
+            reading={"axes": "CYX"},
+        ),
+        Case(
+            "ome-channels-last",
+            "a.ome.tif",
+            tifffile_writes(RGB16, ome=True, **minisblack, planarconfig="contig", metadata={"axes": "YXS"}),
+            chw(RGB16),
+        ),
         Case("ome-two-series", "a.ome.tif", lambda p: different(p, ome=True), chw(GREY), notes="first of 3"),
         Case("ome-pyramid", "a.ome.tif", lambda p: pyramid(p, ome=True), full),
         Case("imagej-channels", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "CYX"}), cube),
-        Case("imagej-z", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "ZYX"}), refused="(?is)\bz\b.*axes"),
-        Case("imagej-time", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "TYX"}), refused="(?is)time.*axes"),
-        Case("imagej-z-and-channels", "a.tif", tifffile_writes(z3.swapaxes(0, 1).copy(), imagej=True, metadata={"axes": "ZCYX"}), refused="(?is)\bz\b"),
-        Case("imagej-z-as-bands", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "ZYX"}), cube, reading={"axes": "CYX"}),
-        Case("imagej-rgb", "a.tif", tifffile_writes(RGB, imagej=True, photometric="rgb", metadata={"axes": "YXS"}), chw(RGB)),
+        Case(
+            "imagej-z",
+            "a.tif",
+            tifffile_writes(cube, imagej=True, metadata={"axes": "ZYX"}),
+            refused=r"(?is)\bz\b.*axes",
+        ),
+        Case(
+            "imagej-time",
+            "a.tif",
+            tifffile_writes(cube, imagej=True, metadata={"axes": "TYX"}),
+            refused="(?is)time.*axes",
+        ),
+        Case(
+            "imagej-z-and-channels",
+            "a.tif",
+            tifffile_writes(z3.swapaxes(0, 1).copy(), imagej=True, metadata={"axes": "ZCYX"}),
+            refused=r"(?is)\bz\b",
+        ),
+        Case(
+            "imagej-z-as-bands",
+            "a.tif",
+            tifffile_writes(cube, imagej=True, metadata={"axes": "ZYX"}),
+            cube,
+            reading={"axes": "CYX"},
+        ),
+        Case(
+            "imagej-rgb",
+            "a.tif",
+            tifffile_writes(RGB, imagej=True, photometric="rgb", metadata={"axes": "YXS"}),
+            chw(RGB),
+        ),
         Case("imagej-one-plane", "a.tif", tifffile_writes(GREY16, imagej=True), chw(GREY16)),
-        Case("imagej-float", "a.tif", tifffile_writes(cube.astype("float32"), imagej=True, metadata={"axes": "CYX"}), cube.astype("float32")),
-        Case("imagej-labels", "a.tif", tifffile_writes(cube, imagej=True, metadata={"axes": "CYX", "Labels": names}), cube),
-        Case("pages-are-bands", "a.tif", tifffile_writes(chw(CUBE), **minisblack, metadata=None), chw(CUBE), notes="(?i)9 .*(pages|bands)"),
-        Case("pages-pillow", "a.tif", pillow(Image.fromarray(GREY), "TIFF", save_all=True, append_images=[Image.fromarray(255 - GREY)]), np.stack([GREY, 255 - GREY]), notes="(?i)bands"),
+        Case(
+            "imagej-float",
+            "a.tif",
+            tifffile_writes(cube.astype("float32"), imagej=True, metadata={"axes": "CYX"}),
+            cube.astype("float32"),
+        ),
+        Case(
+            "imagej-labels",
+            "a.tif",
+            tifffile_writes(cube, imagej=True, metadata={"axes": "CYX", "Labels": names}),
+            cube,
+        ),
+        Case(
+            "pages-are-bands",
+            "a.tif",
+            tifffile_writes(chw(CUBE), **minisblack, metadata=None),
+            chw(CUBE),
+            notes="(?i)9 .*(pages|bands)",
+        ),
+        Case(
+            "pages-pillow",
+            "a.tif",
+            pillow(Image.fromarray(GREY), "TIFF", save_all=True, append_images=[Image.fromarray(255 - GREY)]),
+            np.stack([GREY, 255 - GREY]),
+            notes="(?i)bands",
+        ),
         Case("pages-rgb", "a.tif", tifffile_writes(noise(3, H, W, 3), photometric="rgb", metadata=None), refused=".+"),
-        Case("pages-rgb-pillow", "a.tif", pillow(Image.fromarray(RGB), "TIFF", save_all=True, append_images=[Image.fromarray(255 - RGB)]), refused=".+"),
+        Case(
+            "pages-rgb-pillow",
+            "a.tif",
+            pillow(Image.fromarray(RGB), "TIFF", save_all=True, append_images=[Image.fromarray(255 - RGB)]),
+            refused=".+",
+        ),
         Case("pages-of-different-size", "a.tif", different, chw(GREY), notes="first of 3"),
-        Case("pages-of-different-type", "a.tif", lambda p: p.write_bytes(tiff(tiff_page(GREY, 1), tiff_page(GREY16, 1))), chw(GREY), notes="first of 2", may_refuse=True),
+        Case(
+            "pages-of-different-type",
+            "a.tif",
+            lambda p: p.write_bytes(tiff(tiff_page(GREY, 1), tiff_page(GREY16, 1))),
+            chw(GREY),
+            notes="first of 2",
+            may_refuse=True,
+        ),
         Case("pages-shaped", "a.tif", tifffile_writes(chw(CUBE), **minisblack), chw(CUBE)),
         Case("pages-shaped-4d", "a.tif", tifffile_writes(z3, **minisblack), refused=".+"),
         Case("pyramid-pages", "a.tif", pyramid, full),
         Case("pyramid-small-first", "a.tif", thumbnail_first, chw(GREY), may_refuse=True),
         Case("raw-camera", "a.dng", raw_camera, refused=".+"),
-        Case("pages-in-a-ring", "a.tif", ring(), refused=".+"),
+        Case("pages-in-a-ring", "a.tif", ring(), np.stack([GREY, GREY]), may_refuse=True),
     ]
 
 
@@ -768,7 +1439,18 @@ def ring() -> bytes:
 
 # --- ENVI ------------------------------------------------------------------------------------------------------------
 
-ENVI_TYPES = {"uint8": 1, "int16": 2, "int32": 3, "float32": 4, "float64": 5, "complex64": 6, "uint16": 12, "uint32": 13, "int64": 14, "uint64": 15}
+ENVI_TYPES = {
+    "uint8": 1,
+    "int16": 2,
+    "int32": 3,
+    "float32": 4,
+    "float64": 5,
+    "complex64": 6,
+    "uint16": 12,
+    "uint32": 13,
+    "int64": 14,
+    "uint64": 15,
+}
 ENVI_ORDERS = {"bsq": (2, 0, 1), "bil": (0, 2, 1), "bip": (0, 1, 2)}  # of the axes of an (H,W,C) array
 
 
@@ -781,7 +1463,9 @@ def envi(array: np.ndarray, data: str, header: str, interleave="bsq", order="<",
         fields |= {"byte order": int(order == ">")} | {key.replace("_", " "): value for key, value in changes.items()}
         text = "ENVI\n" + "".join(f"{key} = {value}\n" for key, value in fields.items() if value is not None) + extra
         (path.parent / header).write_text(text, encoding="utf-8")
-        samples = np.ascontiguousarray(array.transpose(ENVI_ORDERS[interleave.lower()])).astype(array.dtype.newbyteorder(order))
+        samples = np.ascontiguousarray(array.transpose(ENVI_ORDERS[interleave.lower()])).astype(
+            array.dtype.newbyteorder(order)
+        )
         (path.parent / data).write_bytes(b"#" * offset + samples.tobytes())
 
     return write
@@ -790,12 +1474,31 @@ def envi(array: np.ndarray, data: str, header: str, interleave="bsq", order="<",
 def envi_cases() -> list[Case]:
     cases = []
     cube = noise(H, W, 3, dtype="int16")
-    for i, (data, header) in enumerate([("c.img", "c.hdr"), ("c", "c.hdr"), ("c.dat", "c.hdr"), ("c.raw", "c.hdr"), ("c.bil", "c.hdr"), ("c.img", "c.img.hdr"), ("c.bsq", "c.bsq.hdr"), ("C.IMG", "C.HDR")]):
+    for i, (data, header) in enumerate(
+        [
+            ("c.img", "c.hdr"),
+            ("c", "c.hdr"),
+            ("c.dat", "c.hdr"),
+            ("c.raw", "c.hdr"),
+            ("c.bil", "c.hdr"),
+            ("c.img", "c.img.hdr"),
+            ("c.bsq", "c.bsq.hdr"),
+            ("C.IMG", "C.HDR"),
+        ]
+    ):
         interleave, order = ("bsq", "bil", "bip")[i % 3], "<>"[i % 2]
         write = envi(cube, data, header, interleave, order, offset=i * 7)
         for opened in (data, header):
             may_refuse = "." not in opened  # a file without a suffix
-            cases.append(Case(f"envi-{i}-{'header' if opened == header else 'data'}-{interleave}", opened, write, chw(cube), may_refuse=may_refuse))
+            cases.append(
+                Case(
+                    f"envi-{i}-{'header' if opened == header else 'data'}-{interleave}",
+                    opened,
+                    write,
+                    chw(cube),
+                    may_refuse=may_refuse,
+                )
+            )
     for dtype in ENVI_TYPES:
         if dtype != "complex64":
             a = noise(H, W, 2, dtype=dtype)
@@ -804,26 +1507,61 @@ def envi_cases() -> list[Case]:
 wavelength = { 0.45,
  0.55, 0.65 }
 band names = {
- blue, green (a, b),
+ blue, green (1/2),
  red}
 """
-    plain = "wavelength = {450, 550.5, 650}\nbbl = {1, 0, 1}\nreflectance scale factor = 10000\ndata ignore value = -9999\n"
+    plain = (
+        "wavelength = {450, 550.5, 650}\nbbl = {1, 0, 1}\nreflectance scale factor = 10000\ndata ignore value = -9999\n"
+    )
     gains = "data gain values = {0.1, 0.2, 0.3}\ndata offset values = {1, -2, 0}\n"
     cases += [
         Case("envi-complex", "c.hdr", envi(cube.astype("complex64"), "c.img", "c.hdr"), refused="(?i)complex"),
-        Case("envi-micrometres", "c.hdr", envi(cube, "c.img", "c.hdr", extra=facts), chw(cube), facts={"wavelengths": (450, 550, 650)}),
-        Case("envi-nanometres", "c.hdr", envi(cube, "c.img", "c.hdr", extra="wavelength units = Nanometers\n" + plain), chw(cube), facts={"wavelengths": (450, 550.5, 650), "good": (True, False, True), "scale": 10000, "nodata": -9999}),
-        Case("envi-wavelengths-without-unit", "c.hdr", envi(cube, "c.img", "c.hdr", extra=plain), chw(cube), facts={"wavelengths": (450, 550.5, 650)}),
-        Case("envi-gains", "c.hdr", envi(cube, "c.img", "c.hdr", extra=gains), chw(cube), facts={"gains": (0.1, 0.2, 0.3), "offsets": (1, -2, 0)}),
+        Case(
+            "envi-micrometres",
+            "c.hdr",
+            envi(cube, "c.img", "c.hdr", extra=facts),
+            chw(cube),
+            facts={"wavelengths": (450, 550, 650), "names": ("blue", "green (1/2)", "red")},
+        ),
+        Case(
+            "envi-nanometres",
+            "c.hdr",
+            envi(cube, "c.img", "c.hdr", extra="wavelength units = Nanometers\n" + plain),
+            chw(cube),
+            facts={"wavelengths": (450, 550.5, 650), "good": (True, False, True), "scale": 10000, "nodata": -9999},
+        ),
+        Case(
+            "envi-wavelengths-without-unit",
+            "c.hdr",
+            envi(cube, "c.img", "c.hdr", extra=plain),
+            chw(cube),
+            facts={"wavelengths": (450, 550.5, 650)},
+        ),
+        Case(
+            "envi-gains",
+            "c.hdr",
+            envi(cube, "c.img", "c.hdr", extra=gains),
+            chw(cube),
+            facts={"gains": (0.1, 0.2, 0.3), "offsets": (1, -2, 0)},
+        ),
         Case("envi-crlf", "c.hdr", lambda p: envi_crlf(p, cube), chw(cube), facts={"nodata": 0}),
         Case("envi-too-short", "c.hdr", envi(cube, "c.img", "c.hdr", lines=H + 1), refused=".+"),
         Case("envi-one-band", "c.img", envi(cube[..., :1], "c.img", "c.hdr"), chw(cube[..., :1])),
         Case("envi-data-type-missing", "c.hdr", envi(cube, "c.img", "c.hdr", data_type=None), refused="data type"),
-        Case("envi-no-data-file", "c.hdr", lambda p: p.write_text("ENVI\nsamples = 4\nlines = 3\nbands = 2\ndata type = 12\ninterleave = bsq\nheader offset = 0\nbyte order = 0\n"), refused=".+"),
+        Case(
+            "envi-no-data-file",
+            "c.hdr",
+            lambda p: p.write_text(
+                "ENVI\nsamples = 4\nlines = 3\nbands = 2\ndata type = 12\ninterleave = bsq\nbyte order = 0\n"
+            ),
+            refused=".+",
+        ),
         Case("envi-no-header", "c.img", cube.tobytes(), refused=".+"),
         Case("envi-header-is-text", "c.hdr", b"just a text\n", refused=".+"),
         Case("envi-negative-size", "c.hdr", envi(cube, "c.img", "c.hdr", samples=-7), refused=".+"),
-        Case("envi-huge", "c.hdr", envi(cube, "c.img", "c.hdr", samples=10**9, lines=10**9), refused=".+", megabytes=200),
+        Case(
+            "envi-huge", "c.hdr", envi(cube, "c.img", "c.hdr", samples=10**9, lines=10**9), refused=".+", megabytes=200
+        ),
     ]
     return cases
 
@@ -904,7 +1642,9 @@ def netcdf4(dims: dict[str, int], variables: dict[str, tuple], coordinates: dict
             for name, (axes, array, attributes) in variables.items():
                 out[name] = array
                 for key, value in attributes.items():
-                    out[name].attrs[key] = np.array([value], np.asarray(value).dtype) if not isinstance(value, str) else np.bytes_(value)
+                    out[name].attrs[key] = (
+                        np.array([value], np.asarray(value).dtype) if not isinstance(value, str) else np.bytes_(value)
+                    )
                 for i, axis in enumerate(axes):
                     out[name].dims[i].attach_scale(out[axis])
 
@@ -962,9 +1702,13 @@ def array_cases() -> list[Case]:
         Case("npz-several", "a.npz", several, refused=named),
         Case("npz-chosen", "a.npz", several, whole, reading={"array": "first"}),
         Case("npz-chosen-2d", "a.npz", several, chw(GREY), reading={"array": "second"}),
-        Case("npz-wrong-name", "a.npz", several, refused="(?s)(first.*second|second.*first)", reading={"array": "third"}),
-        Case("npz-chosen-axes", "a.npz", npz(image=whole, other=GREY), whole, reading={"array": "image", "axes": "CYX"}),
-        Case("npz-pickled", "a.npz", npz(image=np.array([[None]], object)), refused="(?i)pickle|object|no .*array"),
+        Case(
+            "npz-wrong-name", "a.npz", several, refused="(?s)(first.*second|second.*first)", reading={"array": "third"}
+        ),
+        Case(
+            "npz-chosen-axes", "a.npz", npz(image=whole, other=GREY), whole, reading={"array": "image", "axes": "CYX"}
+        ),
+        Case("npz-pickled", "a.npz", npz(image=np.array([[None]], object)), refused="(?i)pickle|object"),
         Case("npz-nothing", "a.npz", npz(waves=waves), refused=".+"),
         Case("npz-empty", "a.npz", npz(), refused=".+"),
         Case("mat-5", "a.mat", mat(cube=cube), whole),
@@ -975,10 +1719,16 @@ def array_cases() -> list[Case]:
         Case("mat-5-with-list", "a.mat", mat(cube=cube, wavelengths=waves, name="leaf"), whole),
         Case("mat-5-cube-and-truth", "a.mat", mat(first=cube, second=GREY), refused=named),
         Case("mat-5-chosen", "a.mat", mat(first=cube, second=GREY), whole, reading={"array": "first"}),
-        Case("mat-5-complex", "a.mat", mat(cube=float_cube + 1j), refused="(?i)complex|no .*array"),
+        Case("mat-5-complex", "a.mat", mat(cube=float_cube + 1j), refused="(?i)complex"),
         Case("mat-5-struct", "a.mat", mat(s={"cube": cube}), whole, may_refuse=True),
         Case("mat-5-cell", "a.mat", mat(c=np.array([["a", 1]], object)), refused=".+"),
-        Case("mat-5-sparse", "a.mat", mat(m=scipy.sparse.csc_matrix(GREY16.astype(float))), chw(GREY16.astype(float)), may_refuse=True),
+        Case(
+            "mat-5-sparse",
+            "a.mat",
+            mat(m=scipy.sparse.csc_matrix(GREY16.astype(float))),
+            chw(GREY16.astype(float)),
+            may_refuse=True,
+        ),
         Case("mat-73", "a.mat", mat73(cube=cube), whole),
         Case("mat-73-2d", "a.mat", mat73(image=GREY16), chw(GREY16)),
         Case("mat-73-float", "a.mat", mat73(cube=float_cube), chw(float_cube)),
@@ -993,7 +1743,7 @@ def array_cases() -> list[Case]:
         Case("h5-chosen", "a.h5", hdf5(scan__first=cube, second=GREY), whole, reading={"array": "scan/first"}),
         Case("h5-axes", "a.h5", hdf5(image=whole), whole, reading={"axes": "CYX"}),
         Case("h5-text", "a.h5", hdf5(image=cube, name="a leaf"), whole),
-        Case("h5-complex", "a.h5", hdf5(image=float_cube + 1j), refused="(?i)complex|no .*array"),
+        Case("h5-complex", "a.h5", hdf5(image=float_cube + 1j), refused="(?i)complex"),
         Case("h5-4d", "a.h5", hdf5(image=noise(2, 3, H, W)), refused=".+"),
         Case("h5-nothing", "a.h5", hdf5(), refused=".+"),
         Case("h5-compound", "a.h5", hdf5(table=structured), refused=".+"),
@@ -1007,32 +1757,110 @@ def array_cases() -> list[Case]:
     micro = {"wavelength": (waves / 1000, {"units": "um"})}
     packed_attributes = {"scale_factor": 0.001, "add_offset": -0.1, "_FillValue": np.uint16(65535)}
     facts = {"nodata": 65535, "gains": (0.001,) * 4, "offsets": (-0.1,) * 4}
-    places = {"lat": (np.linspace(50, 49, H), {"units": "degrees_north"}), "lon": (np.linspace(7, 8, W), {"units": "degrees_east"})}
+    places = {
+        "lat": (np.linspace(50, 49, H), {"units": "degrees_north"}),
+        "lon": (np.linspace(7, 8, W), {"units": "degrees_east"}),
+    }
     for axes in [("y", "x", "band"), ("band", "y", "x"), ("x", "y", "band"), ("y", "band", "x")]:
         order = [("y", "x", "band").index(axis) for axis in axes]
-        cases.append(Case(f"nc4-{'-'.join(axes)}", "a.nc", netcdf4(dims, {"reflectance": (axes, cube.transpose(order), {})}), whole))
+        cases.append(
+            Case(
+                f"nc4-{'-'.join(axes)}",
+                "a.nc",
+                netcdf4(dims, {"reflectance": (axes, cube.transpose(order), {})}),
+                whole,
+            )
+        )
     cases += [
         Case("nc4-2d", "a.nc", netcdf4({"y": H, "x": W}, {"height": (("y", "x"), GREY16, {})}), chw(GREY16)),
         Case("nc4-2d-turned", "a.nc", netcdf4({"y": H, "x": W}, {"height": (("x", "y"), GREY16.T, {})}), chw(GREY16)),
-        Case("nc4-lat-lon", "a.nc", netcdf4(sizes, {"r": (("wavelength", "lat", "lon"), whole, {})}, nano | places), whole, facts={"wavelengths": tuple(waves)}),
-        Case("nc4-micrometres", "a.nc", netcdf4(sizes, {"r": (("lat", "lon", "wavelength"), cube, {})}, micro), whole, facts={"wavelengths": tuple(waves)}),
-        Case("nc4-packed", "a.nc", netcdf4(dims, {"r": (("y", "x", "band"), cube, packed_attributes)}), whole, facts=facts),
-        Case("nc4-several", "a.nc", netcdf4(dims, {"first": (("y", "x", "band"), cube, {}), "second": (("y", "x"), GREY, {})}), refused=named),
-        Case("nc4-chosen", "a.nc", netcdf4(dims, {"first": (("band", "y", "x"), whole, {}), "second": (("y", "x"), GREY, {})}), whole, reading={"array": "first"}),
-        Case("nc4-one-time", "a.nc", netcdf4({"time": 1, **dims}, {"r": (("time", "band", "y", "x"), whole[None], {})}), whole, may_refuse=True),
-        Case("nc4-times", "a.nc", netcdf4({"time": 3, "y": H, "x": W}, {"r": (("time", "y", "x"), noise(3, H, W), {})}), refused="(?i)time"),
-        Case("nc4-with-mapping", "a.nc", netcdf4(dims, {"crs": ((), np.int32(0), {"grid_mapping_name": "latitude_longitude"}), "r": (("y", "x", "band"), cube, {"grid_mapping": "crs"})}), whole),
+        Case(
+            "nc4-lat-lon",
+            "a.nc",
+            netcdf4(sizes, {"r": (("wavelength", "lat", "lon"), whole, {})}, nano | places),
+            whole,
+            facts={"wavelengths": tuple(waves)},
+        ),
+        Case(
+            "nc4-micrometres",
+            "a.nc",
+            netcdf4(sizes, {"r": (("lat", "lon", "wavelength"), cube, {})}, micro),
+            whole,
+            facts={"wavelengths": tuple(waves)},
+        ),
+        Case(
+            "nc4-packed",
+            "a.nc",
+            netcdf4(dims, {"r": (("y", "x", "band"), cube, packed_attributes)}),
+            whole,
+            facts=facts,
+        ),
+        Case(
+            "nc4-several",
+            "a.nc",
+            netcdf4(dims, {"first": (("y", "x", "band"), cube, {}), "second": (("y", "x"), GREY, {})}),
+            refused=named,
+        ),
+        Case(
+            "nc4-chosen",
+            "a.nc",
+            netcdf4(dims, {"first": (("band", "y", "x"), whole, {}), "second": (("y", "x"), GREY, {})}),
+            whole,
+            reading={"array": "first"},
+        ),
+        Case(
+            "nc4-one-time",
+            "a.nc",
+            netcdf4({"time": 1, **dims}, {"r": (("time", "band", "y", "x"), whole[None], {})}),
+            whole,
+            may_refuse=True,
+        ),
+        Case(
+            "nc4-times",
+            "a.nc",
+            netcdf4({"time": 3, "y": H, "x": W}, {"r": (("time", "y", "x"), noise(3, H, W), {})}),
+            refused="(?i)time",
+        ),
+        Case(
+            "nc4-with-mapping",
+            "a.nc",
+            netcdf4(
+                dims,
+                {
+                    "crs": ((), np.int32(0), {"grid_mapping_name": "latitude_longitude"}),
+                    "r": (("y", "x", "band"), cube, {"grid_mapping": "crs"}),
+                },
+            ),
+            whole,
+        ),
         Case("h5-scales", "a.h5", netcdf4(dims, {"r": (("band", "x", "y"), cube.transpose(2, 1, 0), {})}), whole),
     ]
     cube3 = noise(H, W, 4, dtype="int16")
-    r3 = (("wavelength", "lat", "lon"), chw(cube3), {"_FillValue": np.int16(-999), "scale_factor": 0.5, "add_offset": 2.0})
+    r3 = (
+        ("wavelength", "lat", "lon"),
+        chw(cube3),
+        {"_FillValue": np.int16(-999), "scale_factor": 0.5, "add_offset": 2.0},
+    )
     for version in (1, 2):
         variables = {"wavelength": (("wavelength",), waves, {"units": "nm"}), "r": r3}
-        cases.append(Case(f"nc3-version{version}", "a.nc", netcdf3(sizes, variables, version), chw(cube3), facts={"nodata": -999, "gains": (0.5,) * 4, "offsets": (2,) * 4, "wavelengths": tuple(waves)}))
+        cases.append(
+            Case(
+                f"nc3-version{version}",
+                "a.nc",
+                netcdf3(sizes, variables, version),
+                chw(cube3),
+                facts={"nodata": -999, "gains": (0.5,) * 4, "offsets": (2,) * 4, "wavelengths": tuple(waves)},
+            )
+        )
     cases += [
         Case("nc3-y-x", "a.nc", netcdf3({"y": H, "x": W}, {"r": (("y", "x"), cube3[..., 0], {})}), chw(cube3[..., 0])),
         Case("nc3-x-y-band", "a.nc", netcdf3(dims, {"r": (("x", "y", "band"), cube3.swapaxes(0, 1), {})}), chw(cube3)),
-        Case("nc3-several", "a.nc", netcdf3(dims, {"first": (("y", "x", "band"), cube3, {}), "second": (("y", "x"), cube3[..., 0], {})}), refused=named),
+        Case(
+            "nc3-several",
+            "a.nc",
+            netcdf3(dims, {"first": (("y", "x", "band"), cube3, {}), "second": (("y", "x"), cube3[..., 0], {})}),
+            refused=named,
+        ),
     ]
     return cases
 
@@ -1065,7 +1893,7 @@ def h5_soft(path: Path, cube: np.ndarray) -> None:
 
 def suffix_cases() -> list[Case]:
     grey_npy = npy(GREY16)
-    out = [
+    return [
         Case("suffix-png-as-jpg", "a.jpg", png(RGB, 8, 2), chw(RGB)),
         Case("suffix-jpeg-as-png", "a.png", pillow(SMOOTH, "JPEG", quality=98, subsampling=0), chw(SMOOTH), within=6),
         Case("suffix-tiff-as-jpg", "a.jpg", tiff(tiff_page(RGB16, 2)), chw(RGB16)),
@@ -1073,21 +1901,47 @@ def suffix_cases() -> list[Case]:
         Case("suffix-jpeg-as-tif", "a.tif", pillow(SMOOTH, "JPEG", quality=98, subsampling=0), chw(SMOOTH), within=6),
         Case("suffix-webp-as-jpg", "a.jpg", pillow(RGB, "WEBP", lossless=True), chw(RGB)),
         Case("suffix-heic-as-jpg", "a.jpg", lambda p: heic_as(p, smooth(48, 64)), chw(smooth(48, 64)), within=8),
-        Case("suffix-avif-as-jpg", "a.jpg", pillow(smooth(48, 64), "AVIF", quality=100, subsampling="4:4:4"), chw(smooth(48, 64)), within=6),
-        Case("suffix-gif-as-png", "a.png", pillow(Image.fromarray(RGB).quantize(16), "GIF"), chw(np.asarray(Image.fromarray(RGB).quantize(16).convert("RGB")))),
+        Case(
+            "suffix-avif-as-jpg",
+            "a.jpg",
+            pillow(smooth(48, 64), "AVIF", quality=100, subsampling="4:4:4"),
+            chw(smooth(48, 64)),
+            within=6,
+        ),
+        Case(
+            "suffix-gif-as-png",
+            "a.png",
+            pillow(Image.fromarray(RGB).quantize(16), "GIF"),
+            chw(np.asarray(Image.fromarray(RGB).quantize(16).convert("RGB"))),
+        ),
         Case("suffix-bmp-as-png", "a.png", pillow(RGB, "BMP"), chw(RGB)),
         Case("suffix-png16-as-tif", "a.tif", png(GREY16, 16, 0), chw(GREY16)),
         Case("suffix-npy-as-npz", "a.npz", grey_npy, chw(GREY16)),
         Case("suffix-npz-as-npy", "a.npy", npz(image=CUBE), chw(CUBE)),
         Case("suffix-h5-as-mat", "a.mat", hdf5(image=CUBE), chw(CUBE)),
-        Case("suffix-nc4-as-h5", "a.h5", netcdf4({"band": 9, "y": H, "x": W}, {"r": (("band", "y", "x"), chw(CUBE), {})}), chw(CUBE)),
-        Case("suffix-nc3-as-nc4", "a.nc4", netcdf3({"y": H, "x": W}, {"r": (("y", "x"), noise2 := noise(H, W, dtype="int16"), {})}), chw(noise2), may_refuse=True),
+        Case(
+            "suffix-nc4-as-h5",
+            "a.h5",
+            netcdf4({"band": 9, "y": H, "x": W}, {"r": (("band", "y", "x"), chw(CUBE), {})}),
+            chw(CUBE),
+        ),
+        Case(
+            "suffix-nc3-as-nc4",
+            "a.nc4",
+            netcdf3({"y": H, "x": W}, {"r": (("y", "x"), noise2 := noise(H, W, dtype="int16"), {})}),
+            chw(noise2),
+            may_refuse=True,
+        ),
         Case("suffix-mat73-as-h5", "a.h5", mat73(cube=CUBE), chw(CUBE)),
-        Case("suffix-jp2-as-j2k", "a.j2k", imagecodecs.jpeg2k_encode(GREY, codecformat="jp2", reversible=True, level=0), chw(GREY)),
+        Case(
+            "suffix-jp2-as-j2k",
+            "a.j2k",
+            imagecodecs.jpeg2k_encode(GREY, codecformat="jp2", reversible=True, level=0),
+            chw(GREY),
+        ),
         Case("suffix-upper-case", "A.TIF", tiff(tiff_page(RGB16, 2)), chw(RGB16)),
         Case("suffix-strange-name", "Größe 5µm #1 (a)%20.png", png(RGB, 8, 2), chw(RGB)),
     ]
-    return out
 
 
 def heic_as(path: Path, image: np.ndarray) -> None:
@@ -1113,19 +1967,25 @@ def not_image_cases() -> list[Case]:
         "zeros": (bytes(5000), ".+"),
         "one-byte": (b"\xff", ".+"),
         "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "(?i)pdf"),
-        "mp4": (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(99), "(?i)video|mp4"),
-        "mov": (b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(99), "(?i)video|quicktime|mov"),
-        "avi": (b"RIFF\xff\0\0\0AVI LIST" + bytes(99), "(?i)video|avi"),
-        "webm": (b"\x1a\x45\xdf\xa3" + bytes(99), "(?i)video|matroska|webm"),
+        "mp4": (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(99), "(?i)video"),
+        "mov": (b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(99), "(?i)video"),
+        "avi": (b"RIFF\xff\0\0\0AVI LIST" + bytes(99), "(?i)video"),
+        "webm": (b"\x1a\x45\xdf\xa3" + bytes(99), "(?i)video"),
         "wav": (b"RIFF\xff\0\0\0WAVEfmt " + bytes(99), ".+"),
         "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='5' height='5'/>", "(?i)svg|xml|text"),
-        "zip": (zipped("a.txt", "x"), "(?i)zip|archive"),
-        "docx": (zipped("word/document.xml", "x"), "(?i)zip|archive|office"),
-        "gzip": (b"\x1f\x8b\x08\0" + bytes(30), "(?i)gzip|archive|compressed"),
-        "lfs-pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n", "(?i)lfs|text"),
+        "zip": (zipped("a.txt", "x"), ".+"),
+        "docx": (zipped("word/document.xml", "x"), ".+"),
+        "gzip": (b"\x1f\x8b\x08\0" + bytes(30), ".+"),
+        "lfs-pointer": (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n",
+            "(?i)lfs|text",
+        ),
         "apple-double": (b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(60), ".+"),
         "parquet": (b"PAR1" + bytes(20) + b"PAR1", ".+"),
-        "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\nshowpage\n", "(?i)postscript|eps|known format"),
+        "postscript": (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\nshowpage\n",
+            "(?i)postscript|eps|known format",
+        ),
         "wmf": (b"\xd7\xcd\xc6\x9a" + bytes(40), ".+"),
         "fits": (b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800), ".+"),
         "dicom": (bytes(128) + b"DICM" + bytes(64), ".+"),
@@ -1180,17 +2040,22 @@ def huge_cases() -> list[Case]:
         with h5py.File(path, "w") as out:
             out.create_dataset("image", (10**6, 10**6), "f4", chunks=(100, 100))
 
+    def h5_ten(path: Path) -> None:
+        """Ten gigabytes fit in many machines, but not what is computed from them."""
+        with h5py.File(path, "w") as out:
+            out.create_dataset("image", (10**5, 10**5), "u1", chunks=(100, 100))
+
     def h5_zeros(path: Path) -> None:
         with h5py.File(path, "w") as out:
             out.create_dataset("image", (10**6, 10**6), "u1", chunks=(1000, 1000), compression="gzip")[:9, :9] = 1
 
-    def nc3_claim(path: Path) -> None:
+    def nc3_claim(path: Path, side: int = 10**6) -> None:
         netcdf3({"y": H, "x": W}, {"r": (("y", "x"), GREY.astype("i2"), {})})(path)
         data = path.read_bytes()
         for axis, length in ((b"y", H), (b"x", W)):
             old = struct.pack(">I", 1) + axis + b"\0\0\0" + struct.pack(">I", length)
             assert old in data
-            data = data.replace(old, old[:-4] + struct.pack(">I", 10**6))
+            data = data.replace(old, old[:-4] + struct.pack(">I", side))
         path.write_bytes(data)
 
     def sparse_huge(path: Path) -> None:
@@ -1210,7 +2075,10 @@ def huge_cases() -> list[Case]:
         "tiff-jpeg": ("a.tif", tiff(tiff_page(RGB, 2, data=pillow(RGB, "JPEG"), **size, t259=("H", 7)))),
         "tiff-group4": ("a.tif", tiff(tiff_page(GREY % 2, 0, bits=1, data=b"\0\x10\x01", **size, t259=("H", 4)))),
         "jpeg": ("a.jpg", pillow(SMOOTH, "JPEG").replace(struct.pack(">HH", 16, 24), struct.pack(">HH", 65500, 65500))),
-        "bmp": ("a.bmp", bmp(np.zeros((1, 1)), 24, bytes(40))[:18] + struct.pack("<ii", side, side) + bytes(28) + bytes(40)),
+        "bmp": (
+            "a.bmp",
+            bmp(np.zeros((1, 1)), 24, bytes(40))[:18] + struct.pack("<ii", side, side) + bytes(28) + bytes(40),
+        ),
         "bmp-run-length": ("a.bmp", bmp_claim(side)),
         "ppm": ("a.ppm", b"P6\n100000 100000\n255\n" + bytes(99)),
         "ppm-plain": ("a.pgm", b"P2\n100000 100000\n255\n1 2 3"),
@@ -1224,9 +2092,13 @@ def huge_cases() -> list[Case]:
         "mat": ("a.mat", bytes(mat_claim)),
         "h5": ("a.h5", h5_claim),
         "h5-zeros": ("a.h5", h5_zeros),
+        "h5-ten-gigabytes": ("a.h5", h5_ten),
         "nc3": ("a.nc", nc3_claim),
+        "nc3-ten-gigabytes": ("a.nc", lambda p: nc3_claim(p, 70_000)),
     }
-    return [Case(f"huge-{name}", file, content, refused=".+", megabytes=400) for name, (file, content) in contents.items()]
+    return [
+        Case(f"huge-{name}", file, content, refused=".+", megabytes=400) for name, (file, content) in contents.items()
+    ]
 
 
 def npy_claim(shape: str) -> bytes:
@@ -1269,7 +2141,10 @@ def cut_cases() -> list[Case]:
         "tiff-directory-at-the-end": ("a.tif", tiff(tiff_page(a, 2))),
         "tiff-gdal": ("a.tif", gdal_writes(chw(deep), compress="deflate")),
         "tiff-pages": ("a.tif", lambda p: tifffile.imwrite(p, chw(deep), photometric="minisblack", metadata=None)),
-        "ome": ("a.ome.tif", lambda p: tifffile.imwrite(p, chw(deep), photometric="minisblack", ome=True, metadata={"axes": "CYX"})),
+        "ome": (
+            "a.ome.tif",
+            lambda p: tifffile.imwrite(p, chw(deep), photometric="minisblack", ome=True, metadata={"axes": "CYX"}),
+        ),
         "j2k": ("a.j2k", imagecodecs.jpeg2k_encode(a, codecformat="j2k", reversible=True, level=0)),
         "jp2": ("a.jp2", imagecodecs.jpeg2k_encode(deep[..., 0], codecformat="jp2", reversible=True, level=0)),
         "avif": ("a.avif", pillow(a, "AVIF", quality=95)),
@@ -1355,7 +2230,14 @@ def joined(separator: str, rows: list[list] | None = None, end: str = "\n") -> s
 
 
 def text_table_cases() -> list[TableCase]:
-    def plain(name: str, content: str | bytes, file: str = "t.csv", rows: list[list] | None = None, columns: list[str] | None = None, **more):
+    def plain(
+        name: str,
+        content: str | bytes,
+        file: str = "t.csv",
+        rows: list[list] | None = None,
+        columns: list[str] | None = None,
+        **more,
+    ):
         data = content.encode() if isinstance(content, str) else content
         return TableCase(name, file, data, columns or COLUMNS, PLAIN if rows is None else rows, **more)
 
@@ -1385,14 +2267,30 @@ def text_table_cases() -> list[TableCase]:
         plain("csv-utf16-big", b"\xfe\xff" + accents.replace(";", "\t").encode("utf-16-be"), rows=umlaut),
         plain("txt-utf16", accents.replace(";", "\t").encode("utf-16"), "t.txt", rows=umlaut, may_refuse=True),
         plain("csv-cp1252", accents.encode("cp1252"), rows=umlaut),
+        plain("csv-cp1252-french", joined(";", n := [["sœur.png", "Œuf à la coque", "été"]]).encode("cp1252"), rows=n),
+        plain("csv-cp1252-nordic", joined(";", n := [["Ø.png", "blåbær", "þú"]]).encode("cp1252"), rows=n),
+        plain("csv-cp1252-spanish", joined(";", n := [["ñ.png", "¿árbol?", "“x”…"]]).encode("cp1252"), rows=n),
         plain("csv-crlf", joined(",", end="\r\n")),
         plain("csv-cr", joined(";", end="\r")),
         plain("csv-no-last-newline", joined(",").rstrip()),
         plain("csv-quotes", quoted, rows=quoted_rows),
-        plain("csv-quotes-semicolon", quoted.replace(",", ";"), rows=[[v.replace(",", ";") for v in row] for row in quoted_rows]),
-        plain("csv-everything-quoted", "".join('"' + line.replace(",", '","') + '"\n' for line in joined(",").splitlines())),
+        plain(
+            "csv-quotes-semicolon",
+            quoted.replace(",", ";"),
+            rows=[[v.replace(",", ";") for v in row] for row in quoted_rows],
+        ),
+        plain(
+            "csv-everything-quoted",
+            "".join('"' + line.replace(",", '","') + '"\n' for line in joined(",").splitlines()),
+        ),
         plain("csv-quoted-header", 'path,"label",age\n' + joined(",").split("\n", 1)[1]),
-        plain("csv-newline-in-header", 'path,label,"age\n(years)"\n1,2,3\n', columns=["path", "label", "age\n(years)"], rows=[["1", "2", "3"]], may_refuse=True),
+        plain(
+            "csv-newline-in-header",
+            'path,label,"age\n(years)"\n1,2,3\n',
+            columns=["path", "label", "age\n(years)"],
+            rows=[["1", "2", "3"]],
+            may_refuse=True,
+        ),
         plain("csv-empty-columns", "".join(line + ";;\n" for line in joined(";").splitlines())),
         plain("csv-empty-rows", joined(";") + ";;\n;;\n\n\n"),
         plain("csv-blank-line-inside", joined(",").replace("\na/2", "\n\na/2")),
@@ -1402,14 +2300,27 @@ def text_table_cases() -> list[TableCase]:
         plain("csv-decimal-commas-tabs", joined("\t", decimals), rows=decimals),
         plain("csv-missing-is-text", joined(",", texts), rows=texts),
         plain("csv-one-column", "path\na.png\nb.png\n", columns=["path"], rows=[["a.png"], ["b.png"]]),
-        plain("csv-one-column-with-commas", "path\n\"a,1.png\"\n\"b,2.png\"\n", columns=["path"], rows=[["a,1.png"], ["b,2.png"]]),
-        plain("csv-numbers-kept-as-written", joined(",", n := [["1.10", "1e5", "0x1F"], ["00", "+3", "1_000"]]), rows=n),
+        plain(
+            "csv-one-column-with-commas",
+            'path\n"a,1.png"\n"b,2.png"\n',
+            columns=["path"],
+            rows=[["a,1.png"], ["b,2.png"]],
+        ),
+        plain(
+            "csv-numbers-kept-as-written", joined(",", n := [["1.10", "1e5", "0x1F"], ["00", "+3", "1_000"]]), rows=n
+        ),
         plain("csv-hash-is-text", joined(",", n := [["#1.png", "#", "a#b"]]), rows=n),
-        plain("csv-quote-inside", 'path,label,age\na.png,5" disk,3\n', rows=[["a.png", '5" disk', "3"]], may_refuse=True),
+        plain(
+            "csv-quote-inside", 'path,label,age\na.png,5" disk,3\n', rows=[["a.png", '5" disk', "3"]], may_refuse=True
+        ),
         plain("csv-apostrophe", joined(",", n := [["a.png", "child's", "'3'"]]), rows=n),
         plain("csv-long-value", joined(",", n := [["a.png", "x" * 200_000, "3"]]), rows=n, may_refuse=True),
         plain("csv-header-only", "path,label,age\n", rows=[], may_refuse=True),
-        plain("csv-many-semicolons-in-text", joined(",", n := [[f"{i}.png", "a;b;c;d", "x|y"] for i in range(4)]).replace("a;b;c;d", '"a;b;c;d"'), rows=n),
+        plain(
+            "csv-many-semicolons-in-text",
+            joined(",", n := [[f"{i}.png", "a;b;c;d", "x|y"] for i in range(4)]).replace("a;b;c;d", '"a;b;c;d"'),
+            rows=n,
+        ),
         wrong("csv-too-many", "path,label\na,b\nc,d,e\n", r"t\.csv.*row 3"),
         wrong("csv-too-few", "path,label,age\na,b,c\nd,e\n", r"t\.csv.*row 3"),
         wrong("csv-too-many-after-newline", 'path,label\na,"b\nb"\nc,d,e\n', r"t\.csv.*row 3"),
@@ -1418,29 +2329,38 @@ def text_table_cases() -> list[TableCase]:
         wrong("csv-unclosed", 'path,label\na,b\nc,"d\ne,f\n', r"t\.csv.*row 3"),
         wrong("csv-two-of-one-name", "path,label,label\na,b,c\n", r"t\.csv.*label"),
         wrong("csv-two-of-one-name-with-space", "path,label,label \na,b,c\n", r"t\.csv.*label"),
-        wrong("csv-column-without-name", "path,,label\na,b,c\n", r"t\.csv"),
         wrong("csv-empty", "", r"t\.csv"),
         wrong("csv-blank", "\n\n\n", r"t\.csv"),
         wrong("csv-nul", b"path,label\na,b\0c\n", r"t\.csv"),
         wrong("csv-is-binary", bytes(range(256)) * 8, r"t\.csv"),
-        wrong("csv-is-html", "<!DOCTYPE html><html><body>Sign in</body></html>", r"t\.csv"),
         TableCase("csv-not-there", "t.csv", lambda path: None, refused=".+"),
     ]
     return cases
 
 
-def sheet(*rows: str, more: str = "", dimension: str = "") -> bytes:
+def sheet(*rows: str, dimension: str = "") -> bytes:
     """An .xlsx of which the cells are given as XML."""
     ns = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
     office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     package = "http://schemas.openxmlformats.org/package/2006"
     kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    relation = (
+        f'<Relationships xmlns="{package}/relationships"><Relationship Id="rId1" Type="{office}/%s" Target="%s"/>'
+    )
+    relation += "</Relationships>"
+    types = [
+        '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>',
+        '<Default Extension="xml" ContentType="application/xml"/>',
+        f'<Override PartName="/xl/workbook.xml" ContentType="{kind}.sheet.main+xml"/>',
+        f'<Override PartName="/xl/worksheets/sheet1.xml" ContentType="{kind}.worksheet+xml"/>',
+    ]
+    sheets = '<sheets><sheet name="Sheet1" sheetId="1" r:id="rId1"/></sheets>'
     parts = {
-        "[Content_Types].xml": f'<Types xmlns="{package}/content-types"><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/><Default Extension="xml" ContentType="application/xml"/><Override PartName="/xl/workbook.xml" ContentType="{kind}.sheet.main+xml"/><Override PartName="/xl/worksheets/sheet1.xml" ContentType="{kind}.worksheet+xml"/></Types>',
-        "_rels/.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="rId1" Type="{office}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
-        "xl/workbook.xml": f'<workbook {ns} xmlns:r="{office}"><sheets><sheet name="Sheet1" sheetId="1" r:id="rId1"/></sheets></workbook>',
-        "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="rId1" Type="{office}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
-        "xl/worksheets/sheet1.xml": f"<worksheet {ns}>{dimension}<sheetData>{''.join(rows)}</sheetData>{more}</worksheet>",
+        "[Content_Types].xml": f'<Types xmlns="{package}/content-types">{"".join(types)}</Types>',
+        "_rels/.rels": relation % ("officeDocument", "xl/workbook.xml"),
+        "xl/workbook.xml": f'<workbook {ns} xmlns:r="{office}">{sheets}</workbook>',
+        "xl/_rels/workbook.xml.rels": relation % ("worksheet", "worksheets/sheet1.xml"),
+        "xl/worksheets/sheet1.xml": f"<worksheet {ns}>{dimension}<sheetData>{''.join(rows)}</sheetData></worksheet>",
     }
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -1453,7 +2373,9 @@ def row(number: int, *cells: str) -> str:
     """Cells are given as XML with {} for the address, or as text."""
     letters = "ABCDEFGH"
     inline = '<c r="{}" t="inlineStr"><is><t>%s</t></is></c>'
-    made = "".join((cell if "<" in cell else inline % cell).replace("{}", f"{letters[i]}{number}") for i, cell in enumerate(cells))
+    made = "".join(
+        (cell if "<" in cell else inline % cell).replace("{}", f"{letters[i]}{number}") for i, cell in enumerate(cells)
+    )
     return f'<row r="{number}">{made}</row>'
 
 
@@ -1502,9 +2424,21 @@ def sheet_cases() -> list[TableCase]:
     lines = [row(1, *head), row(2, "a.png", "oak", "1")]
     return [
         good("xlsx-text", excel(head, *PLAIN), PLAIN),
-        good("xlsx-numbers", excel(head, ["a", 17, 1.5], ["b", 17.0, -3], ["c", 12345678901, 0.1]), [["a", "17", "1.5"], ["b", "17", "-3"], ["c", "12345678901", "0.1"]]),
-        good("xlsx-dates", excel(head, ["a", day, moment]), [["a", "2024-05-06", ("2024-05-06 07:08:09", "2024-05-06T07:08:09")]]),
-        good("xlsx-booleans", excel(head, ["a", True, False]), [["a", ("True", "TRUE", "true"), ("False", "FALSE", "false")]]),
+        good(
+            "xlsx-numbers",
+            excel(head, ["a", 17, 1.5], ["b", 17.0, -3], ["c", 12345678901, 0.1]),
+            [["a", "17", "1.5"], ["b", "17", "-3"], ["c", "12345678901", "0.1"]],
+        ),
+        good(
+            "xlsx-dates",
+            excel(head, ["a", day, moment]),
+            [["a", "2024-05-06", ("2024-05-06 07:08:09", "2024-05-06T07:08:09")]],
+        ),
+        good(
+            "xlsx-booleans",
+            excel(head, ["a", True, False]),
+            [["a", ("True", "TRUE", "true"), ("False", "FALSE", "false")]],
+        ),
         good("xlsx-missing-is-text", excel(head, ["NA", "nan", "None"]), [["NA", "nan", "None"]]),
         good("xlsx-spaces", excel(["path ", " label", "age"], ["a ", "oak ", "  "]), [["a", "oak", None]]),
         good("xlsx-empty-row", excel(head, ["a", "b", "c"], [], ["d", "e", "f"]), [["a", "b", "c"], ["d", "e", "f"]]),
@@ -1512,8 +2446,15 @@ def sheet_cases() -> list[TableCase]:
         good("xlsx-second-sheet-empty", excel(head, *PLAIN, then=second_sheet), PLAIN),
         good("xlsx-by-hand", sheet(*lines), [["a.png", "oak", "1"]]),
         good("xlsx-formula", sheet(row(1, *head), row(2, "a.png", formula, number_formula)), [["a.png", "oak", "7"]]),
-        good("xlsx-wrong-dimension", sheet(*lines, dimension='<dimension ref="A1:XFD1048576"/>'), [["a.png", "oak", "1"]]),
-        good("xlsx-rows-start-lower", sheet(row(3, *head), row(4, "a.png", "oak", "1")), [["a.png", "oak", "1"]], may_refuse=True),
+        good(
+            "xlsx-wrong-dimension", sheet(*lines, dimension='<dimension ref="A1:XFD1048576"/>'), [["a.png", "oak", "1"]]
+        ),
+        good(
+            "xlsx-rows-start-lower",
+            sheet(row(3, *head), row(4, "a.png", "oak", "1")),
+            [["a.png", "oak", "1"]],
+            may_refuse=True,
+        ),
         good("xlsx-one-far-cell", sheet(*lines, far), [["a.png", "oak", "1"]], may_refuse=True, isolated=True),
         wrong("xlsx-error", sheet(row(1, *head), row(2, "a", "b", "c"), row(3, "d", error, "f")), r"t\.xlsx.*row 3"),
         wrong("xlsx-error-formula", sheet(row(1, *head), row(2, "a", "b", error_formula)), r"t\.xlsx.*row 2"),
@@ -1543,15 +2484,19 @@ def ods(*rows: list) -> bytes:
         return f'<table:table-cell office:value-type="string"><text:p>{value}</text:p></table:table-cell>'
 
     lines = "".join(f"<table:table-row>{''.join(map(cell, line))}</table:table-row>" for line in rows)
-    body = f'<office:body><office:spreadsheet><table:table table:name="S">{lines}</table:table></office:spreadsheet></office:body>'
+    body = f'<office:spreadsheet><table:table table:name="S">{lines}</table:table></office:spreadsheet>'
+    body = f'<office:document-content {ns} office:version="1.2"><office:body>{body}</office:body></office:document-content>'
     kind = "application/vnd.oasis.opendocument.spreadsheet"
+    entry = '<manifest:file-entry manifest:full-path="%s" manifest:media-type="%s"/>'
+    entries = entry % ("/", kind) + entry % ("content.xml", "text/xml")
+    manifest = "urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("mimetype", kind)
-        manifest = "urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"
-        entries = f'<manifest:file-entry manifest:full-path="/" manifest:media-type="{kind}"/><manifest:file-entry manifest:full-path="content.xml" manifest:media-type="text/xml"/>'
-        archive.writestr("META-INF/manifest.xml", f'<?xml version="1.0"?><manifest:manifest xmlns:manifest="{manifest}">{entries}</manifest:manifest>')
-        archive.writestr("content.xml", f'<?xml version="1.0"?><office:document-content {ns} office:version="1.2">{body}</office:document-content>')
+        archive.writestr(
+            "META-INF/manifest.xml", f'<manifest:manifest xmlns:manifest="{manifest}">{entries}</manifest:manifest>'
+        )
+        archive.writestr("content.xml", '<?xml version="1.0"?>' + body)
     return out.getvalue()
 
 
@@ -1577,18 +2522,59 @@ def parquet_cases() -> list[TableCase]:
         case("integers", frame(path=["a", "b"], label=[17, 3]), pl, [["a", "17"], ["b", "3"]]),
         case("nullable-integers", frame(path=["a", "b"], label=integers), pl, [["a", "17"], ["b", None]]),
         case("floats", frame(path=["a", "b"], label=[1.5, np.nan]), pl, [["a", "1.5"], ["b", None]]),
-        case("integers-as-floats", frame(path=["a", "b"], label=[17.0, np.nan]), pl, [["a", ("17", "17.0")], ["b", None]]),
-        case("categories", frame(path=["a", "b", "c"], label=pd.Categorical(["x", "y", None])), pl, [["a", "x"], ["b", "y"], ["c", None]]),
-        case("integer-categories", frame(path=["a", "b"], label=pd.Categorical([17, 18])), pl, [["a", "17"], ["b", "18"]]),
-        case("booleans", frame(path=["a", "b"], label=[True, False]), pl, [["a", ("True", "true", "TRUE")], ["b", ("False", "false", "FALSE")]]),
+        case(
+            "integers-as-floats", frame(path=["a", "b"], label=[17.0, np.nan]), pl, [["a", ("17", "17.0")], ["b", None]]
+        ),
+        case(
+            "categories",
+            frame(path=["a", "b", "c"], label=pd.Categorical(["x", "y", None])),
+            pl,
+            [["a", "x"], ["b", "y"], ["c", None]],
+        ),
+        case(
+            "integer-categories", frame(path=["a", "b"], label=pd.Categorical([17, 18])), pl, [["a", "17"], ["b", "18"]]
+        ),
+        case(
+            "booleans",
+            frame(path=["a", "b"], label=[True, False]),
+            pl,
+            [["a", ("True", "true", "TRUE")], ["b", ("False", "false", "FALSE")]],
+        ),
         case("dates", arrow(path=["a"], label=pa.array([19849], pa.date32())), pl, [["a", "2024-05-06"]]),
-        case("large-integers", arrow(path=["a", "b"], label=pa.array([2**62 + 1, None], pa.int64())), pl, [["a", str(2**62 + 1)], ["b", None]]),
-        case("dictionary", arrow(path=["a", "b"], label=pa.array(["x", "y"]).dictionary_encode()), pl, [["a", "x"], ["b", "y"]]),
-        case("large-strings", arrow(path=pa.array(["a "], pa.large_string()), label=pa.array([" NA"], pa.string_view() if hasattr(pa, "string_view") else pa.string())), pl, [["a", "NA"]]),
+        case(
+            "large-integers",
+            arrow(path=["a", "b"], label=pa.array([2**62 + 1, None], pa.int64())),
+            pl,
+            [["a", str(2**62 + 1)], ["b", None]],
+        ),
+        case(
+            "dictionary",
+            arrow(path=["a", "b"], label=pa.array(["x", "y"]).dictionary_encode()),
+            pl,
+            [["a", "x"], ["b", "y"]],
+        ),
+        case(
+            "large-strings",
+            arrow(
+                path=pa.array(["a "], pa.large_string()),
+                label=pa.array([" NA"], pa.string_view() if hasattr(pa, "string_view") else pa.string()),
+            ),
+            pl,
+            [["a", "NA"]],
+        ),
         case("spaces", arrow(**{"path ": ["a"], " label": ["x "]}), pl, [["a", "x"]]),
-        case("index", lambda path: indexed.to_parquet(path), ["label", "path"], [["x", "a"], ["y", "b"]], may_refuse=True),
-        TableCase("parquet-two-of-one-name", "t.parquet", lambda path: pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["path", "label", "label"]), path), refused=r"t\.parquet"),
-        TableCase("parquet-lists", "t.parquet", arrow(path=["a"], label=[[1, 2]]), refused=r"t\.parquet"),
+        case(
+            "index", lambda path: indexed.to_parquet(path), ["label", "path"], [["x", "a"], ["y", "b"]], may_refuse=True
+        ),
+        TableCase(
+            "parquet-two-of-one-name",
+            "t.parquet",
+            lambda path: pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["path", "label", "label"]), path),
+            refused=r"t\.parquet",
+        ),
+        TableCase(
+            "parquet-lists", "t.parquet", arrow(path=["a"], label=[[1, 2]]), pl, [["a", "[1, 2]"]], may_refuse=True
+        ),
         TableCase("parquet-cut", "t.parquet", b"PAR1" + bytes(100), refused=r"t\.parquet"),
         TableCase("parquet-is-text", "t.parquet", b"path,label\na,b\n", pl, [["a", "b"]], may_refuse=True),
     ]
