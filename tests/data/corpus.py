@@ -2485,7 +2485,7 @@ def ods(*rows: list) -> bytes:
 
     lines = "".join(f"<table:table-row>{''.join(map(cell, line))}</table:table-row>" for line in rows)
     body = f'<office:spreadsheet><table:table table:name="S">{lines}</table:table></office:spreadsheet>'
-    body = f'<office:document-content {ns} office:version="1.2"><office:body>{body}</office:body></office:document-content>'
+    body = f"<office:document-content {ns}><office:body>{body}</office:body></office:document-content>"
     kind = "application/vnd.oasis.opendocument.spreadsheet"
     entry = '<manifest:file-entry manifest:full-path="%s" manifest:media-type="%s"/>'
     entries = entry % ("/", kind) + entry % ("content.xml", "text/xml")
