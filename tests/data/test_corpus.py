@@ -6,15 +6,17 @@ import re
 import subprocess
 import sys
 import time
+import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from data.corpus import Case, TableCase, check_orientations, file_cases, table_cases
+from data.corpus import Case, TableCase, check_orientations, file_cases, pillow, table_cases
 
 from simtrail import read_image
+from simtrail.data.dataset import Dataset
 from simtrail.data.readers import Reading, open_image
 from simtrail.data.tables import read_table
 from simtrail.errors import InputError
@@ -136,3 +138,156 @@ def test_table(case: TableCase, tmp_path):
 
 def test_the_corpus_turns_images_as_opencv_does():
     check_orientations()
+
+
+# --- a table and the files that it names -----------------------------------------------------------------------------
+
+
+def dataset(folder: Path, *images: str) -> Path:
+    """A data set with these files below images/; no two are equal."""
+    rng = np.random.default_rng(0)
+    for name in images:
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pillow(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), "PNG"))
+    return folder
+
+
+def labels(folder: Path) -> dict[str, str | None]:
+    """The label of every file, by its name without folders, in Unicode's composed form."""
+    table = Dataset(folder).table()
+    assert {"path", "label", "group", "split"} <= set(table.columns)
+    names = [unicodedata.normalize("NFC", path.replace("\\\\", "/").rsplit("/", 1)[-1]) for path in table["path"]]
+    assert len(set(names)) == len(names), names
+    return dict(zip(names, [text(value) for value in table["label"]], strict=True))
+
+
+COMPOSED, DECOMPOSED = unicodedata.normalize("NFC", "Bäume/é1.png"), unicodedata.normalize("NFD", "Bäume/é1.png")
+NAMED = {
+    "plain": ("a/1.png", "a/1.png"),
+    "with-images": ("a/1.png", "images/a/1.png"),
+    "dot": ("a/1.png", "./a/1.png"),
+    "dot-and-images": ("a/1.png", "./images/a/1.png"),
+    "backslash": ("a/1.png", r"a\1.png"),
+    "backslash-and-images": ("a/1.png", r"images\a\1.png"),
+    "dot-and-backslash": ("a/1.png", r".\a\1.png"),
+    "spaces": ("a/1.png", " a/1.png "),
+    "suffix-upper-in-table": ("a/1.png", "a/1.PNG"),
+    "suffix-upper-in-file": ("a/1.PNG", "a/1.png"),
+    "composed-in-table": (DECOMPOSED, COMPOSED),
+    "decomposed-in-table": (COMPOSED, DECOMPOSED),
+    "decomposed-and-backslash": (COMPOSED, "images\\" + DECOMPOSED.replace("/", "\\")),
+    "space-in-name": ("my folder/a b (1).png", "my folder/a b (1).png"),
+    "images-inside-images": ("images/1.png", "images/1.png"),
+    "images-inside-images-in-full": ("images/1.png", "images/images/1.png"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("suffix", ["csv", "xlsx", "parquet", "tsv"])
+def test_a_table_names_files_as_people_write_them(tmp_path, name, suffix):
+    file, written = NAMED[name]
+    dataset(tmp_path, file, "other.png")
+    rows = pd.DataFrame({"path": [written, "other.png"], "species": [" oak ", "beech"], "view": ["top", "007"]})
+    table = tmp_path / f"metadata.{suffix}"
+    if suffix == "xlsx":
+        rows.to_excel(table, index=False)
+    elif suffix == "parquet":
+        rows.to_parquet(table)
+    else:
+        rows.to_csv(table, index=False, sep=";" if suffix == "csv" else "\t")
+    (tmp_path / "dataset.yaml").write_text("label: species\n")
+    found = labels(tmp_path)
+    assert found == {unicodedata.normalize("NFC", Path(file).name): "oak", "other.png": "beech"}
+    assert sorted(Dataset(tmp_path).table()["meta.view"]) == ["007", "top"]
+
+
+def metadata(folder: Path, *lines: str) -> None:
+    (folder / "metadata.csv").write_text("\n".join(["path,species", *lines]) + "\n")
+    (folder / "dataset.yaml").write_text("label: species\n")
+
+
+def test_two_files_that_differ_in_the_case_of_the_suffix_are_named_exactly(tmp_path):
+    dataset(tmp_path, "1.png", "1.PNG")
+    metadata(tmp_path, "1.png,oak", "1.PNG,beech")
+    assert labels(tmp_path) == {"1.png": "oak", "1.PNG": "beech"}
+
+
+def test_a_suffix_that_could_mean_two_files_means_neither(tmp_path):
+    dataset(tmp_path, "1.png", "1.PNG")
+    metadata(tmp_path, "1.Png,oak")
+    try:
+        assert labels(tmp_path) == {"1.png": None, "1.PNG": None}
+    except InputError as error:
+        assert "1.Png" in clear(error)
+
+
+@pytest.mark.parametrize("second", ["1.png", "./1.png", "images/1.png", "1.PNG"])
+def test_one_file_in_two_rows_is_refused(tmp_path, second):
+    dataset(tmp_path, "1.png")
+    metadata(tmp_path, "1.png,oak", f"{second},beech")
+    with pytest.raises(InputError, match="1") as error:
+        labels(tmp_path)
+    clear(error.value)
+
+
+def test_a_path_outside_of_the_images_brings_no_file(tmp_path):
+    dataset(tmp_path / "set", "1.png")
+    (tmp_path / "set" / "secret.png").write_bytes(pillow(np.zeros((5, 7), np.uint8), "PNG"))
+    metadata(tmp_path / "set", "1.png,oak", "../secret.png,beech")
+    try:
+        assert labels(tmp_path / "set") == {"1.png": "oak"}
+    except InputError as error:
+        assert "secret" in clear(error)
+
+
+def followed_or_refused(folder: Path) -> None:
+    """Links to folders are followed, each file once, or refused by name: never passed over."""
+    try:
+        assert labels(folder) == {"1.png": "oak", "2.png": "beech"}
+    except InputError as error:
+        assert "link" in clear(error)
+
+
+def test_a_class_folder_that_is_a_link(tmp_path):
+    dataset(tmp_path / "elsewhere", "oak/1.png")
+    dataset(tmp_path / "set", "beech/2.png")
+    (tmp_path / "set/images/oak").symlink_to(tmp_path / "elsewhere/images/oak")
+    followed_or_refused(tmp_path / "set")
+
+
+def test_links_in_a_ring(tmp_path):
+    dataset(tmp_path, "oak/1.png", "beech/2.png")
+    (tmp_path / "images/oak/again").symlink_to(tmp_path / "images")
+    (tmp_path / "images/beech/self").symlink_to(".")
+    followed_or_refused(tmp_path)
+
+
+def test_all_images_behind_a_link(tmp_path):
+    dataset(tmp_path / "elsewhere", "oak/1.png", "beech/2.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/images").symlink_to(tmp_path / "elsewhere/images")
+    followed_or_refused(tmp_path / "set")
+
+
+def test_a_link_to_nothing_is_no_silent_loss(tmp_path):
+    dataset(tmp_path, "oak/1.png")
+    (tmp_path / "images/oak/2.png").symlink_to(tmp_path / "gone.png")
+    assert len(Dataset(tmp_path).table()) == 2  # so that `check` can list it
+
+
+def test_class_folders_in_two_unicode_forms_are_one_class(tmp_path):
+    dataset(tmp_path, unicodedata.normalize("NFC", "Bäume/1.png"), unicodedata.normalize("NFD", "Bäume/2.png"))
+    assert len(set(labels(tmp_path).values())) == 1
+
+
+def test_spaces_around_labels_are_no_second_class(tmp_path):
+    dataset(tmp_path, "1.png", "2.png", "3.png", "4.png")
+    metadata(tmp_path, "1.png,oak", "2.png, oak", "3.png,oak ", "4.png,  ")
+    assert labels(tmp_path) == {"1.png": "oak", "2.png": "oak", "3.png": "oak", "4.png": None}
+
+
+def test_na_is_a_label(tmp_path):
+    dataset(tmp_path, "1.png", "2.png", "3.png")
+    metadata(tmp_path, "1.png,NA", "2.png,None", "3.png,nan")
+    assert labels(tmp_path) == {"1.png": "NA", "2.png": "None", "3.png": "nan"}
