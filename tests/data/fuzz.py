@@ -13,6 +13,7 @@ import argparse
 import collections
 import faulthandler
 import json
+import logging
 import os
 import re
 import resource
@@ -38,6 +39,7 @@ def worker() -> None:
     """Reads requests, one JSON a line, and answers each with one line."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print what they like
+    logging.disable()  # tifffile's many lines about every tag would hide what matters
     from simtrail.data.readers import Reading, open_image
     from simtrail.data.tables import read_table
     from simtrail.errors import InputError
