@@ -2179,6 +2179,104 @@ def cut_cases() -> list[Case]:
     ]
 
 
+# --- rarer files -----------------------------------------------------------------------------------------------------
+
+
+def rarer_cases() -> list[Case]:
+    """What single programs write, or old ones wrote."""
+    lines = exif(6).hex()
+    profile = f"\nexif\n{len(exif(6)) + 6:8d}\n{b'Exif'.hex()}0000{lines}\n".encode()
+    magick = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile))
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    xmp += '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>'
+    best = {"quality": 98, "subsampling": 0}
+    both = pillow(stored(SMOOTH, 6), "JPEG", **best, exif=exif_of(6), xmp=(xmp % 6).encode())
+    edited = pillow(SMOOTH, "JPEG", **best, exif=exif_of(1), xmp=(xmp % 6).encode())
+    cube = noise(H, W, 4, dtype="uint16")
+    whole = chw(cube)
+    rgb_page = tiff_page(RGB, 2)
+    whole_strip = tiff(tiff_page(RGB, 2, t278=("I", 2**32 - 1)))
+    no_rows = tiff(tiff_page(RGB, 2, t278=None))
+    version2 = io.BytesIO()
+    np.lib.format.write_array(version2, cube, version=(2, 0))
+
+    def labelled(path: Path) -> None:
+        with h5py.File(path, "w") as out:
+            out["r"] = whole
+            for i, name in enumerate(("band", "y", "x")):
+                out["r"].dims[i].label = name
+
+    def grouped(path: Path) -> None:
+        with h5py.File(path, "w", userblock_size=512) as out:
+            out.create_dataset("s/cube", data=cube.T).attrs["MATLAB_class"] = np.bytes_("uint16")
+            out["s"].attrs["MATLAB_class"] = np.bytes_("struct")
+            empty = out.create_dataset("nothing", data=np.zeros(2, np.uint64))
+            empty.attrs["MATLAB_empty"], empty.attrs["MATLAB_class"] = np.uint8(1), np.bytes_("double")
+        data = bytearray(path.read_bytes())
+        data[:128] = b"MATLAB 7.3 MAT-file, Platform: PCWIN64".ljust(124) + b"\x00\x02IM"
+        path.write_bytes(data)
+
+    def complex73(path: Path) -> None:
+        with h5py.File(path, "w", userblock_size=512) as out:
+            values = np.zeros((W, H), [("real", "f8"), ("imag", "f8")])
+            out.create_dataset("z", data=values).attrs["MATLAB_class"] = np.bytes_("double")
+        data = bytearray(path.read_bytes())
+        data[:128] = b"MATLAB 7.3 MAT-file, Platform: PCWIN64".ljust(124) + b"\x00\x02IM"
+        path.write_bytes(data)
+
+    sizes = {"lat": H, "lon": W, "band": 4, "nv": 2}
+    bounds = {"lat_bnds": (("lat", "nv"), np.zeros((H, 2)), {}), "r": (("band", "lat", "lon"), whole, {})}
+    latitude = {"lat": (np.linspace(50, 49, H), {"units": "degrees_north", "bounds": "lat_bnds"})}
+    lossless = {"lossless": True, "exact": True}
+    frames = [Image.fromarray(noise(H, W, 4)) for _ in range(2)]
+    animated = pillow(Image.fromarray(RGBA), "WEBP", save_all=True, append_images=frames, **lossless)
+    half = tiff(tiff_page(RGB, 2, data=RGB.tobytes()[:50]))
+    return [
+        Case("png-orientation-imagemagick", "a.png", png(stored(RGB, 6), 8, 2, magick), chw(RGB)),
+        Case("png16-orientation-imagemagick", "a.png", png(stored(RGB16, 6), 16, 2, magick), chw(RGB16)),
+        Case("jpeg-orientation-also-in-xmp", "a.jpg", both, chw(SMOOTH), within=6),
+        # the EXIF of a file comes before its XMP, which an editor may have left behind
+        Case("jpeg-orientation-exif-before-xmp", "a.jpg", edited, chw(SMOOTH), within=6),
+        Case("jpeg-thumbnail-inside", "a.jpg", with_thumbnail(), chw(SMOOTH), within=6),
+        Case("webp-animated-rgba", "a.webp", animated, chw(RGBA), alpha=True, notes="first of 3 frames"),
+        Case("tiff-one-strip-without-limit", "a.tif", whole_strip, chw(RGB)),
+        Case("tiff-without-rows-per-strip", "a.tif", no_rows, chw(RGB)),
+        Case("tiff-without-sample-format", "a.tif", tiff(tiff_page(RGB, 2, t339=None)), chw(RGB)),
+        Case("tiff-sample-format-void", "a.tif", tiff(tiff_page(GREY, 1, t339=("H", 4))), chw(GREY), may_refuse=True),
+        Case("tiff-mixed-bits", "a.tif", tiff(tiff_page(RGB, 2, t258=("H", (8, 8, 16)))), refused=".+"),
+        Case("tiff-zero-width", "a.tif", tiff(tiff_page(RGB, 2, t256=("I", 0))), refused=".+"),
+        Case("tiff-too-few-bytes", "a.tif", half, refused=".+"),
+        Case("tiff-unknown-compression", "a.tif", tiff(tiff_page(RGB, 2, t259=("H", 4711))), refused=".+"),
+        Case("tiff-old-jpeg", "a.tif", tiff(tiff_page(RGB, 6, t259=("H", 6))), refused=".+"),
+        Case("tiff-orientation-9", "a.tif", tiff(tiff_page(RGB, 2, t274=("H", 9))), chw(RGB), may_refuse=True),
+        Case("tiff-12bit-lzw", "a.tif", gdal_writes(GREY16[None] >> 4, nbits=12, compress="lzw"), GREY16[None] >> 4),
+        Case("tiff-10bit", "a.tif", tiff(tiff_page(GREY16 >> 6, 1, bits=10)), chw(GREY16 >> 6), may_refuse=True),
+        Case("tiff-14bit", "a.tif", tiff(tiff_page(GREY16 >> 2, 1, bits=14)), chw(GREY16 >> 2), may_refuse=True),
+        Case("tiff-icc-and-resolution", "a.tif", pillow(RGB, "TIFF", dpi=(300, 300), icc_profile=b"x" * 99), chw(RGB)),
+        Case("tiff-page-and-thumbnail", "a.tif", tiff(rgb_page, tiff_page(RGB[::2, ::2].copy(), 2, t254=("I", 1))), chw(RGB)),
+        Case("tiff-mask-page", "a.tif", tiff(rgb_page, tiff_page(GREY % 2, 4, bits=1, t254=("I", 4))), chw(np.dstack([RGB, GREY % 2 * 255])), alpha=True),
+        Case("tiff-imagej-in-lzw", "a.tif", tifffile_writes(whole, imagej=True, compression="zlib", metadata={"axes": "CYX"}), whole),
+        Case("npy-version-2", "a.npy", version2.getvalue(), whole),
+        Case("npy-bytes-after-the-end", "a.npy", npy(cube) + b"junk", whole, may_refuse=True),
+        Case("npy-logical", "a.npy", npy(GREY > 99), chw(GREY > 99), may_refuse=True),
+        Case("npz-in-a-folder", "a.npz", npz(**{"scan/image": cube}), whole),
+        Case("mat-73-struct-and-empty", "a.mat", grouped, whole),
+        Case("mat-73-complex", "a.mat", complex73, refused=".+"),
+        Case("h5-labels-of-dimensions", "a.h5", labelled, whole),
+        Case("nc4-bounds", "a.nc", netcdf4(sizes, bounds, latitude), whole, may_refuse=True),
+        Case("nc4-array-and-axes", "a.nc", netcdf4({"a": H, "b": W, "c": 4}, {"r": (("c", "a", "b"), whole, {})}), whole, reading={"axes": "CYX"}),
+    ]  # fmt: skip
+
+
+def with_thumbnail() -> bytes:
+    """A small JPEG inside of the EXIF block, as cameras put it there."""
+    small = pillow(255 - SMOOTH[::2, ::2], "JPEG")
+    ifd0 = struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 1, 0, 26)
+    ifd1 = struct.pack(">HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(small), 0)
+    block = b"Exif\0\0MM\0*\0\0\0\x08" + ifd0 + ifd1 + small
+    return pillow(SMOOTH, "JPEG", quality=98, subsampling=0, exif=block)
+
+
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
@@ -2186,7 +2284,7 @@ def file_cases() -> list[Case]:
     cases = [
         *png_cases(), *jpeg_cases(), *gif_cases(), *webp_cases(), *bmp_cases(), *ppm_cases(), *other_cases(),
         *modern_cases(), *tiff_cases(), *gdal_facts_cases(), *stack_cases(), *envi_cases(), *array_cases(),
-        *suffix_cases(), *not_image_cases(), *huge_cases(), *cut_cases(),
+        *rarer_cases(), *suffix_cases(), *not_image_cases(), *huge_cases(), *cut_cases(),
     ]  # fmt: skip
     assert len({case.name for case in cases}) == len(cases)
     return cases
@@ -2270,6 +2368,36 @@ def text_table_cases() -> list[TableCase]:
         plain("csv-cp1252-french", joined(";", n := [["sœur.png", "Œuf à la coque", "été"]]).encode("cp1252"), rows=n),
         plain("csv-cp1252-nordic", joined(";", n := [["Ø.png", "blåbær", "þú"]]).encode("cp1252"), rows=n),
         plain("csv-cp1252-spanish", joined(";", n := [["ñ.png", "¿árbol?", "“x”…"]]).encode("cp1252"), rows=n),
+        plain(
+            "csv-cp1252-late",
+            joined(",", n := [*([["a.png", "oak", "1"]] * 9000), ["b.png", "Bäume", "2"]]).encode("cp1252"),
+            rows=n,
+        ),
+        plain("csv-utf8-late", joined(",", n), rows=n),
+        plain(
+            "csv-text-in-quotes-later",
+            joined(",", [["a.png", "oak", "1"]] * 9000) + '"b,1.png",oak,2\n',
+            rows=[["a.png", "oak", "1"]] * 9000 + [["b,1.png", "oak", "2"]],
+        ),
+        plain(
+            "csv-more-commas-than-semicolons",
+            "path;label;age\n1,0,0.png;a,b,c;1,5\n2,0,0.png;a,b,c;2,5\n",
+            rows=[["1,0,0.png", "a,b,c", "1,5"], ["2,0,0.png", "a,b,c", "2,5"]],
+        ),
+        plain(
+            "csv-space-in-header-not-the-separator",
+            "path,common name,age\na.png,red oak,1\n",
+            columns=["path", "common name", "age"],
+            rows=[["a.png", "red oak", "1"]],
+        ),
+        plain("csv-tabs-around", "path\tlabel\tage\r\na.png\t\t1\r\n", rows=[["a.png", None, "1"]]),
+        plain("csv-empty-quotes", 'path,label,age\na.png,"",1\n', rows=[["a.png", None, "1"]]),
+        plain(
+            "csv-line-separator-in-text",
+            joined(",", n := [["a.png", "one\u2028two\x0bthree\x85", "1"]]),
+            rows=[["a.png", "one\u2028two\x0bthree", "1"]],
+            may_refuse=True,
+        ),
         plain("csv-crlf", joined(",", end="\r\n")),
         plain("csv-cr", joined(";", end="\r")),
         plain("csv-no-last-newline", joined(",").rstrip()),
@@ -2433,6 +2561,22 @@ def sheet_cases() -> list[TableCase]:
             "xlsx-dates",
             excel(head, ["a", day, moment]),
             [["a", "2024-05-06", ("2024-05-06 07:08:09", "2024-05-06T07:08:09")]],
+        ),
+        good(
+            "xlsx-times",
+            excel(head, ["a", datetime.time(7, 8, 9), 0.1 + 0.2]),
+            [["a", "07:08:09", ("0.3", "0.30000000000000004")]],
+        ),
+        good(
+            "xlsx-large",
+            excel(head, ["a", 1e20, 1e-7]),
+            [["a", ("100000000000000000000", "1e+20"), ("1e-07", "0.0000001")]],
+        ),
+        good(
+            "xlsx-numbers-as-header",
+            excel(["path", 2024, "age"], ["a", "b", "c"]),
+            [["a", "b", "c"]],
+            columns=["path", "2024", "age"],
         ),
         good(
             "xlsx-booleans",
