@@ -76,6 +76,7 @@ class Case:
     within: float = 0  # the largest difference of a value, for lossy formats
     may_refuse: bool = False  # the contract leaves open if this is read; if it is, then rightly
     megabytes: float = 0  # memory that reading may take, if limited
+    isolated: bool = False  # in a process of its own
     path: Path | None = None
 
     def write_in(self, folder: Path) -> Path:
@@ -1429,11 +1430,14 @@ def stack_cases() -> list[Case]:
     ]
 
 
-def ring() -> bytes:
-    """The second page's link points to the first page."""
-    data = bytearray(tiff(tiff_page(GREY, 1), tiff_page(GREY, 1)))
-    first = struct.unpack_from("<I", data, 4)[0]
-    data[-4:] = struct.pack("<I", first)
+def ring(second=None, to: int = 0) -> bytes:
+    """The second page's link points to the first page, or to the second itself."""
+    data = bytearray(tiff(tiff_page(GREY, 1), second or tiff_page(GREY, 1)))
+    link = 4
+    for _ in range(to + 1):
+        place = struct.unpack_from("<I", data, link)[0]
+        link = place + 2 + 12 * struct.unpack_from("<H", data, place)[0]
+    data[-4:] = struct.pack("<I", place)
     return bytes(data)
 
 
@@ -2161,21 +2165,83 @@ def cut_cases() -> list[Case]:
         "qoi": ("a.qoi", imagecodecs.qoi_encode(a)),
     }
 
-    def cut(fraction: float, content: bytes | Callable) -> Callable[[Path], None]:
+    def cut(fraction: float, content: bytes | Callable, filled: bool = False) -> Callable[[Path], None]:
         def write(path: Path) -> None:
             if isinstance(content, bytes):
                 path.write_bytes(content)
             else:
                 content(path)
             whole = path.read_bytes()
-            path.write_bytes(whole[: int(len(whole) * fraction)])
+            kept = whole[: int(len(whole) * fraction)]
+            path.write_bytes(kept.ljust(len(whole), b"\0") if filled else kept)
 
         return write
 
+    # programs that reserve the space of a download leave zeros; only formats with compression or checksums show it
+    shown = ["png", "png16", "tiff-lzw", "tiff-deflate-tiled", "npz", "npz-compressed", "mat-compressed", "h5"]
     return [
-        Case(f"cut-{name}-{percent}", file, cut(percent / 100, content), refused=".+")
-        for name, (file, content) in sources.items()
-        for percent in (5, 30, 60, 90)
+        *(
+            Case(f"cut-{name}-{percent}", file, cut(percent / 100, content), refused=".+")
+            for name, (file, content) in sources.items()
+            for percent in (5, 30, 60, 90)
+        ),
+        *(Case(f"zeros-{name}", sources[name][0], cut(0.5, sources[name][1], True), refused=".+") for name in shown),
+    ]
+
+
+def damaged_cases() -> list[Case]:
+    """Small damages that libraries do not expect; some of these files took the whole process with them."""
+
+    def changed(content: bytes | Callable, old: bytes, new: bytes) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                content(path)
+            data = path.read_bytes()
+            assert old in data
+            path.write_bytes(data.replace(old, new, 1))
+
+        return write
+
+    def flipped(data: bytes, at: int) -> bytes:
+        return data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+
+    scales = netcdf4({"y": H, "x": W, "band": 9}, {"r": (("band", "y", "x"), chw(CUBE), {})})
+    zeros = mat(image=GREY)[:178].ljust(len(mat(image=GREY)), b"\0")
+    compressed = {"do_compression": True}
+    return [
+        Case("damaged-npy-open-bracket", "a.npy", changed(npy(GREY), b"}", b" "), refused=".+"),
+        Case("damaged-npy-unknown-word", "a.npy", changed(npy(GREY), b"False", b"Fals_"), refused=".+"),
+        Case("damaged-npy-negative", "a.npy", changed(npy(GREY), b"(5, 7), ", b"(-5, 7),"), refused=".+"),
+        Case("damaged-npz", "a.npz", flipped(npz(True, image=CUBE), 200), refused=".+"),
+        Case("damaged-mat", "a.mat", flipped(mat(cube=CUBE, **compressed), 200), refused=".+"),
+        Case("damaged-mat-begins-only", "a.mat", b"MATLAB 5.0", refused=".+"),
+        Case("damaged-mat-ends-in-zeros", "a.mat", zeros, refused=".+", isolated=True),
+        Case(
+            "damaged-nc-scale",
+            "a.nc",
+            changed(scales, b"DIMENSION_SCALE", b"DIMENSION_SCALX"),
+            chw(CUBE),
+            may_refuse=True,
+            isolated=True,
+        ),
+        Case(
+            "damaged-tiff-ring-of-two-kinds",
+            "a.tif",
+            ring(tiff_page(GREY16, 1)),
+            chw(GREY),
+            may_refuse=True,
+            isolated=True,
+        ),
+        Case(
+            "damaged-tiff-later-ring",
+            "a.tif",
+            ring(tiff_page(GREY, 1), to=1),
+            np.stack([GREY, GREY]),
+            may_refuse=True,
+            isolated=True,
+        ),
     ]
 
 
@@ -2253,9 +2319,25 @@ def rarer_cases() -> list[Case]:
         Case("tiff-10bit", "a.tif", tiff(tiff_page(GREY16 >> 6, 1, bits=10)), chw(GREY16 >> 6), may_refuse=True),
         Case("tiff-14bit", "a.tif", tiff(tiff_page(GREY16 >> 2, 1, bits=14)), chw(GREY16 >> 2), may_refuse=True),
         Case("tiff-icc-and-resolution", "a.tif", pillow(RGB, "TIFF", dpi=(300, 300), icc_profile=b"x" * 99), chw(RGB)),
-        Case("tiff-page-and-thumbnail", "a.tif", tiff(rgb_page, tiff_page(RGB[::2, ::2].copy(), 2, t254=("I", 1))), chw(RGB)),
-        Case("tiff-mask-page", "a.tif", tiff(rgb_page, tiff_page(GREY % 2, 4, bits=1, t254=("I", 4))), chw(np.dstack([RGB, GREY % 2 * 255])), alpha=True),
-        Case("tiff-imagej-in-lzw", "a.tif", tifffile_writes(whole, imagej=True, compression="zlib", metadata={"axes": "CYX"}), whole),
+        Case(
+            "tiff-page-and-thumbnail",
+            "a.tif",
+            tiff(rgb_page, tiff_page(RGB[::2, ::2].copy(), 2, t254=("I", 1))),
+            chw(RGB),
+        ),
+        Case(
+            "tiff-mask-page",
+            "a.tif",
+            tiff(rgb_page, tiff_page(GREY % 2, 4, bits=1, t254=("I", 4))),
+            chw(np.dstack([RGB, GREY % 2 * 255])),
+            alpha=True,
+        ),
+        Case(
+            "tiff-imagej-in-lzw",
+            "a.tif",
+            tifffile_writes(whole, imagej=True, compression="zlib", metadata={"axes": "CYX"}),
+            whole,
+        ),
         Case("npy-version-2", "a.npy", version2.getvalue(), whole),
         Case("npy-bytes-after-the-end", "a.npy", npy(cube) + b"junk", whole, may_refuse=True),
         Case("npy-logical", "a.npy", npy(GREY > 99), chw(GREY > 99), may_refuse=True),
@@ -2264,8 +2346,14 @@ def rarer_cases() -> list[Case]:
         Case("mat-73-complex", "a.mat", complex73, refused=".+"),
         Case("h5-labels-of-dimensions", "a.h5", labelled, whole),
         Case("nc4-bounds", "a.nc", netcdf4(sizes, bounds, latitude), whole, may_refuse=True),
-        Case("nc4-array-and-axes", "a.nc", netcdf4({"a": H, "b": W, "c": 4}, {"r": (("c", "a", "b"), whole, {})}), whole, reading={"axes": "CYX"}),
-    ]  # fmt: skip
+        Case(
+            "nc4-array-and-axes",
+            "a.nc",
+            netcdf4({"a": H, "b": W, "c": 4}, {"r": (("c", "a", "b"), whole, {})}),
+            whole,
+            reading={"axes": "CYX"},
+        ),
+    ]
 
 
 def with_thumbnail() -> bytes:
@@ -2284,7 +2372,7 @@ def file_cases() -> list[Case]:
     cases = [
         *png_cases(), *jpeg_cases(), *gif_cases(), *webp_cases(), *bmp_cases(), *ppm_cases(), *other_cases(),
         *modern_cases(), *tiff_cases(), *gdal_facts_cases(), *stack_cases(), *envi_cases(), *array_cases(),
-        *rarer_cases(), *suffix_cases(), *not_image_cases(), *huge_cases(), *cut_cases(),
+        *rarer_cases(), *suffix_cases(), *not_image_cases(), *huge_cases(), *cut_cases(), *damaged_cases(),
     ]  # fmt: skip
     assert len({case.name for case in cases}) == len(cases)
     return cases
