@@ -2746,6 +2746,11 @@ def parquet_cases() -> list[TableCase]:
     def case(name: str, content, columns: list[str], rows: list[list], **more):
         return TableCase(f"parquet-{name}", "t.parquet", content, columns, rows, **more)
 
+    def damaged(path: Path) -> None:
+        pq.write_table(pa.table({"path": ["a", "b"]}), path)
+        data = path.read_bytes()
+        path.write_bytes(data[:4] + b"\xff" * 16 + data[20:])
+
     pl = ["path", "label"]
     integers = pd.array([17, None], dtype="Int64")
     indexed = pd.DataFrame({"label": ["x", "y"]}, index=pd.Index(["a", "b"], name="path"))
@@ -2807,6 +2812,7 @@ def parquet_cases() -> list[TableCase]:
         TableCase(
             "parquet-lists", "t.parquet", arrow(path=["a"], label=[[1, 2]]), pl, [["a", "[1, 2]"]], may_refuse=True
         ),
+        TableCase("parquet-damaged-page", "t.parquet", damaged, refused=r"t\.parquet"),
         TableCase("parquet-cut", "t.parquet", b"PAR1" + bytes(100), refused=r"t\.parquet"),
         TableCase("parquet-is-text", "t.parquet", b"path,label\na,b\n", pl, [["a", "b"]], may_refuse=True),
     ]
