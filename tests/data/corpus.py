@@ -2077,6 +2077,8 @@ def huge_cases() -> list[Case]:
         "tiff-lzw": ("a.tif", tiff(tiff_page(RGB, 2, data=b"\x80\0\x40", **size, t259=("H", 5)))),
         "tiff-bands": ("a.tif", tiff(tiff_page(GREY, 1, t277=("H", 65535), t258=("H", 8), t339=None, **size))),
         "tiff-sparse": ("a.tif", sparse_huge),
+        # one strip where the rest of the file promises three million
+        "tiff-strips": ("a.tif", tiff(tiff_page(GREY % 4, 1, bits=2, t257=("I", 16_776_965), t278=("I", 5)))),
         "tiff-jpeg": ("a.tif", tiff(tiff_page(RGB, 2, data=pillow(RGB, "JPEG"), **size, t259=("H", 7)))),
         "tiff-group4": ("a.tif", tiff(tiff_page(GREY % 2, 0, bits=1, data=b"\0\x10\x01", **size, t259=("H", 4)))),
         "jpeg": ("a.jpg", pillow(SMOOTH, "JPEG").replace(struct.pack(">HH", 16, 24), struct.pack(">HH", 65500, 65500))),
@@ -2218,6 +2220,13 @@ def damaged_cases() -> list[Case]:
         Case("damaged-npz", "a.npz", flipped(npz(True, image=CUBE), 200), refused=".+"),
         Case("damaged-mat", "a.mat", flipped(mat(cube=CUBE, **compressed), 200), refused=".+"),
         Case("damaged-mat-begins-only", "a.mat", b"MATLAB 5.0", refused=".+"),
+        Case(
+            "damaged-mat-long-name",
+            "a.mat",
+            changed(mat(image=GREY), b"\1\0\5\0imag", b"\1\0\0\0\xff\xff\xff\x7f"),
+            refused=".+",
+            megabytes=400,
+        ),
         Case("damaged-mat-ends-in-zeros", "a.mat", zeros, refused=".+", isolated=True),
         Case(
             "damaged-heic-metadata",
