@@ -2223,7 +2223,7 @@ def damaged_cases() -> list[Case]:
         Case(
             "damaged-mat-long-name",
             "a.mat",
-            changed(mat(image=GREY), b"\1\0\5\0imag", b"\1\0\0\0\xff\xff\xff\x7f"),
+            changed(mat(image=GREY), b"\1\0\0\0\5\0\0\0image", b"\1\0\0\0\xff\xff\xff\x7fimage"),
             refused=".+",
             megabytes=400,
         ),
