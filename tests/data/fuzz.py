@@ -39,7 +39,7 @@ def worker() -> None:
     """Reads requests, one JSON a line, and answers each with one line."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print what they like
-    logging.disable()  # tifffile's many lines about every tag would hide what matters
+    logging.getLogger().addHandler(logging.NullHandler())  # tifffile's many lines would hide what matters
     from simtrail.data.readers import Reading, open_image
     from simtrail.data.tables import read_table
     from simtrail.errors import InputError

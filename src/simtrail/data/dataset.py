@@ -181,6 +181,9 @@ class Dataset:
                 raise InputError(f"{sheet}: no column {column!r}{asked}; it has {', '.join(columns)}")
         if meta["path"].isna().any():
             raise InputError(f"{sheet}: row {read.numbers[meta['path'].isna().idxmax()]}: the path is empty")
+        for number, path in zip(read.numbers, meta["path"], strict=True):
+            if path.startswith("/") or ".." in path.replace("\\", "/").split("/"):
+                raise InputError(f"{sheet}: row {number}: path {path!r}: must be relative to images/, and not leave it")
         find = _Finder(self.folder, images)
         meta["path"] = [find(path) for path in meta["path"]]
         repeated = meta["path"][meta["path"].duplicated()]

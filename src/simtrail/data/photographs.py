@@ -116,11 +116,12 @@ def _pillow(data: bytes, limits: Limits, needed: int | None) -> DecodedImage:
     large, full = opened.width * opened.height > EXACT, opened.size
     if needed is not None and large:
         _reduce(opened, needed * OVERSAMPLED)
-    orientation, more = _orientation(opened)
     if large and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB") and opened.size == full:
         image_CHW = np.moveaxis(np.atleast_3d(_jpeg(data)), -1, 0)
+        orientation, more = _orientation(opened)
         return DecodedImage(upright(image_CHW, orientation), notes=(*notes, *more))
-    opened.load()
+    opened.load()  # before the EXIF data, which may follow the pixels
+    orientation, more = _orientation(opened)
     image = _plain(opened)
     if opened.mode == "CMYK":
         notes.append("CMYK is converted to RGB, without its colour profile")
@@ -141,6 +142,10 @@ def _open(data: bytes) -> Any:
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
         from pi_heif import register_heif_opener
 
+        for item in re.finditer(rb"infe[\2\3]", data[: 2**16]):  # pi-heif crashes if the type of an item is not text
+            start = item.end() + (7 if item[0][-1] == 2 else 9)
+            if not data[start : start + 4].isascii():
+                raise ValueError("damaged HEIF: the type of an item is not text")
         register_heif_opener()
         formats += ("HEIF",)
     with _OPENING, warnings.catch_warnings():

@@ -168,9 +168,9 @@ def _value_errors(data: bytes = b"") -> Iterator[None]:
     except (MemoryError, OSError) as error:
         if isinstance(error, MemoryError) or not data:
             raise
-        raise ValueError(_other_file(data) or _reason(error)) from error
+        raise ValueError(_other_file(data) or _reason(error, data)) from error
     except Exception as error:
-        raise ValueError(_other_file(data) or _reason(error)) from error
+        raise ValueError(_other_file(data) or _reason(error, data)) from error
 
 
 _OTHER_FILES = {  # what begins with these bytes, in lower case
@@ -194,10 +194,12 @@ def _other_file(data: bytes) -> str | None:
     return next((what for head, what in _OTHER_FILES.items() if start.startswith(head)), None)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, data: bytes) -> str:
     """A decoder's error as a reason of one line."""
     text = " ".join(str(error).split())
     if "cannot identify image file" in text:
+        if data[:2] == b"\xff\xd8":
+            return "a JPEG of a kind that is not read (12-bit, lossless), or damaged; convert it to PNG or TIFF"
         return "not an image of a known format, despite its name"
     if (
         isinstance(error, EOFError | struct.error | IndexError)
