@@ -101,7 +101,7 @@ class Dataset:
     def files(self) -> tuple[list[str], list[str]]:
         """The image files under images/, and all other files: two sorted lists of paths relative to the folder.
 
-        An ENVI image is listed by its header; its data file is in neither list. Raises InputError for a link to a
+        An ENVI image is listed by its header; its data file is in neither list. Hidden files are no images. Raises InputError for a link to a
         folder, because DVC does not version its files.
         """
         images: list[str] = []
@@ -112,7 +112,8 @@ class Dataset:
                     f"{path}: a link to a folder, whose files DVC does not version; replace it by a copy of the folder"
                 )
             relative = path.relative_to(self.folder).as_posix()
-            image = image_of(path) if relative.startswith("images/") else None
+            hidden = "/." in relative  # such as ._a.jpg of a Mac, or .ipynb_checkpoints
+            image = image_of(path) if relative.startswith("images/") and not hidden else None
             if image in (None, path):
                 (images if image else other_files).append(relative)
         return images, other_files

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-_DATA_SUFFIXES = ("", ".img", ".bil", ".bip", ".bsq", ".raw", ".dat")
+_DATA_SUFFIXES = ("", ".img", ".bil", ".bip", ".bsq", ".raw", ".dat", ".bin")
 _TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
 _AXES = {"bsq": "CHW", "bil": "HCW", "bip": "HWC"}  # of the file, the slowest axis first
 _SCALE, _NODATA = "reflectance scale factor", "data ignore value"
