@@ -31,7 +31,7 @@ import typer
 from simtrail.data.dataset import Declaration
 from simtrail.data.loader import TrainingData
 from simtrail.data.pack import PackedImages, statistics
-from simtrail.data.readers import SUFFIXES, read_image
+from simtrail.data.reading.readers import SUFFIXES, read_image
 from simtrail.data.recipe import make_recipe
 from simtrail.evaluation.classifiers import knn, ridge_probe
 from simtrail.evaluation.tasks import small_pixels

@@ -21,7 +21,7 @@ import pandas as pd
 import psutil
 import yaml
 
-from simtrail.data.envi import open_envi
+from simtrail.data.reading.envi import open_envi
 
 HERE = Path(__file__).resolve().parent
 CUBES, BANDS, SIDE, CHOSEN = 100, 408, 256, 24

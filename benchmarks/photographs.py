@@ -22,7 +22,7 @@ from PIL import Image
 from simtrail.data.dataset import Dataset
 from simtrail.data.manifest import scan
 from simtrail.data.pack import pack
-from simtrail.data.readers import read_image
+from simtrail.data.reading.readers import read_image
 from simtrail.data.recipe import conform, make_recipe
 from simtrail.params import Prepare
 

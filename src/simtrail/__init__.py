@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simtrail.data.readers import read_image
+    from simtrail.data.reading.readers import read_image
     from simtrail.model.encoder import Encoder
     from simtrail.params import load_params
 
 __all__ = ["load_encoder", "load_params", "read_image"]
-_LAZY = {"read_image": "simtrail.data.readers", "load_params": "simtrail.params"}  # `simtrail --help` needs neither
+# `simtrail --help` needs neither
+_LAZY = {"read_image": "simtrail.data.reading.readers", "load_params": "simtrail.params"}
 
 
 def __getattr__(name: str) -> Any:

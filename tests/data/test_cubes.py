@@ -11,12 +11,12 @@ from conftest import with_changes
 
 from simtrail import read_image
 from simtrail.data.bring import _copy_dataset
-from simtrail.data.checks import validate
+from simtrail.data.checking.checks import validate
 from simtrail.data.dataset import Dataset
-from simtrail.data.decoded import Reading
 from simtrail.data.manifest import scan
 from simtrail.data.pack import pack, sample_pixels
-from simtrail.data.readers import open_image
+from simtrail.data.reading.decoded import Reading
+from simtrail.data.reading.readers import open_image
 from simtrail.data.recipe import conform, make_recipe
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder, EncoderConfig

@@ -11,7 +11,7 @@ from simtrail.data import pack as packing
 from simtrail.data.dataset import Dataset
 from simtrail.data.loader import epoch_batches
 from simtrail.data.manifest import scan
-from simtrail.data.readers import read_image
+from simtrail.data.reading.readers import read_image
 from simtrail.data.recipe import conform, make_recipe
 from simtrail.errors import InputError
 

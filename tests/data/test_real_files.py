@@ -16,11 +16,11 @@ from conftest import photographs, with_changes
 from PIL import Image
 
 from simtrail import read_image
-from simtrail.data.checks import validate
+from simtrail.data.checking.checks import validate
 from simtrail.data.dataset import Dataset
 from simtrail.data.manifest import scan
 from simtrail.data.pack import pack
-from simtrail.data.readers import SUFFIXES, open_image
+from simtrail.data.reading.readers import SUFFIXES, open_image
 from simtrail.data.recipe import make_recipe
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder, EncoderConfig

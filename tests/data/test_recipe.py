@@ -6,7 +6,7 @@ import pytest
 from conftest import with_changes
 
 from simtrail.data.dataset import Declaration
-from simtrail.data.decoded import BandFacts
+from simtrail.data.reading.decoded import BandFacts
 from simtrail.data.recipe import Recipe, conform, make_recipe
 from simtrail.errors import InputError
 

@@ -6,7 +6,7 @@ import torch
 from conftest import photographs
 
 from simtrail import load_encoder
-from simtrail.data.readers import read_image
+from simtrail.data.reading.readers import read_image
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder, EncoderConfig, load_weights

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from simtrail.data import tables
 from simtrail.data.dataset import Dataset, has_remote, missing_data
-from simtrail.data.readers import SUFFIXES, image_of, walk
+from simtrail.data.reading.readers import SUFFIXES, image_of, walk
 from simtrail.errors import InputError
 from simtrail.params import NAME, PATTERNS
 

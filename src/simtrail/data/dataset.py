@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from simtrail.data import tables
-from simtrail.data.decoded import BandFacts, Choices, Reading
-from simtrail.data.readers import SUFFIXES, image_of, walk
+from simtrail.data.reading.decoded import BandFacts, Choices, Reading
+from simtrail.data.reading.readers import SUFFIXES, image_of, walk
 from simtrail.errors import InputError, listed
 from simtrail.params import parse
 
@@ -101,8 +101,8 @@ class Dataset:
     def files(self) -> tuple[list[str], list[str]]:
         """The image files under images/, and all other files: two sorted lists of paths relative to the folder.
 
-        An ENVI image is listed by its header; its data file is in neither list. Hidden files are no images. Raises InputError for a link to a
-        folder, because DVC does not version its files.
+        An ENVI image is listed by its header; its data file is in neither list. Hidden files are no images. Raises
+        InputError for a link to a folder, because DVC does not version its files.
         """
         images: list[str] = []
         other_files: list[str] = []

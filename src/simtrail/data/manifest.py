@@ -19,11 +19,11 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from simtrail.data.appearance import NO_APPEARANCE, appearance
+from simtrail.data.checking.appearance import NO_APPEARANCE, appearance
+from simtrail.data.checking.near_copies import near_copies
 from simtrail.data.dataset import Dataset
-from simtrail.data.decoded import DecodedImage, Reading
-from simtrail.data.near_copies import near_copies
-from simtrail.data.readers import MAPPED, decode, files_of, open_image
+from simtrail.data.reading.decoded import DecodedImage, Reading
+from simtrail.data.reading.readers import MAPPED, decode, files_of, open_image
 
 BLOCK = 2**22  # values of an image that are processed at once
 _UNREADABLE = {

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simtrail.data.decoded import Reading
 from simtrail.data.manifest import band_crc, in_parallel
-from simtrail.data.readers import decode, open_image, take_bands
+from simtrail.data.reading.decoded import Reading
+from simtrail.data.reading.readers import decode, open_image, take_bands
 from simtrail.data.recipe import Recipe, conform, conform_bands
 from simtrail.errors import InputError
 

@@ -13,8 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from simtrail.data.bands import Mix, choose_bands, make_mix, modalities
 from simtrail.data.dataset import Declaration
-from simtrail.data.decoded import BandFacts, Reading
-from simtrail.data.readers import take_bands
+from simtrail.data.reading.decoded import BandFacts, Reading
+from simtrail.data.reading.readers import take_bands
 from simtrail.errors import listed
 from simtrail.params import Bands, Prepare
 
@@ -290,9 +290,9 @@ def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> n
         )
     mask = None if recipe.mask_band is None else image[recipe.mask_band]
     alpha = image[-1] if len(image) > recipe.file_bands else None
-    mapped = isinstance(image, np.memmap)
-    bands = take_bands(image, recipe.read_bands) if mapped else [image[i] for i in recipe.read_bands]
-    return conform_bands(bands, mask, alpha, recipe)
+    chosen = recipe.read_bands
+    read = take_bands(image, chosen) if isinstance(image, np.memmap) else [image[i] for i in chosen]
+    return conform_bands(read, mask, alpha, recipe)
 
 
 def conform_bands(

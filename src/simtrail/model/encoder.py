@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from simtrail.data.loader import to_unit
-from simtrail.data.readers import SUFFIXES, image_of, open_image, walk
+from simtrail.data.reading.readers import SUFFIXES, image_of, open_image, walk
 from simtrail.data.recipe import Recipe, conform
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, WEIGHTS

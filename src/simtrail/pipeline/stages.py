@@ -39,7 +39,7 @@ def settings(settings: Sequence[str] = ()) -> None:
 def check(settings: Sequence[str] = ()) -> None:
     """Writes the manifest and the validation of the dataset; InputError lists all bad images, unless quarantined."""
     params = load_params(settings=settings)
-    from simtrail.data.checks import load_library, validate
+    from simtrail.data.checking.checks import load_library, validate
     from simtrail.data.manifest import scan
     from simtrail.report.validation import validation_page
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from simtrail.data.decoded import BandFacts, DecodedImage, Limits, Reading, arranged, full_scale, upright
+from simtrail.data.reading.decoded import BandFacts, DecodedImage, Limits, Reading, arranged, full_scale, upright
 
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # ExtraSamples: alpha, premultiplied or not; other extra bands have 0

@@ -9,7 +9,7 @@ from imagecodecs import png_encode
 from PIL import Image
 
 from simtrail import read_image
-from simtrail.data.readers import decode, take_bands
+from simtrail.data.reading.readers import decode, take_bands
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)

@@ -11,7 +11,7 @@ from conftest import DATASETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simtrail.data.envi import data_of, header_of, open_envi, read_header
+from simtrail.data.reading.envi import data_of, header_of, open_envi, read_header
 
 CODES = {"u1": 1, "i2": 2, "i4": 3, "f4": 4, "f8": 5, "u2": 12, "u4": 13, "i8": 14, "u8": 15}
 ORDERS = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (1, 2, 0)}  # of the axes of a (C, H, W) array

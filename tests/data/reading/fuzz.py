@@ -1,6 +1,6 @@
 """Damages every valid file and table of the corpus and looks for anything but an image, a table or a clear refusal.
 
-    python tests/data/fuzz.py --minutes 10 --seed 0 --out findings
+    python tests/data/reading/fuzz.py --minutes 10 --seed 0 --out findings
 
 A worker process reads the damaged files, with a limit of memory; this process watches the time and starts it again when
 it dies. A finding is an exception other than ValueError, OSError or InputError, a crash, a hang, or a message that is
@@ -40,7 +40,7 @@ def worker() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print what they like
     logging.getLogger().addHandler(logging.NullHandler())  # tifffile's many lines would hide what matters
-    from simtrail.data.readers import Reading, open_image
+    from simtrail.data.reading.readers import Reading, open_image
     from simtrail.data.tables import read_table
     from simtrail.errors import InputError
 

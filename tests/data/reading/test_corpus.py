@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from data.corpus import Case, TableCase, check_orientations, file_cases, pillow, table_cases
+from data.reading.corpus import Case, TableCase, check_orientations, file_cases, pillow, table_cases
 
 from simtrail import read_image
 from simtrail.data.dataset import Dataset
-from simtrail.data.readers import Reading, open_image
+from simtrail.data.reading.readers import Reading, open_image
 from simtrail.data.tables import read_table
 from simtrail.errors import InputError
 
@@ -93,7 +93,7 @@ def compare(image: np.ndarray, expected: np.ndarray, case: Case) -> None:
 def test_file(case: Case, tmp_path):
     path = case.write_in(tmp_path)
     if case.isolated:
-        read_apart("from simtrail.data.readers import open_image as read", path)
+        read_apart("from simtrail.data.reading.readers import open_image as read", path)
         return
     expected = case.expected()
     with limited(case.megabytes):

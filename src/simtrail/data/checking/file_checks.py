@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simtrail.data.checking.expectation import Expectation, between, in_set, most_common, not_null
 from simtrail.data.dataset import Declaration
-from simtrail.data.decoded import BandFacts
-from simtrail.data.expectation import Expectation, between, in_set, most_common, not_null
+from simtrail.data.reading.decoded import BandFacts
 from simtrail.params import Check
 
 SATURATED = 0.01  # a larger fraction of a band's pixels at the maximum of their type gives a warning

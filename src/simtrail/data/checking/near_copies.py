@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simtrail.data.appearance import SIDE
+from simtrail.data.checking.appearance import SIDE
 
 ALIKE = 0.97  # least correlation of the edges in two thumbnails of near copies
 _ORDERS, _NEIGHBOURS = 12, 4

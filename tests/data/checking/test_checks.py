@@ -9,7 +9,7 @@ import tifffile
 from conftest import DATASETS, photographs, with_changes
 from PIL import Image
 
-from simtrail.data.checks import validate
+from simtrail.data.checking.checks import validate
 from simtrail.data.dataset import Dataset
 from simtrail.data.manifest import scan
 from simtrail.errors import InputError

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simtrail.data.decoded import DecodedImage, Limits, upright
+from simtrail.data.reading.decoded import DecodedImage, Limits, upright
 
 EXACT = 2**20  # an image with at most so many pixels is always decoded completely
 OVERSAMPLED = 4  # a reduced decode keeps so many times the pixels per side that are needed

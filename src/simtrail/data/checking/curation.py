@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simtrail.data.expectation import Expectation, between, in_set
+from simtrail.data.checking.expectation import Expectation, between, in_set
 from simtrail.params import Check
 
 DARK, BRIGHT = 0.05, 0.95  # on a scale from 0 to 1: 99 % of the pixels are below, or above

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from simtrail.data.decoded import BandFacts, DecodedImage, Limits, Reading, arranged
+from simtrail.data.reading.decoded import BandFacts, DecodedImage, Limits, Reading, arranged
 from simtrail.errors import listed
 
 SUFFIXES = frozenset({".npy", ".npz", ".mat", ".h5", ".hdf5", ".he5", ".nc", ".nc4"})

@@ -10,11 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from simtrail.data.curation import class_checks, image_checks
-from simtrail.data.dataset import Declaration
-from simtrail.data.decoded import BandFacts
-from simtrail.data.expectation import Expectation, most_common
-from simtrail.data.file_checks import (
+from simtrail.data.checking.curation import class_checks, image_checks
+from simtrail.data.checking.expectation import Expectation, most_common
+from simtrail.data.checking.file_checks import (
     file_checks,
     group_checks,
     label_checks,
@@ -23,6 +21,8 @@ from simtrail.data.file_checks import (
     wavelength_checks,
     with_copies,
 )
+from simtrail.data.dataset import Declaration
+from simtrail.data.reading.decoded import BandFacts
 from simtrail.params import Check
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")

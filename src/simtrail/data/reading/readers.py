@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from simtrail.data import arrays
-from simtrail.data.decoded import BandFacts, DecodedImage, Limits, Reading
+from simtrail.data.reading import arrays
+from simtrail.data.reading.decoded import BandFacts, DecodedImage, Limits, Reading
 
 SUFFIXES = arrays.SUFFIXES | {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".avif", ".heic", ".heif"),
@@ -60,8 +60,8 @@ def decode(
     data: bytes, reading: Reading = DEFAULT, needed: int | None = None, max_side: int | None = None
 ) -> DecodedImage:
     """The image in a file's bytes, as `open_image`; raises ValueError with the reason if there is none."""
-    from simtrail.data.photographs import decode_photograph
-    from simtrail.data.tiff import decode_tiff
+    from simtrail.data.reading.photographs import decode_photograph
+    from simtrail.data.reading.tiff import decode_tiff
 
     if not data:
         raise ValueError("empty file (0 bytes)")
@@ -77,7 +77,7 @@ def decode(
 
 
 def _open_envi(path: Path) -> DecodedImage:
-    from simtrail.data.envi import open_envi, read_header
+    from simtrail.data.reading.envi import open_envi, read_header
 
     header = read_header(path)
     fields = {key: getattr(header, key) for key in ("names", "wavelengths", "good", "gains", "offsets")}
@@ -148,14 +148,14 @@ def walk(folder: Path, links: bool = False, above: frozenset[Path] = frozenset()
 
 def image_of(path: Path) -> Path | None:
     """The image that a file belongs to: the header for an ENVI data file, else the file itself; None if no image."""
-    from simtrail.data.envi import header_of
+    from simtrail.data.reading.envi import header_of
 
     return path if path.suffix.lower() in SUFFIXES else header_of(path)
 
 
 def files_of(path: Path) -> list[Path]:
     """The files of an image: an ENVI header and its data file, else only the file itself."""
-    from simtrail.data.envi import data_of
+    from simtrail.data.reading.envi import data_of
 
     return [path, data_of(path)] if path.suffix.lower() == ".hdr" else [path]
 
