@@ -24,4 +24,4 @@ def validation_page(result: dict[str, Any], manifest: pd.DataFrame) -> str:
         "files that are not images": listed(result.get("other_files", [])) or "none",
     }
     classes = manifest["label"].fillna("(no label)").value_counts().to_dict()
-    return render("validation.html.j2", **result, facts=facts, classes=classes)
+    return render("validation.html.j2", **{"notes": {}, **result}, facts=facts, classes=classes)

@@ -148,7 +148,7 @@ def label_checks(images: pd.DataFrame, params: Check) -> list[Expectation]:
             "{n} image{s} {have} no label",
             images,
             *not_null("label"),
-            advice="they are used in training, not in the probe",
+            advice="images without a label are used in training, not in the probe",
         ),
         Expectation(
             f"every class has {least} images or more",
