@@ -83,3 +83,13 @@ def test_a_fixed_split_that_divides_a_group_is_refused_and_its_images_named():
 def test_too_few_groups_are_refused():
     with pytest.raises(InputError, match="leaves no image for"):
         assign_split(manifest(n=8, groups=2, classes=1), PREPARE)
+
+
+def test_near_copies_stay_together_except_where_a_fixed_split_divides_them():
+    table = manifest(60, split=[None] * 56 + ["train", "test", "test", None])
+    table["near_copy"] = pd.array([i // 3 if i < 30 else None for i in range(56)] + [90, 90, 91, 91], "Int64")
+    groups = split_groups(table, near_copies=True)
+    split = assign_split(table, PREPARE, groups)
+    assert split[:30].groupby(table["near_copy"][:30]).nunique().max() == 1
+    assert split[56:].tolist() == ["train", "test", "test", "test"]
+    assert (split_groups(table) == np.arange(60)).all()
