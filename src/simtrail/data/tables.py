@@ -8,7 +8,6 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -220,14 +219,12 @@ def _sheet(path: Path) -> _Rows:
 
 
 def _parquet(path: Path) -> _Rows:
-    import pyarrow as pa
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from None
-    columns: Iterable[list[Any]] = (column.to_pylist() for column in table.columns)
-    names = [name for name in table.column_names if name != "__index_level_0__"]
-    values = [c for name, c in zip(table.column_names, columns, strict=True) if name in names]
+        names = [name for name in table.column_names if name != "__index_level_0__"]
+        values = [table.column(name).to_pylist() for name in names]
+    except Exception as error:  # broken files raise many types of errors
+        raise InputError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from None
     return [(1, list(names)), *enumerate(map(list, zip(*values, strict=True)), 2)], ()

@@ -148,3 +148,19 @@ def test_bands_taken_from_a_memory_map_are_those_of_the_file_in_any_layout(tmp_p
     assert taken.dtype == np.int16
     np.testing.assert_array_equal(taken, image[[8, 0, 5]])
     np.testing.assert_array_equal(take_bands(image, [8, 0, 5]), image[[8, 0, 5]])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jp2"])
+def test_a_reduced_decode_gives_nearly_the_values_of_a_complete_one(tmp_path, suffix):
+    y, x = np.mgrid[:1200, :1600]
+    shape = np.sin(x / 31) * np.cos(y / 47) + np.sign(np.sin((x + 2 * y) / 90)) / 2
+    picture = np.stack([120 + 50 * shape + RNG.integers(-9, 10, shape.shape) for _ in range(3)], -1)
+    path = saved(tmp_path, Image.fromarray(picture.astype(np.uint8)), suffix)
+    complete, reduced = (decode(path.read_bytes(), needed=needed).image for needed in (None, 64))
+    assert 4 * 64 <= min(reduced.shape[1:]) < min(complete.shape[1:])
+
+    def packed(image: np.ndarray) -> np.ndarray:
+        bands = (Image.fromarray(band.astype(np.float32)) for band in image)
+        return np.stack([band.resize((85, 64), Image.Resampling.BILINEAR) for band in bands])
+
+    assert np.abs(packed(complete) - packed(reduced)).mean() < 2

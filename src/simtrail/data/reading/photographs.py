@@ -173,8 +173,8 @@ def _reduce(opened: Any, enough: int) -> None:
     if opened.format in ("JPEG", "MPO"):
         opened.draft(None, tuple(side * min(enough, shortest) // shortest for side in opened.size))
     elif opened.format == "JPEG2000":
-        steps = 0
-        while shortest >> steps + 1 >= enough and steps < 5:  # files usually have five levels
+        steps = 0  # each shifts the image by half a pixel of its own, so that it needs twice as many of them
+        while shortest >> steps + 1 >= 2 * enough and steps < 5:  # files usually have five levels
             steps += 1
         opened.reduce = steps
 

@@ -165,8 +165,10 @@ def _value_errors(data: bytes = b"") -> Iterator[None]:
     """Turns the many types of errors that broken files raise into ValueError with a reason of one line."""
     try:
         yield
-    except (MemoryError, OSError) as error:
-        if isinstance(error, MemoryError) or not data:
+    except MemoryError as error:
+        raise ValueError("needs more memory than there is: too large, or damaged") from error
+    except OSError as error:
+        if not data:
             raise
         raise ValueError(_other_file(data) or _reason(error, data)) from error
     except Exception as error:

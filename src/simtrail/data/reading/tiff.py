@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import struct
 import threading
@@ -40,6 +41,8 @@ def decode_tiff(data: bytes, reading: Reading, limits: Limits) -> DecodedImage:
         series = images[0] if images else tiff.series[0]
         page = series.keyframe
         limits.require(series.shape, series.dtype or np.uint8)
+        if 0 in series.shape or math.prod(page.chunked) > len(page.dataoffsets):
+            raise ValueError(f"broken TIFF: {len(page.dataoffsets)} strips or tiles for {series.shape} values")
         stored, bits = sum(page.databytecounts), page.bitspersample * page.samplesperpixel
         plain = (
             page.compression == 1 and page.photometric != 6 and all(page.databytecounts)
