@@ -1431,6 +1431,15 @@ def stack_cases() -> list[Case]:
     ]
 
 
+def wide_canvas(path: Path) -> None:
+    """An animated WebP whose canvas claims eleven million pixels per row."""
+    frames = [Image.fromarray(255 - RGB)] * 2
+    data = bytearray(pillow(Image.fromarray(RGB), "WEBP", save_all=True, append_images=frames, lossless=True))
+    start = data.index(b"VP8X") + 12  # after its size and its flags: width − 1 in 24 bits
+    data[start : start + 3] = (11_000_000).to_bytes(3, "little")
+    path.write_bytes(data)
+
+
 def ring(second=None, to: int = 0) -> bytes:
     """The second page's link points to the first page, or to the second itself."""
     data = bytearray(tiff(tiff_page(GREY, 1), second or tiff_page(GREY, 1)))
@@ -2322,12 +2331,17 @@ def rarer_cases() -> list[Case]:
         # the EXIF of a file comes before its XMP, which an editor may have left behind
         Case("jpeg-orientation-exif-before-xmp", "a.jpg", edited, chw(SMOOTH), within=6),
         Case("jpeg-thumbnail-inside", "a.jpg", with_thumbnail(), chw(SMOOTH), within=6),
+        Case("webp-wide-canvas", "a.webp", wide_canvas, refused="damaged WebP", isolated=True),
         Case("webp-animated-rgba", "a.webp", animated, chw(RGBA), alpha=True, notes="first of 3 frames"),
         Case("tiff-one-strip-without-limit", "a.tif", whole_strip, chw(RGB)),
         Case("tiff-without-rows-per-strip", "a.tif", no_rows, chw(RGB)),
         Case("tiff-without-sample-format", "a.tif", tiff(tiff_page(RGB, 2, t339=None)), chw(RGB)),
         Case("tiff-sample-format-void", "a.tif", tiff(tiff_page(GREY, 1, t339=("H", 4))), chw(GREY), may_refuse=True),
         Case("tiff-mixed-bits", "a.tif", tiff(tiff_page(RGB, 2, t258=("H", (8, 8, 16)))), refused=".+"),
+        Case("tiff-zero-height", "a.tif", tiff(tiff_page(RGB, 2, t257=("I", 0))), refused=".+"),
+        Case(
+            "tiff-million-strips", "a.tif", tiff(tiff_page(GREY, 1, t257=("I", 5 * 10**6))), refused=".+", isolated=True
+        ),
         Case("tiff-zero-width", "a.tif", tiff(tiff_page(RGB, 2, t256=("I", 0))), refused=".+"),
         Case("tiff-too-few-bytes", "a.tif", half, refused=".+"),
         Case("tiff-unknown-compression", "a.tif", tiff(tiff_page(RGB, 2, t259=("H", 4711))), refused=".+"),
@@ -2828,6 +2842,9 @@ def parquet_cases() -> list[TableCase]:
         ),
         TableCase(
             "parquet-lists", "t.parquet", arrow(path=["a"], label=[[1, 2]]), pl, [["a", "[1, 2]"]], may_refuse=True
+        ),
+        TableCase(
+            "parquet-endless-year", "t.parquet", arrow(path=["a"], day=pa.array([2**30], pa.date32())), refused="t"
         ),
         TableCase("parquet-damaged-page", "t.parquet", damaged, refused=r"t\.parquet"),
         TableCase("parquet-cut", "t.parquet", b"PAR1" + bytes(100), refused=r"t\.parquet"),

@@ -108,6 +108,8 @@ def _pillow(data: bytes, limits: Limits, needed: int | None) -> DecodedImage:
         )
     opened = _open(data)
     limits.require((opened.height, opened.width, len(opened.getbands())))
+    if opened.format == "WEBP" and max(opened.size) > 2**14:  # a canvas may claim more, and fills it for minutes
+        raise ValueError(f"damaged WebP: {opened.width} × {opened.height} pixels, of at most {2**14} per side")
     notes = []
     if (frames := getattr(opened, "n_frames", 1)) > 1 and opened.format != "MPO":  # MPO: previews, depth, gain map
         notes.append(f"the first of {frames} frames")
