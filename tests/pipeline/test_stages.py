@@ -118,6 +118,7 @@ def copied(trained, tmp_path, monkeypatch) -> Path:
 def test_the_split_keeps_specimens_whole_and_the_network_never_sees_the_mask(project):
     split = pd.read_parquet(ws.SPLIT)
     assert split.groupby("group")["split"].nunique().max() == 1
+    assert {"block", "near_copy"} <= set(split)
     facts = json.loads(ws.STATISTICS.read_text())
     assert facts["recipe"]["bands"] == ["red", "green", "blue", "uv1", "uv2", "uv3"]
     assert facts["images"] == split["split"].value_counts().to_dict()
@@ -209,7 +210,7 @@ def test_held_out_classes_and_further_seeds_and_columns_are_evaluated(copied):
     assert "species (unseen)" in ws.REPORT.read_text()
     assert (ws.ENCODER / "seeds/5/encoder.safetensors").exists()
     write_params(copied, evaluate__held_out_classes=["moth"])
-    with pytest.raises(InputError, match=r"evaluate\.held_out_classes: 'moth': no such class; did you mean"):
+    with pytest.raises(InputError, match=r"evaluate\.held_out_classes: 'moth': no such class; the classes are Aurora"):
         stages.prepare()
 
 

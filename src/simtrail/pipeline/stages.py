@@ -47,6 +47,8 @@ def check(settings: Sequence[str] = ()) -> None:
     dataset, name = Dataset(Path("data") / params.data.name), params.data.name
     manifest, md5 = scan(dataset, params.check.max_side, meanwhile=load_library)  # which takes seconds
     findings, rejected = validate(manifest, params.check, dataset.declaration)
+    if params.check.near_duplicates == "ignore":
+        manifest["near_copy"] = pd.NA
     manifest["rejected"] = manifest["path"].map(rejected)
     manifest.to_parquet(ws.MANIFEST)
     reasons = pd.DataFrame({"path": list(rejected), "reason": list(rejected.values())}, dtype="object")
