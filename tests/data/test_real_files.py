@@ -253,6 +253,17 @@ def test_tables_of_every_format_are_read(tmp_path, suffix):
     assert table["group"].tolist() == ["7", "8"]
 
 
+def test_a_table_is_found_in_any_case_and_paths_without_an_image_are_said(tmp_path):
+    photographs(tmp_path / "images", classes=1, each=2)
+    (tmp_path / "Metadata.CSV").write_text("Path,species\nclass0/0.png,A\n7,B\n")
+    dataset = Dataset(tmp_path)
+    assert dataset.table()["meta.species"].dropna().tolist() == ["B", "A"]
+    assert dataset.notes == ["Metadata.CSV: 1 of 2 paths name no image: images/7"]
+    (tmp_path / "Metadata.CSV").write_text("filename,species\nclass0/0.png,A\n")
+    with pytest.raises(InputError, match="it has filename, species; name the column of the file names path"):
+        Dataset(tmp_path).table()
+
+
 def test_two_tables_are_refused(tmp_path):
     photographs(tmp_path / "images", classes=1, each=2)
     for suffix in (".csv", ".tsv"):

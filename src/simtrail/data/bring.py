@@ -82,7 +82,7 @@ def add(source: Path, name: str, label: str | None, group: str | None, link: boo
         raise InputError(f"{source}: no such folder")
     if not re.fullmatch(NAME, name):
         raise InputError(f"--name {name!r}: must not be empty, and must have {PATTERNS[NAME]}")
-    if (label or group) and not any((source / f"metadata{suffix}").exists() for suffix in tables.SUFFIXES):
+    if (label or group) and not any(map(tables.is_table, source.iterdir())):
         raise InputError(
             f"--label and --group name columns of {source / 'metadata.csv'}, which does not exist; with class folders, "
             "leave them out"
@@ -182,7 +182,7 @@ def _copy_dataset(source: Path, building: Path, link: bool) -> tuple[Counter[str
     for path in tqdm(list(walk(source, links=True)), "data add", unit="file", disable=None, leave=False):
         relative = path.relative_to(source)
         image = image_of(path)
-        if relative.parent == Path() and (relative.name == "dataset.yaml" or _is_table(relative)):
+        if relative.parent == Path() and (relative.name == "dataset.yaml" or tables.is_table(relative)):
             target = building / relative
         elif any(part.startswith(".") for part in relative.parts):
             left_out.append(LeftOut("hidden", path, "its name, or that of its folder, begins with a dot"))
@@ -211,10 +211,6 @@ def _copy_dataset(source: Path, building: Path, link: bool) -> tuple[Counter[str
             reason = f"broken link to {path.readlink()}" if path.is_symlink() else str(error.strerror)
             left_out.append(LeftOut("unreadable", path, reason))
     return +images, left_out
-
-
-def _is_table(path: Path) -> bool:
-    return path.stem == "metadata" and path.suffix in tables.SUFFIXES
 
 
 _KINDS = {  # kind of a file that is not read: its suffixes, and what can be done

@@ -92,7 +92,7 @@ class Dataset:
     @property
     def sheet(self) -> Path | None:
         """The table of the images, metadata.csv or another format; None if there is none."""
-        sheets = [path for suffix in tables.SUFFIXES if (path := self.folder / f"metadata{suffix}").exists()]
+        sheets = sorted(path for path in self.folder.iterdir() if tables.is_table(path))
         if len(sheets) > 1:
             names = " and ".join(path.name for path in sheets)
             raise InputError(f"{self.folder}: has {names}, of which only one can be the table; remove the others")
@@ -179,7 +179,8 @@ class Dataset:
             if column is not None and column not in meta:
                 key = next((k for k in ("label", "group") if getattr(self.declaration, k) == column), None)
                 asked = f", which dataset.yaml names as {key}" if key else ""
-                raise InputError(f"{sheet}: no column {column!r}{asked}; it has {', '.join(columns)}")
+                name = "; name the column of the file names path" if column == "path" else ""
+                raise InputError(f"{sheet}: no column {column!r}{asked}; it has {', '.join(columns)}{name}")
         if meta["path"].isna().any():
             raise InputError(f"{sheet}: row {read.numbers[meta['path'].isna().idxmax()]}: the path is empty")
         for number, path in zip(read.numbers, meta["path"], strict=True):
@@ -191,6 +192,8 @@ class Dataset:
         if len(repeated):
             number = read.numbers[repeated.index[0]]
             raise InputError(f"{sheet}: row {number}: path {repeated.iloc[0]!r} is listed twice; keep one row")
+        if missing := [path for path in meta["path"] if path not in find.images and not (self.folder / path).is_file()]:
+            self.notes.append(f"{sheet.name}: {len(missing)} of {len(meta)} paths name no image: {listed(missing, 3)}")
         table = pd.DataFrame({"path": meta["path"]})
         for column in ("label", "group"):
             name = getattr(self.declaration, column)

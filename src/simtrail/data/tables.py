@@ -22,6 +22,11 @@ _SEPARATORS = ",;\t|"
 _MOST_COLUMNS = 1000
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file has the name of a dataset's table: metadata with one of the suffixes, in any case."""
+    return path.stem.lower() == "metadata" and path.suffix.lower() in SUFFIXES
+
+
 class Table(NamedTuple):
     """A table as text: its columns, and its rows, of as many cells each; None for an empty cell."""
 
@@ -70,8 +75,8 @@ def load_table(path: Path) -> Table:
         if longer or len(row) < width:
             has = len(row) if longer or len(row) < width else width
             raise InputError(
-                f"{path}: row {number} has {has} cells, and the first row names {width} columns; quote a cell that "
-                "contains the separator"
+                f"{path}: row {number} has {has} cells, and the first row names {width}; quote a cell that contains "
+                "the separator"
             )
     columns = [name if name is not None else f"column {i + 1}" for i, name in enumerate(header[:width])]
     if repeated := [name for i, name in enumerate(columns) if name in columns[:i]]:
