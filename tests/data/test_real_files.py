@@ -174,6 +174,35 @@ def test_formats_that_people_have_are_listed_as_images(tmp_path, suffix):
     assert Dataset(tmp_path).files()[0] == [f"images/a{suffix.upper()}"]
 
 
+def test_arrays_whose_bands_may_come_first_are_read_with_a_note(tmp_path):
+    np.save(tmp_path / "a.npy", STACK)
+    assert open_image(tmp_path / "a.npy").notes == (
+        "read as height × width × bands; if its bands come first, set axes: CYX in dataset.yaml",
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "a.npy", axes="CYX"), STACK)
+    np.save(tmp_path / "b.npy", STACK.transpose(1, 2, 0))
+    assert open_image(tmp_path / "b.npy").notes == ()
+
+
+def test_an_encoder_names_the_file_that_does_not_fit_and_leaves_out_hidden_files(tmp_path):
+    photographs(tmp_path / "images", classes=1, each=3)
+    manifest, _, _ = checked(tmp_path)
+    encoder = encoder_of(make_recipe(manifest, Dataset(tmp_path).declaration, with_changes({}).prepare))
+    (tmp_path / "images/.hidden").mkdir()
+    Image.fromarray(PICTURE).save(tmp_path / "images/.hidden/a.png")
+    (tmp_path / "images/._0.png").write_bytes(b"of a Mac")
+    assert len(encoder.embed(tmp_path / "images")) == 3
+    Image.fromarray(PICTURE[..., 0]).save(tmp_path / "images/grey.png")
+    with pytest.raises(InputError, match=r"images/grey\.png: image of shape \(1, 40, 60\)"):
+        encoder.embed(tmp_path / "images")
+
+
+def test_a_key_given_twice_in_dataset_yaml_is_refused(tmp_path):
+    (tmp_path / "dataset.yaml").write_text("label: a\nlabel: b\n")
+    with pytest.raises(InputError, match=r"dataset\.yaml: not valid YAML: line 2.*label is there twice"):
+        Dataset(tmp_path)
+
+
 def test_the_first_frame_of_an_animation_is_read_and_said(tmp_path):
     frames = [Image.fromarray(np.roll(PICTURE, i, 0)) for i in range(3)]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)

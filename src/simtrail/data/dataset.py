@@ -9,14 +9,13 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from simtrail.data import tables
 from simtrail.data.reading.decoded import BandFacts, Choices, Reading
 from simtrail.data.reading.readers import SUFFIXES, image_of, walk
 from simtrail.errors import InputError, listed
-from simtrail.params import parse
+from simtrail.params import parse, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import
@@ -85,7 +84,7 @@ class Dataset:
             raise InputError(missing_data(folder))
         self.folder = folder
         yaml_file = folder / "dataset.yaml"
-        tree = yaml.safe_load(yaml_file.read_text(encoding="utf-8")) if yaml_file.exists() else {}
+        tree = read_yaml(yaml_file.read_bytes(), yaml_file) if yaml_file.exists() else {}
         self.declaration = parse(Declaration, tree, yaml_file)
         self.notes: list[str] = []  # decisions in reading the table
 

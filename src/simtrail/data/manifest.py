@@ -173,7 +173,7 @@ def _scan_file(
         "readable": True,
         "finite": bool(np.isfinite([statistics[name] for name in ("min", "max", "mean", "std")]).all()),
         "constant": not varies.any(),
-        "equal_bands": _equal_bands(bands, statistics),
+        "equal_bands": 0 if reading.grey_as_rgb else _equal_bands(bands, statistics),
         "empty": _is_empty(image, alpha, mask),
         "notes": list(notes),
         **appearance(bands, None if mask is None or mask >= len(bands) else mask),

@@ -238,7 +238,7 @@ class Encoder(nn.Module):
                     decoded = open_image(item, recipe.reading, recipe.needed)
                     if modality is None:
                         recipe.require_same_units(decoded.facts)
-                    item = decoded.image
+                    return conform(decoded.image, recipe, modality)
                 return conform(item, recipe, modality)
             except (ValueError, OSError) as error:
                 reason = getattr(error, "strerror", None) or error  # without the number of a system error
@@ -363,7 +363,8 @@ def _items_and_index(
     if isinstance(images, str | Path):
         path = Path(images)
         if path.is_dir():
-            paths = [p for p in walk(path, links=True) if image_of(p) == p]
+            found = (p for p in walk(path, links=True) if image_of(p) == p)
+            paths = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
             if not paths:
                 raise InputError(f"{path}: no image in it; files must end in {', '.join(sorted(SUFFIXES))}")
         else:

@@ -63,6 +63,9 @@ def _image(array: _Array, reading: Reading) -> DecodedImage:
     if values.dtype.kind not in "uif":
         raise ValueError(f"array of {values.dtype}: must be numbers")
     image, notes = arranged(values, _axes(array, values.ndim, reading), reading)
+    guessed = not array.dims and reading.axes is None
+    if guessed and values.ndim == 3 and values.shape[2] > min(values.shape[:2]):
+        notes = (*notes, "read as height × width × bands; if its bands come first, set axes: CYX in dataset.yaml")
     return DecodedImage(image, False, _facts(array, len(image)), notes)
 
 
