@@ -66,6 +66,18 @@ def test_links_share_the_bytes(project):
     assert (bring.DATA / "moths/images/class0/0.png").samefile(project / "mine/class0/0.png")
 
 
+def test_links_to_folders_are_followed_but_not_in_a_ring(project):
+    (project / "elsewhere").mkdir()
+    for i in range(2):
+        (project / f"mine/class1/{i}.png").rename(project / f"elsewhere/{i}.png")
+    (project / "mine/linked").symlink_to(project / "elsewhere")
+    (project / "mine/class0/ring").symlink_to(project / "mine")
+    added = bring.add(project / "mine", "moths", None, None, link=False)
+    assert added.images == {".png": 6}
+    assert {"images/linked/0.png", "images/linked/1.png"} <= files("moths")
+    assert [(file.kind, file.path.name) for file in added.left_out] == [("link", "ring")]
+
+
 def test_broken_links_are_named_and_left_out(project):
     (project / "mine/class0/gone.png").symlink_to("/nowhere.png")
     added = bring.add(project / "mine", "moths", None, None, link=False)

@@ -172,7 +172,11 @@ class Dataset:
 
         read = tables.load_table(sheet)
         self.notes.extend(f"{sheet.name}: {note}" for note in read.notes)
-        columns = [name.lower() if name.lower() in _KNOWN - set(read.columns) else name for name in read.columns]
+        lower = [name.lower() for name in read.columns]
+        columns = [
+            low if low in _KNOWN and lower.count(low) == 1 else name
+            for name, low in zip(read.columns, lower, strict=True)
+        ]
         meta = pd.DataFrame(read.rows, columns=columns, dtype=object)
         for column in ("path", self.declaration.label, self.declaration.group):
             if column is not None and column not in meta:

@@ -87,16 +87,14 @@ def in_parallel(
     enough if NumPy does the work. `meanwhile` is called while the others work.
     """
     items, cores = list(items), len(os.sched_getaffinity(0))
-    if threads:
-        workers = min(cores, 8)  # more would only wait for the disk; each holds an image
-    elif (workers := min(cores, len(items) // 32)) <= 1:  # few items take less time than the start of processes
-        return [function(item) for item in items]
     bar = partial(tqdm, desc=title, total=len(items), unit="image", disable=None, leave=False)
     if threads:
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(min(cores, 8)) as pool:  # more would only wait for the disk; each holds an image
             results = pool.map(function, items)
             meanwhile()
             return list(bar(results))
+    if (workers := min(cores, len(items) // 32)) <= 1:  # few items take less time than the start of processes
+        return [function(item) for item in items]
     return list(bar(_in_processes(function, items, crashed, workers, meanwhile)))
 
 
@@ -137,7 +135,7 @@ def _scan_file(
     row: dict[str, Any] = dict(_UNREADABLE, md5={}, reason=None, notes=[])
     try:
         if not os.path.lexists(path):
-            raise ValueError("listed in metadata.csv, but there is no such file")
+            raise ValueError("listed in the table, but there is no such file")
         if path.is_symlink() and not path.exists():
             raise ValueError(f"broken link to {path.readlink()}")
         if not path.stat().st_mode & 0o444:  # root can read it nevertheless, other users can't
@@ -145,9 +143,7 @@ def _scan_file(
         image, alpha, facts, notes = _read(folder, path, row, reading, max_side)
     except PermissionError:
         return row | {"reason": "no permission to read it; chmod +r the file"}
-    except MemoryError:
-        return row | {"reason": "not enough memory to decode it"}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         return row | {"reason": str(error) or type(error).__name__}
     bands = image[:-1] if alpha else image
     mapped = path.suffix.lower() in MAPPED

@@ -9,12 +9,9 @@ import math
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from simtrail.errors import InputError, listed
-
-if TYPE_CHECKING:
-    import pandas as pd  # slow to import
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".xlsb", ".ods", ".parquet")
 _OLD_SHEETS = (".xls", ".xlsb", ".ods")
@@ -34,14 +31,6 @@ class Table(NamedTuple):
     rows: list[list[str | None]]
     numbers: list[int]  # of the rows in the file, from 1
     notes: tuple[str, ...] = ()  # decisions that a user should know
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """The table in a file; every value is a text, or None for an empty cell. See `load_table`."""
-    import pandas as pd
-
-    table = load_table(path)
-    return pd.DataFrame(table.rows, columns=table.columns, dtype=object)
 
 
 def load_table(path: Path) -> Table:
@@ -129,17 +118,14 @@ def _decoded(path: Path, data: bytes) -> tuple[str, tuple[str, ...]]:
     """The text in the bytes of a table, and a note if its encoding is a guess."""
     if data[:4] in (b"PK\3\4", b"\xd0\xcf\x11\xe0", b"PAR1"):
         raise InputError(f"{path}: a spreadsheet or Parquet file with the name of a text; rename it, such as .xlsx")
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encodings = ["utf-16"]
-    elif data[1:2] == b"\0" or data[:1] == b"\0":
-        encodings = ["utf-16-le" if data[1:2] == b"\0" else "utf-16-be"]
-    else:
-        encodings = ["utf-8-sig"]
-    for encoding in encodings:
-        try:
-            return data.decode(encoding), ()
-        except UnicodeDecodeError:
-            pass
+    marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+    zeros = {data[1:2]: "utf-16-le", data[:1]: "utf-16-be"}  # of an ASCII letter, one of two bytes is 0
+    encoding = marks.get(data[:2]) or zeros.get(b"\0") or "utf-8-sig"
+    try:
+        return data.decode(encoding), ()
+    except UnicodeDecodeError:
+        if encoding != "utf-8-sig":
+            raise InputError(f"{path}: not a complete text in UTF-16; save it as CSV UTF-8") from None
     if (page := _code_page(data)) is None:
         raise InputError(f"{path}: the encoding of this text is unknown; save it as CSV UTF-8")
     text = data.decode(page)

@@ -138,7 +138,7 @@ def test_metadata_gives_labels_and_groups_and_missing_files_are_named(tmp_path):
     assert rejected == {
         "images/class0/1.png": "no group: metadata.csv does not list it, or has no value for it in the "
         "declared group column",
-        "images/class0/9.png": "listed in metadata.csv, but there is no such file",
+        "images/class0/9.png": "listed in the table, but there is no such file",
     }
 
 

@@ -78,9 +78,9 @@ def test_near_copies_are_named_with_their_labels_and_splits(tmp_path, mode):
     ("labels", "problem", "named"),
     [
         (["a b", "A-B", "c"], "2 class names differ only in case, spaces, hyphens or underscores", ["A-B", "a b"]),
-        (["a", "unknown"], "1 of the class names usually mean that there is no label", ["unknown"]),
-        (["a", "5-Mar"], "1 class names are numbers or dates", ["5-Mar"]),
-        (["0.5", "1.25"], "2 class names are numbers or dates", ["0.5", "1.25"]),
+        (["a", "unknown"], "no label is usually meant by 1 class name", ["unknown"]),
+        (["a", "5-Mar"], "1 class name of numbers or dates", ["5-Mar"]),
+        (["0.5", "1.25"], "2 class names of numbers or dates", ["0.5", "1.25"]),
     ],
 )
 def test_odd_class_names_are_named(tmp_path, labels, problem, named):

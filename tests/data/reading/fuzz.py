@@ -41,7 +41,7 @@ def worker() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print what they like
     logging.getLogger().addHandler(logging.NullHandler())  # tifffile's many lines would hide what matters
     from simtrail.data.reading.readers import Reading, open_image
-    from simtrail.data.tables import read_table
+    from simtrail.data.tables import load_table
     from simtrail.errors import InputError
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -55,7 +55,7 @@ def worker() -> None:
         faulthandler.dump_traceback_later(SECONDS - 1)
         try:
             if request["table"]:
-                read_table(path)
+                load_table(path)
             else:
                 np.asarray(open_image(path, Reading(**request["reading"])).image).sum(dtype=float)
             outcome = {"kind": "read"}

@@ -44,7 +44,7 @@ def image_checks(images: pd.DataFrame, readable: pd.DataFrame, params: Check) ->
                     advice="a grey image saved as colour, or a band saved twice; prepare.bands lists the bands to use"),
         Expectation("no two paths differ only in upper and lower case",
                     "{n} paths differ from another only in upper and lower case",
-                    _paths_alike(images), *in_set("alike", [""]),
+                    images.assign(alike=images["path"].str.lower().duplicated(keep=False)), *in_set("alike", [False]),
                     advice="rename them: on Windows and macOS they are one file"),
     ]
     # fmt: on
@@ -85,8 +85,7 @@ def class_checks(images: pd.DataFrame) -> list[Expectation]:
     counts = images["label"].value_counts().rename_axis("class").reset_index(name="images")
     names = counts["class"].astype(str)
     plain = names.map(_plain)
-    alike = counts.assign(alike=plain.duplicated(keep=False)).sort_values("class")
-    alike = alike.iloc[np.argsort(plain[alike.index], kind="stable")].reset_index(drop=True)
+    alike = counts.assign(plain=plain, alike=plain.duplicated(keep=False)).sort_values(["plain", "class"])
     numeric = pd.to_numeric(names, errors="coerce")
     many = len(names) > 100 or bool((numeric % 1 != 0).any())  # measurements or identifiers, not a few numbered classes
     is_number = numeric.notna() & (numeric.notna().all() and many)
@@ -100,9 +99,9 @@ def class_checks(images: pd.DataFrame) -> list[Expectation]:
         Expectation("no two class names are almost the same",
                     "{n} class names differ only in case, spaces, hyphens or underscores",
                     alike, *in_set("alike", [False]), advice="if they mean one class, write them in one way"),
-        Expectation("no class name means a missing label", "{n} of the class names usually mean that there is no label",
+        Expectation("no class name means a missing label", "no label is usually meant by {n} class name{s}",
                     table, *in_set("missing", [False]), advice="leave the label empty if it is unknown"),
-        Expectation("class names are not measurements or dates", "{n} class names are numbers or dates",
+        Expectation("class names are not measurements or dates", "{n} class name{s} of numbers or dates",
                     table, *in_set("odd", [False]),
                     advice="check the label column: it may be the wrong one, or a spreadsheet has changed the names"),
         Expectation(f"no class holds {DOMINANT:.0%} of the images",
@@ -111,12 +110,6 @@ def class_checks(images: pd.DataFrame) -> list[Expectation]:
                     advice="accuracy means little then: read the balanced accuracy, and collect more of the others"),
     ]
     # fmt: on
-
-
-def _paths_alike(images: pd.DataFrame) -> pd.DataFrame:
-    """The paths, with `alike`: whether another path differs only in case ('' or 'yes')."""
-    alike = images["path"].str.lower().duplicated(keep=False)
-    return pd.DataFrame({"path": images["path"], "alike": np.where(alike, "yes", "")})
 
 
 def _plain(name: Any) -> str:

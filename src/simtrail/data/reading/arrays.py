@@ -29,7 +29,7 @@ class _Array(NamedTuple):
     """An array in a file that has not been read yet."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype | None  # None: known only after reading, and numeric
+    dtype: np.dtype
     read: Callable[[], np.ndarray]
     dims: tuple[str, ...] = ()  # names of its dimensions, if it has any
     attributes: Mapping[str, Any] = MappingProxyType({})
@@ -37,9 +37,7 @@ class _Array(NamedTuple):
 
     @property
     def is_image(self) -> bool:
-        numeric = self.dtype is None or self.dtype.kind in "uif"
-        long = [n for n in self.shape if n > 1]
-        return numeric and len(self.shape) >= 2 and len(long) >= 2 and 0 not in self.shape
+        return self.dtype.kind in "uif" and sum(n > 1 for n in self.shape) >= 2 and 0 not in self.shape
 
 
 def open_array(path: Path, reading: Reading, limits: Limits) -> DecodedImage:
@@ -51,8 +49,7 @@ def open_array(path: Path, reading: Reading, limits: Limits) -> DecodedImage:
     opened, close = _arrays(path)
     try:
         array = _chosen(opened, reading)
-        if path.suffix.lower() != ".npy":
-            limits.require(array.shape, array.dtype or np.float64)
+        limits.require(array.shape, array.dtype)
         return _image(array, reading)
     finally:
         close()
@@ -95,7 +92,7 @@ def _chosen(arrays: dict[str, _Array], reading: Reading) -> _Array:
             raise ValueError(f"no array {reading.array!r}, which dataset.yaml names; it has {listed(list(arrays))}")
         return arrays[reading.array]
     if len(images) != 1:
-        shapes = [f"{name} {arrays[name].shape} of {arrays[name].dtype or 'numbers'}" for name in (images or arrays)]
+        shapes = [f"{name} {arrays[name].shape} of {arrays[name].dtype}" for name in (images or arrays)]
         how = (
             "several arrays that may be the image; name one by array in dataset.yaml"
             if images
@@ -284,12 +281,8 @@ def _hdf5(path: Path, matlab: bool) -> tuple[dict[str, _Array], Callable[[], obj
 
         def wavelengths() -> tuple[np.ndarray, str] | None:
             for name, scale in zip(dims, coordinates, strict=True):
-                if (
-                    name.lower() in _LETTERS["C"]
-                    and scale is not None
-                    and scale.ndim == 1
-                    and scale.dtype.kind in "uif"
-                ):
+                is_list = scale is not None and scale.ndim == 1 and scale.dtype.kind in "uif"
+                if is_list and name.lower() in _LETTERS["C"]:
                     return np.array(scale[:], float), _text(scale.attrs.get("units", ""))
             return None
 

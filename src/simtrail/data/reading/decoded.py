@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ class Limits(NamedTuple):
 
         A file whose image is a thousand times its size is truncated or a decompression bomb.
         """
-        claimed = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+        claimed = math.prod(shape) * np.dtype(dtype).itemsize
         if claimed <= CLAIM:
             return
         sides = " × ".join(map(str, shape))

@@ -46,7 +46,8 @@ def _deep_png(data: bytes, limits: Limits) -> DecodedImage:
     width, height = (int.from_bytes(data[i : i + 4]) for i in (16, 20))
     limits.require((height, width, 4), np.uint16)
     image = np.atleast_3d(png_decode(data))
-    orientation, notes = _orientation(_open(data))
+    states = any(key in data for key in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
+    orientation, notes = _orientation(_open(data)) if states else (1, ())  # Pillow decodes all to look for it
     return DecodedImage(upright(np.moveaxis(image, -1, 0), orientation), image.shape[-1] in (2, 4), notes=notes)
 
 
@@ -88,7 +89,7 @@ def _deep_jpeg_2000(data: bytes, start: int, bands: int, limits: Limits) -> Deco
     """A JPEG 2000 with more than 8 bits per band, or more than 4 bands."""
     from imagecodecs import jpeg2k_decode
 
-    box = data[: max(start, 0)]
+    box = data[:start]
     if (
         (colour := box.find(b"colr")) >= 0
         and box[colour + 4] == 1
@@ -183,7 +184,6 @@ def _reduce(opened: Any, enough: int) -> None:
 
 def _orientation(opened: Any) -> tuple[int, tuple[str, ...]]:
     """The orientation, 1 to 8, in EXIF or XMP data; and a note if the EXIF data are broken."""
-
     if opened.format == "HEIF":
         return 1, ()  # turned by its library
     try:

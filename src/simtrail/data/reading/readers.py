@@ -14,6 +14,7 @@ import numpy as np
 
 from simtrail.data.reading import arrays
 from simtrail.data.reading.decoded import BandFacts, DecodedImage, Limits, Reading
+from simtrail.errors import InputError
 
 SUFFIXES = arrays.SUFFIXES | {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".avif", ".heic", ".heif"),
@@ -136,9 +137,14 @@ def walk(folder: Path, links: bool = False, above: frozenset[Path] = frozenset()
     """The files in a folder and its subfolders, sorted. Links to folders are followed with `links`, else yielded.
 
     A link to a folder that contains it is yielded too. `above` are the real paths of the folders that contain this one.
+    Raises InputError for a folder that must not be read.
     """
     above |= {folder.resolve()}
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except PermissionError:
+        raise InputError(f"{folder}: no permission to list its files; chmod +rx the folder") from None
+    for path in paths:
         loop = path.is_symlink() and (not links or path.resolve() in above)
         if path.is_dir() and not loop:
             yield from walk(path, links, above)

@@ -44,9 +44,8 @@ def decode_tiff(data: bytes, reading: Reading, limits: Limits) -> DecodedImage:
         if 0 in series.shape or math.prod(page.chunked) > len(page.dataoffsets):
             raise ValueError(f"broken TIFF: {len(page.dataoffsets)} strips or tiles for {series.shape} values")
         stored, bits = sum(page.databytecounts), page.bitspersample * page.samplesperpixel
-        plain = (
-            page.compression == 1 and page.photometric != 6 and all(page.databytecounts)
-        )  # else compressed or sparse
+        # else compressed, subsampled or sparse
+        plain = page.compression == 1 and page.photometric != 6 and all(page.databytecounts)
         if plain and 8 * stored < page.imagelength * page.imagewidth * bits:
             raise ValueError(f"truncated TIFF: {stored} bytes of pixels for {page.imagewidth} × {page.imagelength}")
         image, notes = arranged(series.asarray(), series.axes, reading)
@@ -124,7 +123,6 @@ def _meant(image: np.ndarray, page: Any, samples: int) -> tuple[np.ndarray, tupl
 
     stated = 262 in page.tags
     kind, bits, colours = int(page.photometric) if stated else 1, page.bitspersample, samples - len(page.extrasamples)
-    name = _NAMES.get(kind, str(kind))
     few = isinstance(bits, int) and bits < 8 and image.dtype == np.uint8
     if kind in (0, 1) and (few or image.dtype.kind == "b"):
         levels = 2**bits - 1 if isinstance(bits, int) else 1
@@ -143,19 +141,14 @@ def _meant(image: np.ndarray, page: Any, samples: int) -> tuple[np.ndarray, tupl
         raise ValueError(f"palette of {table.shape[1]} colours, but a pixel has the number {image.max()}")
     if kind == 6 and int(page.compression) in (6, 7, 34892, 33007) and len(image) == 3:
         return image, ()  # its decoder has made it RGB
-    mode = {5: "CMYK", 6: "YCbCr"}.get(kind)
+    mode, bands = {5: ("CMYK", 4), 6: ("YCbCr", 3)}.get(kind, ("", 0))
     subsampled = kind == 6 and tuple(page.tags.valueof(530) or (2, 2)) != (1, 1)
-    if (
-        mode
-        and len(image) == len(mode.replace("Cb", "B").replace("Cr", "R"))
-        and image.dtype == np.uint8
-        and not subsampled
-    ):
+    if len(image) == bands and image.dtype == np.uint8 and not subsampled:
         pixels = np.ascontiguousarray(np.moveaxis(image, 0, -1))
         rgb = np.asarray(Image.frombytes(mode, pixels.shape[1::-1], pixels.tobytes()).convert("RGB"))
         note = "CMYK is converted to RGB, without its colour profile"
         return np.moveaxis(rgb, -1, 0), (note,) if kind == 5 else ()
-    what = f"{name} of {len(image)} bands of {image.dtype}" + (", subsampled" if subsampled else "")
+    what = f"{_NAMES.get(kind, kind)} of {len(image)} bands of {image.dtype}" + (", subsampled" if subsampled else "")
     raise ValueError(f"TIFF whose values mean {what}: not read; convert it to RGB or grey")
 
 
