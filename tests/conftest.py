@@ -11,10 +11,22 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from simtrail.params import Params, load_params, parse
+from simtrail.params import Params, change, parse
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ROOT = Path(__file__).parent.parent
+FIXED = {
+    "pretrain.encoder.model": "resnet10t",
+    "pretrain.encoder.stem": "standard",
+    "pretrain.encoder.features": [1],
+    "pretrain.temperature": 0.2,
+    "pretrain.epochs": 40,
+    "pretrain.batch_size": 64,
+    "pretrain.micro_batch_size": None,
+    "pretrain.learning_rate": 0.004,
+    "pretrain.precision": "bf16",
+    "pretrain.recipe": None,
+}
 DATASETS = ROOT.parent / "shared" / "datasets"
 
 
@@ -42,18 +54,13 @@ def coarse_figures():
 
 @pytest.fixture
 def params() -> Params:
-    return load_params(ROOT / "params.yaml")
+    return with_changes({})
 
 
 def changed(changes: dict[str, object]) -> dict:
-    """The tree of the project's params.yaml with dotted keys changed."""
+    """The tree of the project's params.yaml with dotted keys changed; nothing is auto unless the changes say so."""
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            node = node[part]
-        node[last] = value
+    change(tree, FIXED | changes)
     return tree
 
 

@@ -42,11 +42,11 @@ def test_light_commands_import_only_what_they_need(modules, forbidden):
 
 @pytest.mark.parametrize("command", ["check", "data"])
 def test_invalid_input_gives_one_message_exit_code_2_and_no_traceback(tmp_path, command):
-    text = (ROOT / "params.yaml").read_text().replace("temperature: 0.2", "temperature: -1")
+    text = (ROOT / "params.yaml").read_text().replace("temperature: auto", "temperature: -1")
     (tmp_path / "params.yaml").write_text(text)
     result = simtrail(*{"check": ["check"], "data": ["data", "fetch"]}[command], cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr == "error: params.yaml: pretrain.temperature = -1: must be > 0\n"
+    assert result.stderr == "error: params.yaml: pretrain.temperature = -1: must be > 0, or auto\n"
 
 
 def test_missing_data_names_the_command_that_brings_it(tmp_path):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 import typer
 import yaml
-from conftest import ROOT, photographs
+from conftest import ROOT, photographs, with_changes
 from pipeline.test_stages import SMALL, _quick, write_params  # noqa: F401 - _quick is a fixture
 
 from simtrail.cli import app
@@ -148,7 +148,7 @@ def check_yaml(block: Block, folder: Path) -> None:
         assert re.fullmatch(r"sweeps/\w+\.yaml", block.title), block.place
         (folder / "sweeps").mkdir(exist_ok=True)
         (folder / block.title).write_text(block.code)
-        load_space(Path(block.title).stem, load_params(ROOT / "params.yaml"))
+        load_space(Path(block.title).stem, with_changes({}))
 
 
 def anchors(page: Path) -> set[str]:

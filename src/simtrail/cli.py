@@ -62,6 +62,14 @@ def prepare(settings: Settings = None) -> None:
 
 
 @app.command()
+def plan(settings: Settings = None) -> None:
+    """Choose every parameter that is auto: rules, measurements, and a pilot of the recipes of views."""
+    from simtrail.pipeline import stages
+
+    stages.plan(settings or ())
+
+
+@app.command()
 def pretrain(settings: Settings = None) -> None:
     """Train the encoder with SimCLR on the training split; continues where it was interrupted."""
     from simtrail.pipeline import stages
@@ -73,12 +81,13 @@ def pretrain(settings: Settings = None) -> None:
 def preview(
     images: Annotated[int, typer.Option(min=1, max=64, help="number of training images")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="seed that chooses the images and their views")] = 0,
+    recipe: Annotated[str | None, typer.Option(help="a recipe instead of pretrain.recipe: photograph, sign, …")] = None,
     settings: Settings = None,
 ) -> None:
     """Draw training images and their augmented views with the present settings: artifacts/preview/views.png."""
     from simtrail.pipeline import stages
 
-    stages.preview(images, seed, settings or ())
+    stages.preview(images, seed, recipe, settings or ())
 
 
 @app.command()

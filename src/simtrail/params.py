@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from simtrail.errors import InputError
 
@@ -31,6 +41,12 @@ RENAMED = {  # key of an earlier version → its present name
     "pretrain.augment.color_strength": "pretrain.augment.color.strength",
     "evaluate.knn_k": "evaluate.knn.k",
 }
+AUTO = (  # keys that can be auto, which is their default: the plan stage chooses the value from the prepared images
+    *("pretrain.recipe", "pretrain.encoder.model", "pretrain.encoder.stem", "pretrain.encoder.features"),
+    *("pretrain.temperature", "pretrain.epochs", "pretrain.batch_size", "pretrain.micro_batch_size"),
+    *("pretrain.learning_rate", "pretrain.precision"),
+)
+RECIPES = Path(__file__).parent / "augment" / "recipes"
 PATTERNS = {NAME: "only letters, digits, _, . and -", MODEL_NAME: "no / and no :"}
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -199,6 +215,11 @@ class Crop(_Section):
     the whole image if none of ten random crops keeps it."""
 
 
+class QuarterTurns(_Section):
+    p: Probability = 0.0
+    """Probability of a turn by 90°, 180° or 270°, which leaves every pixel as it is."""
+
+
 class HorizontalFlip(_Section):
     p: Probability = 0.5
     """Probability of mirroring left and right."""
@@ -234,11 +255,12 @@ class Geometry(_Section):
     """Which part of the image a view shows; everything outside the image is background."""
 
     strength: float = Field(1.0, ge=0, le=1)
-    """Multiplies the strength of all augmentations below, except flips: 0 leaves the image unchanged, 1 uses the values
-    below."""
+    """Multiplies the strength of all augmentations below, except flips and quarter turns: 0 leaves the image unchanged,
+    1 uses the values below."""
     crop: Crop = Crop()
     horizontal_flip: HorizontalFlip = HorizontalFlip()
     vertical_flip: VerticalFlip = VerticalFlip()
+    quarter_turns: QuarterTurns = QuarterTurns()
     rotation: Rotation = Rotation()
     perspective: Perspective = Perspective()
     thin_plate_spline: ThinPlateSpline = ThinPlateSpline()
@@ -413,6 +435,11 @@ class Architecture(_Section):
     stem: Literal["standard", "small"] = "standard"
     """First layers of a ResNet. standard: as in the ImageNet model. small: a 3×3 convolution with stride 1 and no
     max-pooling, for images up to 64 px (appendix B.9)."""
+    features: list[Annotated[int, Field(ge=0)]] = Field([1], min_length=1, strict=False)
+    """What the features are made of: the grids on which the maps of the last stages are averaged, the last map first.
+    [1]: the mean of the last map, as in the paper. [2]: its means over 2×2 parts of the image, which keep where things
+    are. [1, 2, 3]: the last map averaged, the map before on 2×2, the one before that on 3×3, side by side, each at unit
+    length. 0 leaves a map out. The loss always compares means of the last map."""
     vit: Vit | None = None
     """Settings of a vision transformer; null: pooling and patches as in the model of timm. Other models need null."""
     modalities: list[str] | None = Field(default=None, min_length=1)
@@ -426,6 +453,13 @@ class Architecture(_Section):
     """How input values (from 0 to 1) are normalised. band: minus the mean of the band over the training split, divided
     by its standard deviation. pixel: the same with the mean and standard deviation over the bands of each pixel, which
     keeps the shape of a spectrum and removes its brightness. none: unchanged."""
+
+    @field_validator("features")
+    @classmethod
+    def _some_map(cls, value: list[int]) -> list[int]:
+        if not any(value):
+            raise ValueError(f"pretrain.encoder.features = {value}: must have a grid above 0")
+        return value
 
 
 class Head(_Section):
@@ -549,7 +583,20 @@ class Pretrain(_Section):
     """Seeds of the weights, the order of images and the views, each 0 or more. One encoder is trained for each seed.
     The later stages use the first encoder; the others show how much the scores vary by chance (mean ± standard
     deviation)."""
+    recipe: str | None = Field(None, pattern=NAME)
+    """The named set of augmentations that `augment` starts from: photograph, specimen, aerial, microscopy, sign,
+    spectral, or NAME for a file recipes/NAME.yaml of the project. auto: the one whose encoders are best on validation
+    after short runs. null: none. A file with `augment` and without this key means null, as in earlier versions."""
     augment: Augment = Augment()
+    """Single augmentations: they replace those of the recipe."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_below_augment(cls, tree: Any) -> Any:
+        name, given = (tree.get("recipe"), tree.get("augment")) if isinstance(tree, dict) else (None, None)
+        if not isinstance(name, str) or not re.match(NAME, name) or not isinstance(given, dict | None):
+            return tree
+        return {**tree, "augment": _merged(recipe(name), given or {})}
 
     @property
     def seed(self) -> int:
@@ -658,10 +705,36 @@ class Params(_Section):
     evaluate: Evaluate = Evaluate()
     # the underscore: pydantic models already have an attribute `register` (from ABCMeta)
     register_: Register = Field(Register(), alias="register")
+    _tree: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_auto(cls, tree: Any, validate: Any) -> Params:
+        """Validates the tree without the keys that are auto, which have a value of some use in its place."""
+        if not isinstance(tree, dict):
+            return validate(tree)
+        given = {k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in tree.items()}
+        params = validate(_pruned(given, AUTO))
+        params._tree = given
+        return params
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The tree that these parameters were read from: without defaults, and with auto."""
+        return deepcopy(self._tree)
+
+    @property
+    def auto(self) -> list[str]:
+        """The keys that are auto: those of `AUTO` that are, or that are left out."""
+        keys = [key for key in AUTO if value_of(self._tree, key, "auto") == "auto"]
+        pretrain = self._tree.get("pretrain") or {}
+        if "recipe" not in pretrain and pretrain.get("augment"):
+            keys.remove("pretrain.recipe")
+        return keys
 
     def flat(self) -> dict[str, Any]:
         """The value of every parameter by its dotted key, as in params.yaml."""
-        return dict(_flatten(self.model_dump(by_alias=True)))
+        return dict(_flatten(self.model_dump(by_alias=True))) | dict.fromkeys(self.auto, "auto")
 
     def hash(self, *sections: str) -> str:
         """Sixteen hex digits that identify the values of these sections."""
@@ -740,9 +813,31 @@ def parse(schema: type[T], tree: Any, source: str | Path) -> T:
 
 def changed(params: Params, settings: Settings, source: str | Path) -> Params:
     """The parameters with dotted keys changed. Raises InputError that names `source` and every key with an error."""
-    tree = params.model_dump(by_alias=True)
+    tree = params.tree
     change(tree, settings)
     return parse(Params, tree, source)
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The tree of `pretrain.augment` of a recipe: recipes/NAME.yaml of the project, or else simtrail's own."""
+    own = Path("recipes") / f"{name}.yaml"
+    path = own if own.is_file() else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"pretrain.recipe = {name!r}: no such recipe; there are {', '.join(recipe_names())}")
+    tree = read_yaml(path.read_bytes(), path)
+    return parse(Augment, tree, path).model_dump(exclude_unset=True)
+
+
+def recipe_names() -> list[str]:
+    """The names of simtrail's recipes and of those in recipes/ of the project."""
+    return sorted({path.stem for folder in (RECIPES, Path("recipes")) for path in folder.glob("*.yaml")})
+
+
+def value_of(tree: Any, key: str, default: Any = None) -> Any:
+    """The value of a dotted key, `default` if the tree does not have it."""
+    for part in key.split("."):
+        tree = tree.get(part, default) if isinstance(tree, dict) else default
+    return tree
 
 
 def change(tree: dict[str, Any], settings: Settings) -> None:
@@ -755,6 +850,25 @@ def change(tree: dict[str, Any], settings: Settings) -> None:
                 node[part] = {}  # if the key is not valid, the check of the tree will report it
             node = node[part]
         node[last] = deepcopy(value)  # a later key may change a part of the value
+
+
+def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the values of another one in place of its own."""
+    merged = dict(tree)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+        merged[key] = _merged(tree[key], value) if both else value
+    return merged
+
+
+def _pruned(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """The tree without those of the dotted keys that are auto."""
+    pruned = {}
+    for name, value in tree.items():
+        below = tuple(key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}."))
+        if not (name in keys and value == "auto"):
+            pruned[name] = _pruned(value, below) if below and isinstance(value, dict) else value
+    return pruned
 
 
 def _rename(tree: dict[str, Any], source: str | Path) -> None:
@@ -806,6 +920,8 @@ def _message(error: Any, schema: type[BaseModel]) -> str:
         allowed = "a mapping of keys to values"
     allowed = allowed.replace("greater than or equal to", "≥").replace("less than or equal to", "≤")
     allowed = allowed.replace("greater than", ">").replace("less than", "<")
+    if key in AUTO:
+        allowed += ", or auto"
     if re.fullmatch(r"-?\d+,\d+", str(error["input"])):
         allowed += f"; write {str(error['input']).replace(',', '.')}"
     return f"{key} = {error['input']!r}: must be {allowed}" if key else f"must be {allowed}"

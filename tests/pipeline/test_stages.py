@@ -48,7 +48,7 @@ SMALL = {
     "evaluate.fine_tune.epochs": 1,
     "register.name": "small",
 }
-VERBS = (stages.settings, stages.check, stages.prepare, stages.pretrain, stages.embed)
+VERBS = (stages.settings, stages.check, stages.prepare, stages.plan, stages.pretrain, stages.embed)
 VERBS += (stages.evaluate, stages.report, stages.register)
 
 
@@ -186,7 +186,7 @@ def test_training_and_choices_do_not_depend_on_the_test_split(copied):
     for path, content in zip(test, [path.read_bytes() for path in [*test[9:], *test[:9]]], strict=True):
         path.write_bytes(content)
     write_params(copied, evaluate__fine_tune__fractions=[], evaluate__label_efficiency_seeds=0)
-    for verb in VERBS[:6]:
+    for verb in VERBS[:7]:
         verb()
     assert pd.read_parquet(ws.SPLIT)["split"].equals(table["split"])
     assert trained_state() == before

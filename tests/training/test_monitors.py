@@ -49,7 +49,10 @@ class Pixel(nn.Module):
 class TwoBranches(Pixel):
     """The same with two modalities: one has the values of the pixel, the other a constant value; each has a weight."""
 
-    modalities, branches = ("varied", "constant"), dict.fromkeys(("varied", "constant"), SimpleNamespace(width=2))
+    modalities, branches = (
+        ("varied", "constant"),
+        dict.fromkeys(("varied", "constant"), SimpleNamespace(feature_width=2)),
+    )
 
     def __init__(self, weights):
         super().__init__()

@@ -122,6 +122,9 @@ def _rotation(n: int, params: Geometry, draws: Draws) -> torch.Tensor:
     angle = torch.zeros(n)
     rows, angles = draws.chosen(params.rotation.p), draws.between(-largest, largest)[:, 0]
     angle[rows] = angles[rows]
+    if params.quarter_turns.p:  # else no numbers are drawn, so that all further draws are those of earlier versions
+        rows, turns = draws.chosen(params.quarter_turns.p), draws.uniform(1)[:, 0]
+        angle[rows] += (1 + (turns[rows] * 3).floor()) * (math.pi / 2)
     matrix = torch.eye(3).repeat(n, 1, 1)
     matrix[:, 0, 0] = matrix[:, 1, 1] = angle.cos()
     matrix[:, 1, 0] = angle.sin()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.resnet import ResNet
@@ -24,16 +25,20 @@ class Backbone(nn.Module):
 
     With `architecture.vit`, the features of a vision transformer are the class token and/or the mean of the patches of
     its last layers, each after the final normalisation (as in DINO, arXiv 2104.14294). Every other model gives what
-    timm gives without a classifier. Raises InputError for a model that is unknown or can't take these images.
+    timm gives without a classifier: the mean of its last map. This vector is what the projection head is trained on.
+    `features` gives (B, feature_width): with `architecture.features`, further maps, on grids. Raises InputError for a
+    model that is unknown or can't take these images.
     """
 
     def __init__(self, architecture: Architecture, bands: int, size: int):
         super().__init__()
-        self.bands, self.vit = bands, architecture.vit
+        self.bands, self.vit, self.grids = bands, architecture.vit, architecture.features
         try:
             self.net: Any = _net(architecture, bands, size)
             _check(self.net, architecture, size)
-            self.width = self._feature_width(bands, size)
+            if self.grids != [1]:
+                self._check_grids(architecture.model, size)
+            self.width, self.feature_width = self._widths(bands, size)
         except InputError:
             raise
         except Exception as error:  # each timm model raises its own errors
@@ -44,6 +49,20 @@ class Backbone(nn.Module):
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         return self.net(batch) if self.vit is None else self._transformer_features(batch, self.vit)[0]
+
+    def features(self, batch: torch.Tensor) -> torch.Tensor:
+        """The features, (B, feature_width)."""
+        return self.features_on([self.grids], batch)[0]
+
+    def features_on(self, choices: Sequence[list[int]], batch: torch.Tensor) -> list[torch.Tensor]:
+        """The features (B, width) for each choice of grids, as in `architecture.features`.
+
+        For [1] they are the vector that the projection head gets. For other grids, the map of each stage is averaged on
+        its grid, and these vectors, each at unit length, are put side by side: so the cosine of two images is the mean
+        of the cosines of their stages.
+        """
+        maps = self._maps(batch, max(map(len, choices))) if any(grids != [1] for grids in choices) else []
+        return [self(batch) if grids == [1] else _on_grids(maps, grids) for grids in choices]
 
     def with_map(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The features, and the last feature map, (B, channels, h, w).
@@ -100,13 +119,34 @@ class Backbone(nn.Module):
                 lines.append(f"{name} stays random: its shape is {_shape(current)}, but {_shape(new)} in the weights")
         return lines
 
-    def _feature_width(self, bands: int, size: int) -> int:
-        with torch.no_grad():  # one image shows the width, and whether the model takes such images
-            features = self.eval()(torch.zeros(1, bands, size, size))
+    def _maps(self, batch: torch.Tensor, stages: int) -> list[torch.Tensor]:
+        """The maps of the last stages, the last one first."""
+        return self.net.forward_intermediates(batch, stages, output_fmt="NCHW", intermediates_only=True)[::-1]
+
+    def _check_grids(self, model: str, size: int) -> None:
+        """Raises InputError unless the model has a map for each of the grids, at least as fine as its grid."""
+        setting, stages = f"pretrain.encoder.features = {self.grids}: ", getattr(self.net, "feature_info", [])
+        if isinstance(self.net, VisionTransformer) or not stages or not hasattr(self.net, "forward_intermediates"):
+            raise InputError(f"{setting}must be [1] with {model!r}, which has no maps of several stages")
+        if len(self.grids) > len(stages):
+            raise InputError(f"{setting}must have at most {len(stages)} grids, one for each stage of {model!r}")
+        with torch.no_grad():
+            sides = [m.shape[-1] for m in self._maps(torch.zeros(1, self.bands, size, size), len(self.grids))]
+        for stage, (side, grid) in enumerate(zip(sides, self.grids, strict=True), 1):
+            if grid > side:
+                raise InputError(
+                    f"{setting}grid {stage} must be ≤ {side}, the side of its map for images of {size} pixels; "
+                    "the first grid is for the last map"
+                )
+
+    def _widths(self, bands: int, size: int) -> tuple[int, int]:
+        with torch.no_grad():  # one image shows the widths, and whether the model takes such images
+            image = torch.zeros(1, bands, size, size)
+            pooled, features = self.eval()(image), self.features(image)
         self.train()
-        if features.ndim != 2:
-            raise ValueError(f"for one image it gives a tensor of {_shape(features)}, not a vector")
-        return features.shape[1]
+        if pooled.ndim != 2:
+            raise ValueError(f"for one image it gives a tensor of {_shape(pooled)}, not a vector")
+        return pooled.shape[1], features.shape[1]
 
 
 def pretrained_weights(architecture: Architecture, size: int) -> dict[str, torch.Tensor]:
@@ -216,6 +256,12 @@ def _check(net: Any, a: Architecture, size: int) -> None:
         raise InputError(
             f"pretrain.encoder.vit.layers = {a.vit.layers}: must be ≤ {len(net.blocks)}, the layers of {a.model!r}"
         )
+
+
+def _on_grids(maps: Sequence[torch.Tensor], grids: Sequence[int]) -> torch.Tensor:
+    """The maps (B, channels, h, w), each averaged on its grid, at unit length, side by side; grid 0 leaves one out."""
+    parts = [F.adaptive_avg_pool2d(m.float(), g).flatten(1) for m, g in zip(maps, grids, strict=False) if g]
+    return torch.cat([F.normalize(part, dim=1) for part in parts], 1)
 
 
 def _as_map(last: Any, net: Any = None) -> torch.Tensor:

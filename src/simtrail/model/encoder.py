@@ -78,7 +78,10 @@ class Encoder(nn.Module):
         with_local_head = self.branches.values() if terms.local else []
         self.map_shapes = [map_shape(branch, architecture, size, terms.local) for branch in with_local_head]
         self.local_heads = nn.ModuleList([projection_head(channels, config.head) for channels, *_ in self.map_shapes])
-        widths = [self.backbone.width, *(m.out_features for m in self.head.modules() if isinstance(m, nn.Linear))]
+        widths = [
+            self.backbone.feature_width,
+            *(m.out_features for m in self.head.modules() if isinstance(m, nn.Linear)),
+        ]
         self.width = widths[head_layers]
 
     @property
@@ -87,8 +90,15 @@ class Encoder(nn.Module):
 
     def forward(self, batch: torch.Tensor, modality: str | None = None) -> torch.Tensor:
         if modality is None or (index := self._branch_index(modality)) is None:
-            return self.head[: self.head_layers](self.backbone(*self._branch_inputs(batch)))
+            inputs = self._branch_inputs(batch)
+            if not self.head_layers:
+                return self.backbone.features(*inputs)
+            return self.head[: self.head_layers](self.backbone(*inputs))
         return self.backbone.part(index, self.inputs[index](batch))
+
+    def features_on(self, choices: Sequence[list[int]], batch: torch.Tensor) -> list[torch.Tensor]:
+        """The features (B, width) that the encoder would have with each choice of `architecture.features`."""
+        return self.backbone.features_on(choices, *self._branch_inputs(batch))
 
     def parts(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """The features of each of `modalities`, (B, W) at unit length; the fused features are made of them."""

@@ -114,10 +114,29 @@ class Fusion(nn.Module):
         self.scores = nn.ModuleList(nn.Linear(width, 1) for _ in bands if attention)
         for weight in self.scores.parameters():
             nn.init.zeros_(weight)
+        if attention and architecture.features != [1]:
+            raise InputError(
+                f"pretrain.encoder.features = {architecture.features}: must be [1] with pretrain.encoder.fusion: "
+                "attention, whose weights are trained for these features"
+            )
         self.width = width if attention else len(bands) * width
+        self.feature_width = width if attention else len(bands) * backbones[0].feature_width
 
     def forward(self, *images: torch.Tensor) -> torch.Tensor:
+        return self.fuse([unit(branch(x)) for branch, x in zip(self.branches, images, strict=True)])
+
+    def features(self, *images: torch.Tensor) -> torch.Tensor:
+        """The features, (B, feature_width); see Backbone."""
         return self.fuse(self.parts(*images))
+
+    def features_on(self, choices: Sequence[list[int]], *images: torch.Tensor) -> list[torch.Tensor]:
+        """The features (B, width) for each choice of grids; see Backbone."""
+        of_branches = [branch.features_on(choices, x) for branch, x in zip(self._backbones, images, strict=True)]
+        return [self.fuse([unit(part) for part in parts]) for parts in zip(*of_branches, strict=True)]
+
+    @property
+    def _backbones(self) -> list[Backbone]:
+        return [branch for branch in self.branches if isinstance(branch, Backbone)]
 
     def parts(self, *images: torch.Tensor) -> list[torch.Tensor]:
         """The parts, M × (B, W)."""
@@ -125,7 +144,7 @@ class Fusion(nn.Module):
 
     def part(self, number: int, images: torch.Tensor) -> torch.Tensor:
         """The part of one modality, (B, W); with only this modality, `attention` would give the same features."""
-        return unit(self.branches[number](images))
+        return unit(self._backbones[number].features(images))
 
     def fuse(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The features, (B, width), from the parts of all modalities."""

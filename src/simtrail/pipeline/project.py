@@ -24,11 +24,8 @@ prepare:
   size: 64                    # side of the square images that the encoder gets, in pixels
 
 pretrain:
-  epochs: 40
-  batch_size: 64
-  temperature: 0.2
-  augment:
-    color: {strength: 0.8}    # lower it where colour distinguishes your classes; see: simtrail preview
+  recipe: auto                # how views are made, such as photograph or sign; see: simtrail preview --recipe sign
+  epochs: auto                # auto: chosen from your images and this machine: artifacts/plan/plan.json
 
 evaluate:
   labels: []                  # further columns of metadata.csv to evaluate, besides the label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 from simtrail.errors import InputError
 from simtrail.evaluation.names import beats_floors
 from simtrail.params import Params
-from simtrail.pipeline.workspace import ENCODER, MANIFEST, STATISTICS, VALIDATION, read_json, read_tables
+from simtrail.pipeline.workspace import ENCODER, MANIFEST, PLAN, STATISTICS, VALIDATION, read_json, read_tables
 from simtrail.report.card import model_card
 from simtrail.report.wording import verdict
 from simtrail.tracking import registry
@@ -25,6 +26,8 @@ History = list[dict[str, float]]
 
 def facts(params: Params, encoder: Path, history: History, metrics: dict[str, Any], run_id: str) -> dict[str, Any]:
     """What the report and the model card show about the encoder in a folder."""
+    from simtrail.model.encoder import Encoder  # slow to import
+
     return {
         "name": params.register_.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -33,6 +36,8 @@ def facts(params: Params, encoder: Path, history: History, metrics: dict[str, An
         "statistics": read_json(STATISTICS, "prepare"),
         "history": history,
         "metrics": metrics,
+        "width": Encoder.load(encoder).width,
+        "chosen": _chosen(params),
         "tables": read_tables() if encoder == ENCODER else {},  # they are of the pipeline's encoder
         "lineage": lineage(run_id) | {"encoder_sha256": encoder_hash(encoder)},
     }
@@ -99,6 +104,15 @@ def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
                 if not key.endswith(("_low", "_high")) or key.startswith("accuracy_")
             }
     return {name: value for name, value in rows.items() if value is not None}
+
+
+def _chosen(params: Params) -> dict[str, str]:
+    """Value and reason of each setting that the plan chose, as far as these parameters have its value."""
+    if not PLAN.exists():
+        return {}
+    plan, flat = read_json(PLAN, "plan"), params.flat()
+    same = {key: value for key, value in plan["values"].items() if flat[key] == value}
+    return {key: f"{json.dumps(value)}: {plan['reasons'][key]}" for key, value in same.items()}
 
 
 def _checks(validation: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,16 @@ def prepare(settings: Sequence[str] = ()) -> None:
     echo(f"prepare: {len(images)} images of {len(recipe.bands)} bands at {recipe.size} px: {parts}")
 
 
+def plan(settings: Sequence[str] = ()) -> None:
+    """Chooses the value of every parameter that is `auto`, by rules, measurements and a pilot; writes the plan."""
+    params = load_params(settings=settings)
+    ws.require(params, "prepare")
+    from simtrail.pipeline.plan import make_plan, write
+
+    write(make_plan(params, log=lambda line: echo(f"plan: {line}")), params)
+    echo(f"plan: {len(params.auto)} settings were auto: {ws.PLAN}")
+
+
 def pretrain(settings: Sequence[str] = ()) -> None:
     """Trains an encoder by SimCLR on the training split for each seed; writes it and its history.
 
@@ -144,9 +155,13 @@ def pretrain(settings: Sequence[str] = ()) -> None:
     """
     params = load_params(settings=settings)
     ws.require(params, "prepare")
+    from simtrail.pipeline.plan import is_planned, planned
     from simtrail.pipeline.training_run import training_run
     from simtrail.training.distributed import processes, rank
 
+    if "WORLD_SIZE" not in os.environ and not is_planned(params):  # with DVC, the plan stage has run before
+        plan(settings)
+    params = planned(params)
     runs = [training_run(p) for p in params.pretrain.each_seed()]  # all errors in settings come before any file
     with processes():
         if rank() > 0:
@@ -162,11 +177,14 @@ def pretrain(settings: Sequence[str] = ()) -> None:
             _train(of_seed, ready, ws.ENCODER if first else ws.SEEDS / str(p.seed))
 
 
-def preview(images: int, seed: int, settings: Sequence[str] = ()) -> None:
-    """Draws training images and their views with the present settings: artifacts/preview/views.png."""
-    params = load_params(settings=settings)
+def preview(images: int, seed: int, recipe: str | None = None, settings: Sequence[str] = ()) -> None:
+    """Draws training images and their views with the present settings or a recipe: artifacts/preview/views.png."""
+    params = load_params(settings=[*settings, *([f"pretrain.recipe={recipe}"] if recipe else [])])
     ws.require(params, "prepare")
+    if "pretrain.recipe" in params.auto:
+        params = _planned(settings)
     from simtrail.augment.views import TwoViews
+    from simtrail.pipeline.training_run import without_effect
     from simtrail.report.figures.pictures import view_grid
 
     source = ws.prepared()
@@ -174,14 +192,15 @@ def preview(images: int, seed: int, settings: Sequence[str] = ()) -> None:
     rows = np.random.default_rng(seed).permutation(source.pretraining_rows("train"))[:images]
     ws.fresh_folder(ws.PREVIEW.parent)
     view_grid(source.images, rows, views, seed, ws.PREVIEW)
-    for line in views.without_effect():
+    for line in without_effect(views, params.pretrain.recipe):
         echo(f"preview: warning: {line}")
-    echo(f"preview: {len(rows)} images and two pairs of views each: {ws.PREVIEW}")
+    name = f" of the recipe {params.pretrain.recipe}" if params.pretrain.recipe else ""
+    echo(f"preview{name}: {len(rows)} images and two pairs of views each: {ws.PREVIEW}")
 
 
 def embed(settings: Sequence[str] = ()) -> None:
     """Computes the features of every usable image, in the order of the split table."""
-    params = load_params(settings=settings)
+    params = _planned(settings)
     ws.require(params, "prepare", "pretrain")
     from simtrail.evaluation.assess import features_of
     from simtrail.model.encoder import Encoder
@@ -197,7 +216,7 @@ def embed(settings: Sequence[str] = ()) -> None:
 
 def evaluate(settings: Sequence[str] = ()) -> None:
     """Measures the encoder on the test split: scores with intervals, floors, tables, evidence; logged to the run."""
-    params = load_params(settings=settings)
+    params = _planned(settings)
     ws.require(params, "prepare", "pretrain")
     from simtrail.downstream.fine_tune import Tuning, few_label_table
     from simtrail.evaluation.assess import Embedded, assess, by_modality, over_seeds
@@ -242,7 +261,7 @@ def evaluate(settings: Sequence[str] = ()) -> None:
 
 def report(settings: Sequence[str] = ()) -> None:
     """Draws everything that people look at: figures, map, pages and the model card; logged to the run."""
-    params = load_params(settings=settings)
+    params = _planned(settings)
     ws.require(params, *ws.RECORDS)
     from simtrail.pipeline.registration import facts
     from simtrail.report.card import model_card
@@ -275,7 +294,7 @@ def report(settings: Sequence[str] = ()) -> None:
 
 def register(settings: Sequence[str] = ()) -> None:
     """Registers the encoder in MLflow with its metrics and lineage; it becomes champion only if it is the best."""
-    params = load_params(settings=settings)
+    params = _planned(settings)
     ws.require(params, *ws.RECORDS)
     from simtrail.evaluation.names import beats_floors
     from simtrail.pipeline.registration import register_encoder
@@ -296,6 +315,13 @@ def register(settings: Sequence[str] = ()) -> None:
             echo(f"register: warning: linear probe of {name}: {verdict(task)}")
 
 
+def _planned(settings: Sequence[str]) -> Params:
+    """The parameters, with those of the plan in place of auto."""
+    from simtrail.pipeline.plan import planned
+
+    return planned(load_params(settings=settings))
+
+
 def _notes(manifest: pd.DataFrame) -> dict[str, list[str]]:
     """Each decision in reading files, with the paths of these files."""
     notes = manifest[["path", "notes"]].explode("notes").dropna()
@@ -305,7 +331,7 @@ def _notes(manifest: pd.DataFrame) -> dict[str, list[str]]:
 def _train(params: Params, ready: TrainingRun, folder: Path) -> None:
     """Trains one encoder and writes it, its history and its pictures to a folder; logged to its run."""
     from simtrail.tracking.pull import encoder_hash
-    from simtrail.tracking.run import Trail, curve_logger, log_result, run, run_name, tag_encoder
+    from simtrail.tracking.run import Trail, adopt, curve_logger, log_result, run, run_name, tag_encoder
 
     for line in ready.warnings:
         echo(f"pretrain: warning: {line}")
@@ -319,7 +345,11 @@ def _train(params: Params, ready: TrainingRun, folder: Path) -> None:
         pd.DataFrame(trained.history).to_csv(folder / ws.HISTORY.name, index=False)
         _draw_curve(trained.history, trained.epoch, folder)
         tag_encoder(encoder_hash(folder), ready.first_weights)
-        log_result({"kept_epoch": trained.epoch}, [*sorted(folder.glob("*.png")), folder / "config.json"])
+        files = [*sorted(folder.glob("*.png")), folder / "config.json"]
+        if load_params().auto and ws.PLAN.exists():
+            adopt([row["run"] for row in ws.read_json(ws.PLAN, "plan")["pilot"]], run_id)
+            files.append(ws.PLAN)
+        log_result({"kept_epoch": trained.epoch}, files)
     ready.checkpoints.finish()
     last = trained.history[-1]
     echo(

@@ -17,8 +17,8 @@ from simtrail.data.loader import TrainingData
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, WEIGHTS
 from simtrail.model.encoder import Encoder, EncoderConfig
-from simtrail.params import Pretrain
-from simtrail.pipeline.workspace import prepared, project_folder
+from simtrail.params import Pretrain, recipe, value_of
+from simtrail.pipeline.workspace import Prepared, prepared, project_folder
 from simtrail.training.loop import Trained, fit
 from simtrail.training.state import Checkpoints
 
@@ -48,16 +48,9 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     Runs of a `group` have their own checkpoints, which no other run with the same settings uses.
     """
     p = p.each_seed()[0]
-    statistics, _, recipe, images = source = prepared()
-    config = EncoderConfig(
-        architecture=p.encoder,
-        head=p.head,
-        recipe=recipe,
-        mean=statistics["mean"],
-        std=statistics["std"],
-        terms=p.terms,
-    )
-    weights, code = _first_weights(p.weights), _code_hash(*CODE)
+    statistics, _, bands, images = source = prepared()
+    config = encoder_config(p, source)
+    weights, code = first_weights(p.weights), _code_hash(*CODE)
     settings = p.model_dump(exclude={"checkpoint"})  # how often a run is saved does not change its result
     key, origin = (
         hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -69,9 +62,28 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     data = TrainingData(images, train, val, pd.factorize(source.table["label"])[0])
     checkpoints = Checkpoints(project_folder() / ".simtrail" / group, key, p.checkpoint.keep)
     p = p.model_copy(update={"weights": weights.location})
-    warnings = [*TwoViews(p.augment, recipe).without_effect(), *_without_effect(p)]
+    warnings = [*without_effect(TwoViews(p.augment, bands), p.recipe), *_without_effect(p)]
     start = partial(fit, data, config, p, checkpoints=checkpoints)
     return TrainingRun(key, origin, statistics["data_md5"], weights.stamp, data, warnings, checkpoints, start)
+
+
+def encoder_config(p: Pretrain, source: Prepared) -> EncoderConfig:
+    """The configuration of an encoder of the prepared images."""
+    return EncoderConfig(
+        architecture=p.encoder,
+        head=p.head,
+        recipe=source.recipe,
+        mean=source.statistics["mean"],
+        std=source.statistics["std"],
+        terms=p.terms,
+    )
+
+
+def without_effect(views: TwoViews, recipe_name: str | None) -> list[str]:
+    """One line for each setting of the views that has no effect, unless it comes from the recipe."""
+    tree = {"pretrain": {"augment": recipe(recipe_name)}} if recipe_name else {}
+    lines = {line.split(":")[0]: line for line in views.without_effect()}
+    return [line for key, line in lines.items() if value_of(tree, key) is None]
 
 
 class _FirstWeights(NamedTuple):
@@ -79,7 +91,7 @@ class _FirstWeights(NamedTuple):
     stamp: str  # identifies the weights: a name may come to mean others
 
 
-def _first_weights(weights: str) -> _FirstWeights:
+def first_weights(weights: str) -> _FirstWeights:
     """First weights as the training core takes them; a registered model is downloaded."""
     if weights in ("random", "pretrained"):
         return _FirstWeights(weights, weights)

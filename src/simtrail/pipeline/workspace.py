@@ -22,6 +22,7 @@ ROOT = Path("artifacts")
 MANIFEST, QUARANTINE = ROOT / "check/manifest.parquet", ROOT / "check/quarantine.csv"
 VALIDATION, VALIDATION_PAGE = ROOT / "check/validation.json", ROOT / "check/validation.html"
 PACKED, SPLIT, STATISTICS = ROOT / "prepare", ROOT / "prepare/split.parquet", ROOT / "prepare/statistics.json"
+PLAN, PLANNED = ROOT / "plan/plan.json", ROOT / "plan/params.yaml"
 ENCODER, HISTORY = ROOT / "pretrain", ROOT / "pretrain/history.csv"
 SEEDS, TRAINING_SETTINGS = ROOT / "pretrain/seeds", ROOT / "pretrain/seeds/settings.json"
 PREVIEW = ROOT / "preview/views.png"
@@ -38,6 +39,7 @@ SETTINGS = ROOT / "settings"
 DECIDING = {  # stage → the sections and keys that decide its result
     "check": ("data", "check"),
     "prepare": ("data", "prepare", "evaluate.held_out_classes"),
+    "plan": ("pretrain",),
     "pretrain": ("pretrain",),
     "embed": ("embed",),
     "evaluate": ("evaluate", "pretrain.augment", "pretrain.monitor.metric"),
@@ -75,14 +77,15 @@ def prepared() -> Prepared:
     recipe = Recipe.model_validate(statistics["recipe"])
     images = PackedImages(PACKED, recipe)
     if not len(images):
-        raise InputError(f"{PACKED}: no packed images; {_first('prepare')}")
+        raise InputError(f"{PACKED}: no packed images; {first('prepare')}")
     return Prepared(statistics, table, recipe, images)
 
 
 def require(params: Params, *stages: str) -> None:
     """InputError where one of the stages last ran with other settings than params.yaml has now."""
     for stage in stages:
-        recorded, now = read_json(RECORDS[stage], stage), settings(params, stage)
+        record = PLAN if stage == "plan" else RECORDS[stage]
+        recorded, now = read_json(record, stage), settings(params, stage)
         then = recorded if stage == "pretrain" else recorded.get("settings", {})
         changed = [k for k in {**now, **then} if then.get(k) != now.get(k) and not k.startswith(HOW_OFTEN)]
         if changed:
@@ -156,8 +159,9 @@ def _read(reader: Any, path: Path, stage: str) -> Any:
     try:
         return reader(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {_first(stage)}") from None
+        raise InputError(f"{path}: no such file; {first(stage)}") from None
 
 
-def _first(stage: str) -> str:
+def first(stage: str) -> str:
+    """The advice to run a stage."""
     return f"run the {stage} stage first: simtrail {stage}, or dvc repro {stage}"

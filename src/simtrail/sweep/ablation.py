@@ -14,7 +14,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from simtrail.errors import InputError, TrainingError
-from simtrail.params import Params, Pretrain, Settings, assignment, change, load_params, parse, read_yaml
+from simtrail.params import Params, Pretrain, Settings, assignment, change, load_params, parse, read_yaml, value_of
+from simtrail.pipeline.plan import planned
 from simtrail.pipeline.training_run import TrainingRun, training_run
 from simtrail.pipeline.workspace import require
 from simtrail.sweep.validation import validation_scores
@@ -61,7 +62,7 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
     """
     source, folder = PRESETS / f"{name}.yaml", PRESETS / name
     overrides = dict(assignment(text) for text in assignments)
-    preset, base = load_preset(source), load_params()
+    preset, base = load_preset(source), planned(load_params())
     require(base, "prepare")
     cells = grid(preset, base, overrides, " --set ".join([str(source), *assignments]))
     runs = [(names, p.model_copy(update={"seeds": [p.seed + i]})) for names, p in cells.items() for i in range(seeds)]
@@ -115,24 +116,17 @@ def grid(preset: Preset, params: Params, overrides: Settings, source: str) -> di
     cells = {}
     for names in itertools.product(*preset.vary.values()):
         varied = [settings[name] for settings, name in zip(preset.vary.values(), names, strict=True)]
-        tree = params.model_dump(by_alias=True)
+        tree = params.tree
         for settings in (preset.set, overrides, *varied):
             change(tree, settings)
         cells[names] = parse(Params, tree, source).pretrain
         for key, value in itertools.chain(*(settings.items() for settings in (overrides, *varied))):
-            if (result := _value(tree, key)) != value:
+            if (result := value_of(tree, key)) != value:
                 raise InputError(f"{source}: {key} = {value!r}: the cell {' × '.join(names)} sets it to {result!r}")
         for key in [*preset.set, *overrides, *itertools.chain(*varied)]:
             if key.split(".")[0] != "pretrain":
                 raise InputError(f"{source}: {key}: only pretrain is varied; set it in params.yaml and run dvc repro")
     return cells
-
-
-def _value(tree: Any, key: str) -> Any:
-    """The value of a dotted key, None if the tree does not have it."""
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
 
 
 def _run(training: TrainingRun, params: Pretrain, base: Params, file: Path, label: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from simtrail.errors import InputError, TrainingError
 from simtrail.params import Params, load_params
+from simtrail.pipeline.plan import planned
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import require
 from simtrail.sweep.result import register_best, report
@@ -39,7 +40,7 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool, settin
     machine runs (OPTUNA_STORAGE). The encoder becomes champion only if it passes the gate of `register`. Raises
     InputError before any trial for errors in the space, and TrainingError if workers die again and again.
     """
-    params = load_params(settings=settings)
+    params = planned(load_params(settings=settings))
     space = load_space(name, params)
     if trials:
         space = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": trials})})

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 
 from simtrail.errors import InputError, OutOfMemory, TrainingError
 from simtrail.params import Params, load_params
+from simtrail.pipeline.plan import planned
 from simtrail.pipeline.training_run import TrainingRun, training_run
 from simtrail.sweep.space import Space, load_space, suggest, trial_settings
 from simtrail.sweep.study import OWNER, count_trials, is_surplus, open_study, this_process
@@ -32,7 +33,7 @@ class _Surplus(Exception):
 
 def run_trials(name: str, trials: int, number: int, parent: int, deadline: float | None, settings: list[str]) -> None:
     """Runs trials until `trials` have ended, the deadline has passed, or the parent process is gone."""
-    params = load_params(settings=settings)
+    params = planned(load_params(settings=settings))
     space = load_space(name, params)
     seed = 10**6 * trial_settings(params, space, {}).seed + 1000 * number
     study = open_study(name, space, study_base(params, space), seed)

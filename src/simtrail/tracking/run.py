@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from mlflow import MlflowClient
 from mlflow.data import sources
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from simtrail.params import Params, load_params
@@ -199,6 +200,18 @@ def tag_run(run_id: str, key: str, value: str) -> None:
     open_store().set_tag(run_id, key, value)
 
 
+def adopt(run_ids: Sequence[str], parent: str) -> None:
+    """Shows runs below a parent, those that have none yet and that this store knows."""
+    client = open_store()
+    for run_id in dict.fromkeys(run_ids):
+        try:
+            known = client.get_run(run_id)
+        except MlflowException:  # of another machine: DVC brought the plan
+            continue
+        if MLFLOW_PARENT_RUN_ID not in known.data.tags:
+            client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, parent)
+
+
 def lineage(run_id: str) -> dict[str, Any]:
     """The origin of a result, for the report: commit, dirty, run_id, run_url, and versions of the software."""
     commit, diff = git_state()
@@ -227,9 +240,9 @@ def git_state() -> tuple[str | None, str]:
 def _log_origin(trail: Trail) -> None:
     commit, diff = git_state()
     mlflow.log_params(trail.params.flat())
-    if trail.params == load_params():
+    if trail.params.tree == load_params().tree:
         mlflow.log_artifact("params.yaml")
-    else:  # the parameters of a sweep's trial are not those of params.yaml
+    else:  # those of a trial of a sweep, or of a plan, are not those of params.yaml
         mlflow.log_dict(trail.params.model_dump(by_alias=True), "params.yaml")
     mlflow.log_input(trail.dataset(), context="training")
     tags: dict[str, Any] = {PARAMS: trail.params_hash, "simtrail.data_md5": trail.data_md5}

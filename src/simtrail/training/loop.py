@@ -17,6 +17,7 @@ from simtrail.errors import InputError, TrainingError
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device, load_weights
 from simtrail.params import Checkpoint, Pretrain
 from simtrail.training.distributed import from_first, rank, world
+from simtrail.training.early import early_epoch, early_truth
 from simtrail.training.learner import Learner
 from simtrail.training.monitors import Monitor, problems
 from simtrail.training.optimisers import learning_rate, peak_rate
@@ -54,7 +55,7 @@ def fit(
 
     Raises InputError for settings that the images or the memory don't allow, TrainingError when the loss is not finite.
     """
-    per_epoch, steps = _plan(len(data.train), params)
+    per_epoch, steps = plan_steps(len(data.train), params)
     epochs, device, peak = math.ceil(steps / per_epoch), best_device(), peak_rate(params)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(params.seed)  # the encoder is built on the CPU, so that a GPU starts from the same weights
@@ -108,11 +109,15 @@ def fit(
                 "learning_rate": learning_rate(state.step - 1, steps, peak, params.warmup),
                 **_speed((state.step - first_step) * params.batch_size, start, batches.seconds),
             }
-            if (epoch + 1) % params.monitor.every == 0 or state.step == steps:
+            early = epoch + 1 == early_epoch(epochs)
+            if (epoch + 1) % params.monitor.every == 0 or state.step == steps or early:
                 kept = learner.kept
                 row |= from_first({**monitor.validate(kept), **on_validation(kept)} if rank() == 0 else {})
                 encoder.train()  # on_validation may have changed the mode
-                for line in problems(row, encoder):
+                lines = problems(row, encoder)
+                if early and rank() == 0:
+                    lines += early_truth(row, kept, monitor, params, [*state.history, row][0]["loss"])
+                for line in lines:
                     log(f"epoch {epoch + 1}: {line}")
                 state.keep_if_best(row, metric, learner.kept)
             state.end_epoch(row)
@@ -130,7 +135,7 @@ def fit(
         return Trained(learner.kept.eval(), state.history, state.best["epoch"] if state.best else len(state.history))
 
 
-def _plan(images: int, params: Pretrain) -> tuple[int, int]:
+def plan_steps(images: int, params: Pretrain) -> tuple[int, int]:
     """Steps per epoch, and steps in total."""
     if params.batch_size > images:
         raise InputError(

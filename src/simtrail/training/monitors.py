@@ -54,7 +54,7 @@ class Monitor:
         try:
             rows = np.union1d(self.val, self.queries)
             features = self._features(encoder, rows)
-            batches = enumerate(self._batches(self.val, encoder.device))
+            batches = enumerate(self.batches(self.val, encoder.device))
             views = [encoder.project(self.two_views(batch, self.seed, i)).float().chunk(2) for i, batch in batches]
             first, second = (torch.cat(view) for view in zip(*views, strict=True))
             val = features[np.searchsorted(rows, self.val)]
@@ -67,13 +67,25 @@ class Monitor:
                 **self._modality_measures(encoder),
             }
             if self.labelled:
-                bank, labels = self._features(encoder, self.bank), self.labels[self.bank]
-                queries, truth = features[np.searchsorted(rows, self.queries)], self.labels[self.queries]
-                measures["val_knn"] = float((knn(bank, labels, queries, NEIGHBOURS) == truth).mean())
-                measures["val_probe"] = float((ridge_probe(bank, labels, queries) == truth).mean())
+                bank, queries = self._features(encoder, self.bank), features[np.searchsorted(rows, self.queries)]
+                measures |= self.accuracies(bank, queries)
             return measures
         finally:
             encoder.train(training)
+
+    def accuracies(self, bank: torch.Tensor, queries: torch.Tensor) -> dict[str, float]:
+        """val_knn and val_probe of the features of `self.bank` and `self.queries`."""
+        labels, truth = self.labels[self.bank], self.labels[self.queries]
+        predicted = {
+            "val_knn": knn(bank, labels, queries, NEIGHBOURS),
+            "val_probe": ridge_probe(bank, labels, queries),
+        }
+        return {name: float((classes == truth).mean()) for name, classes in predicted.items()}
+
+    @property
+    def chance(self) -> float:
+        """The accuracy on `self.queries` of always the most frequent class of `self.bank`."""
+        return float((self.labels[self.queries] == np.bincount(self.labels[self.bank]).argmax()).mean())
 
     def choose(self, metric: str) -> str | None:
         """The name of the measure for `pretrain.monitor.metric`, higher is better; None: the last weights are kept.
@@ -96,7 +108,7 @@ class Monitor:
     def _modality_measures(self, encoder: Encoder) -> dict[str, float]:
         if not encoder.modalities:
             return {}
-        batches = [encoder.parts(batch) for batch in self._batches(self.val, encoder.device)]
+        batches = [encoder.parts(batch) for batch in self.batches(self.val, encoder.device)]
         parts = [torch.cat(part) for part in zip(*batches, strict=True)]
         by_name = zip(encoder.modalities, parts, strict=True)
         measures = {f"val_feature_std_{name}": feature_std(part) for name, part in by_name}
@@ -106,9 +118,10 @@ class Monitor:
         return measures
 
     def _features(self, encoder: Encoder, rows: np.ndarray) -> torch.Tensor:
-        return torch.cat([encoder(batch).float() for batch in self._batches(rows, encoder.device)])
+        return torch.cat([encoder(batch).float() for batch in self.batches(rows, encoder.device)])
 
-    def _batches(self, rows: np.ndarray, device: torch.device) -> Iterator[torch.Tensor]:
+    def batches(self, rows: np.ndarray, device: torch.device) -> Iterator[torch.Tensor]:
+        """The packed rows in batches, in [0, 1]."""
         for start in range(0, len(rows), BATCH):
             packed = self.images.rows(rows[start : start + BATCH])
             yield to_unit(packed, self.images.recipe.full_scale, device)
@@ -129,7 +142,10 @@ def problems(row: dict[str, float], encoder: Encoder) -> list[str]:
     attention ignores, with a mean weight below `IGNORED`.
     """
     lines = []
-    for name, width in [("", encoder.width), *((name, encoder.branches[name].width) for name in encoder.modalities)]:
+    for name, width in [
+        ("", encoder.width),
+        *((name, encoder.branches[name].feature_width) for name in encoder.modalities),
+    ]:
         std = row.get("val_feature_std" + (name and f"_{name}"), math.inf)
         if collapsed(std, width):
             lines.append(f"the features {name and f'of {name} '}collapse: standard deviation {std:.2g}")

@@ -1,0 +1,176 @@
+"""The plan: the value of every setting that is `auto`, chosen before training from the prepared images and the machine.
+
+Rules choose most of them. A pilot chooses the recipe of views and what the features are made of: short trainings,
+judged on the validation split. The plan is stored with its reasons, and all later stages read it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+import yaml
+
+from simtrail.data.recipe import Recipe
+from simtrail.errors import InputError
+from simtrail.model import CONFIG
+from simtrail.model.encoder import Encoder, EncoderConfig, best_device
+from simtrail.params import Params, Pretrain, Settings, change, changed
+from simtrail.pipeline import pilot
+from simtrail.pipeline import workspace as ws
+from simtrail.pipeline.training_run import encoder_config, first_weights
+from simtrail.training.measure import FASTER, bytes_per_image, step_seconds
+
+IMAGES = {"cpu": 80_000, "cuda": 2_000_000}  # that a training sees, with repeats: about ten minutes on two cores
+FEW = 4_000  # images: from here on, a training sees more, by the square root of their number
+EPOCHS = 500  # at most
+LARGEST_BATCH = {"cpu": 64, "cuda": 512}
+STEPS_PER_EPOCH = 8  # at least
+RATES = {"adamw": 0.004, "sgd": 0.12, "lars": 0.3}
+MEMORY = 0.6  # of what is free, for the images of a step
+
+Log = Callable[[str], None]
+
+
+class Plan(NamedTuple):
+    """The values of the settings that were auto, the reason for each, and what the pilot measured."""
+
+    values: Settings
+    reasons: dict[str, str]
+    pilot: list[dict[str, Any]]
+
+
+def planned(params: Params) -> Params:
+    """The parameters with the values of the plan in place of auto; InputError where the plan stage has not run."""
+    if not params.auto:
+        return params
+    ws.require(params, "plan")
+    record = ws.read_json(ws.PLAN, "plan")
+    if record["prepared"] != ws.read_json(ws.STATISTICS, "prepare")["split_hash"]:
+        raise InputError(f"{ws.PLAN}: made for other images; {ws.first('plan')}")
+    return changed(params, record["values"], str(ws.PLAN))
+
+
+def is_planned(params: Params) -> bool:
+    """Whether the plan stage has run for these parameters and the prepared images, or is not needed."""
+    try:
+        planned(params)
+    except InputError:
+        return False
+    return True
+
+
+def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
+    """The value of every setting that is auto; each is logged with its reason when it is known."""
+    source = ws.prepared()
+    values: Settings = {}
+    reasons: dict[str, str] = {}
+    images, recipe, device = len(source.pretraining_rows("train")), source.recipe, best_device()
+
+    def choose(key: str, rule: Callable[[Pretrain], tuple[Any, str]]) -> None:
+        if key in params.auto:
+            values[key], reasons[key] = rule(changed(params, values, "plan").pretrain)
+            log(f"{key} = {shown(values[key])}: {reasons[key]}")
+
+    choose("pretrain.encoder.model", lambda p: model(p, images, device))
+    choose("pretrain.encoder.stem", lambda p: stem(p, recipe))
+    choose("pretrain.batch_size", lambda p: batch_size(images, device))
+    choose("pretrain.epochs", lambda p: epochs(images, device))
+    choose("pretrain.temperature", lambda p: (0.2, "the best of 0.05 to 1 for most image sets with batches up to 256"))
+    choose("pretrain.learning_rate", lambda p: (RATES[p.optimiser], f"for {p.optimiser}, per 256 images"))
+    choose("pretrain.precision", lambda p: precision(encoder_config(p, source), device))
+    choose("pretrain.micro_batch_size", lambda p: micro_batch_size(p, encoder_config(p, source), device))
+    result = pilot.run(changed(params, values, "plan"), params.auto, log)
+    values |= result.values
+    reasons |= result.reasons
+    return Plan(values, reasons, result.table)
+
+
+def model(p: Pretrain, images: int, device: torch.device) -> tuple[str, str]:
+    """The network: a vision transformer for its settings, the one of given weights, or a ResNet."""
+    weights = first_weights(p.weights).location
+    if weights not in ("random", "pretrained"):
+        return _architecture(weights)["model"], f"the network of {p.weights}"
+    if p.encoder.vit is not None:
+        return "vit_tiny_patch16_224", "the smallest vision transformer of timm, for the settings in vit"
+    if device.type == "cpu":
+        return "resnet10t", "the fastest ResNet, for a processor without GPU"
+    if images < 20_000:
+        return "resnet18", f"{images} images are few for a larger network"
+    return "resnet50", f"the network of the paper, for {images} images on a GPU"
+
+
+def stem(p: Pretrain, recipe: Recipe) -> tuple[str, str]:
+    """The stem: small where a standard one would leave a single pixel."""
+    weights = first_weights(p.weights).location
+    if weights not in ("random", "pretrained"):
+        return _architecture(weights)["stem"], f"the stem of {p.weights}"
+    side = math.ceil(recipe.size / 32)
+    if not p.encoder.model.startswith("resnet"):
+        return "standard", "only ResNets have another"
+    text = f"a standard stem leaves a map of {side}×{side} for images of {recipe.size} px"
+    return ("small", text) if side < 2 else ("standard", text)
+
+
+def batch_size(images: int, device: torch.device) -> tuple[int, str]:
+    """The largest power of two that still gives several steps per epoch."""
+    largest = LARGEST_BATCH[device.type]
+    size = max(2, min(largest, 2 ** int(math.log2(max(2, images / STEPS_PER_EPOCH)))))
+    if size == largest:
+        return size, f"the usual on a {_name(device)}; {images // size} steps per epoch"
+    return size, f"the largest power of two that gives {STEPS_PER_EPOCH} steps per epoch of {images} images"
+
+
+def epochs(images: int, device: torch.device) -> tuple[int, str]:
+    """As many epochs as make a budget of images, which grows with the square root of a large set."""
+    seen = IMAGES[device.type] * max(1.0, math.sqrt(images / FEW))
+    count = min(EPOCHS, max(1, round(seen / max(1, images))))
+    return count, f"{count * images:,} images in all, for {images} on a {_name(device)}"
+
+
+def precision(config: EncoderConfig, device: torch.device) -> tuple[str, str]:
+    """bf16 if it is clearly faster here than fp32."""
+    encoder = Encoder(config).to(device).train()
+    seconds = step_seconds(encoder, ["bf16", "fp32"])
+    ratio = seconds["bf16"] / seconds["fp32"]
+    speed = f"measured: bf16 takes {ratio:.2f} of the time of fp32 ({1 / seconds['bf16']:.0f} images/s)"
+    return ("bf16" if ratio <= FASTER else "fp32"), speed
+
+
+def micro_batch_size(p: Pretrain, config: EncoderConfig, device: torch.device) -> tuple[int | None, str]:
+    """The largest half, quarter, … of a batch that fits in memory; None: the whole batch does."""
+    each = bytes_per_image(Encoder(config).to(device).train(), p.precision)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    size = p.batch_size
+    while size > 2 and size % 2 == 0 and size * each > MEMORY * free:
+        size //= 2
+    text = f"a batch needs about {p.batch_size * each / 2**30:.1f} of {free / 2**30:.0f} GiB"
+    return (None if size == p.batch_size else size), text
+
+
+def shown(value: Any) -> str:
+    """A value as in params.yaml."""
+    return json.dumps(value).strip('"')
+
+
+def write(plan: Plan, params: Params) -> None:
+    """Writes plan.json, and params.yaml with the values alone, which `dvc params diff` shows."""
+    ws.fresh_folder(ws.PLAN.parent)
+    tree: dict[str, Any] = {}
+    change(tree, plan.values)
+    ws.PLANNED.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    prepared = ws.read_json(ws.STATISTICS, "prepare")["split_hash"]
+    ws.write_json(ws.PLAN, {"settings": ws.settings(params, "plan"), "prepared": prepared, **plan._asdict()})
+
+
+def _architecture(folder: str) -> dict[str, Any]:
+    return json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))["architecture"]
+
+
+def _name(device: torch.device) -> str:
+    return "GPU" if device.type == "cuda" else "processor"

@@ -1,0 +1,70 @@
+"""What a training step costs on this machine: seconds in each precision, and memory for each image."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+
+import torch
+
+from simtrail.model.encoder import Encoder
+from simtrail.training.learner import LOW
+
+REPEATS, IMAGES = 5, 32
+FASTER = 0.9  # bf16 is chosen if it takes at most this fraction of the time: a tie must not depend on noise
+
+
+def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) -> dict[str, float]:
+    """The seconds per image of a forward and a backward pass of two views, by precision: the fastest of five.
+
+    The encoder is on its device; its weights and its mode don't change. The precisions take turns, so that another
+    program that slows the machine down slows all of them.
+    """
+    seconds = dict.fromkeys(precisions, float("inf"))
+    for repeat in range(REPEATS + 1):  # the first pass also compiles and allocates
+        for precision in precisions:
+            _synchronise(encoder)
+            start = time.perf_counter()
+            _passes(encoder, precision, images)
+            _synchronise(encoder)
+            if repeat:
+                seconds[precision] = min(seconds[precision], (time.perf_counter() - start) / images)
+    return seconds
+
+
+def bytes_per_image(encoder: Encoder, precision: str, images: int = 4) -> float:
+    """The bytes that the backward pass of one image needs, two views: all that the forward pass stores for it.
+
+    Weights are not counted, because their number does not depend on the batch.
+    """
+    weights = {w.data_ptr() for w in encoder.parameters()}
+    stored: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights:
+            stored[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _passes(encoder, precision, images)
+    return sum(stored.values()) / images
+
+
+def _passes(encoder: Encoder, precision: str, images: int) -> None:
+    """The forward and backward pass of two views of grey images."""
+    recipe, device = encoder.config.recipe, encoder.device
+    coordinates = 2 if encoder.config.terms.local else 0
+    views = torch.full((2 * images, len(recipe.bands) + coordinates, recipe.size, recipe.size), 0.5, device=device)
+    state = {name: value.clone() for name, value in encoder.named_buffers()}
+    low = torch.autocast(device.type, LOW[precision]) if precision != "fp32" else nullcontext()
+    with low:
+        projections = encoder.projections(views)
+    projections.float().square().mean().backward()
+    encoder.zero_grad(set_to_none=True)
+    for name, value in encoder.named_buffers():
+        value.copy_(state[name])  # the statistics of batch normalisation
+
+
+def _synchronise(encoder: Encoder) -> None:
+    if encoder.device.type == "cuda":
+        torch.cuda.synchronize()
