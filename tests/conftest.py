@@ -11,6 +11,8 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
+from simtrail.data.recipe import Recipe
+from simtrail.model.encoder import EncoderConfig
 from simtrail.params import Params, change, parse
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -77,3 +79,26 @@ def photographs(folder: Path, classes: int = 3, each: int = 12, size: tuple[int,
             image = rng.integers(0, 90, (size[1], size[0], 3), dtype=np.uint8)
             image[..., c % 3] += 120
             Image.fromarray(image).save(folder / f"class{c}" / f"{i}.png")
+
+
+def rgb_recipe(size: int = 32) -> Recipe:
+    return Recipe(
+        size=size,
+        fit="pad",
+        background=[0.0],
+        composite=False,
+        file_dtype="uint8",
+        file_bands=3,
+        mask_band=None,
+        bands=["red", "green", "blue"],
+        dtype="uint8",
+        low=[0.0] * 3,
+        high=[255.0] * 3,
+    )
+
+
+def rgb_config(changes: dict[str, object], size: int = 32) -> EncoderConfig:
+    p = with_changes(changes).pretrain
+    return EncoderConfig(
+        architecture=p.encoder, head=p.head, recipe=rgb_recipe(size), mean=[0.5] * 3, std=[0.2] * 3, terms=p.terms
+    )

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from conftest import ROOT, with_changes
 
 from simtrail.errors import InputError
-from simtrail.params import load_params
+from simtrail.params import AUTO, Augment, Params, changed, load_params, parse, recipe_names
 
 
 def message(changes: dict[str, object]) -> str:
@@ -129,3 +131,64 @@ def test_the_hash_depends_only_on_the_chosen_sections(params):
     other = with_changes({"evaluate.knn.k": 3})
     assert other.hash("evaluate") != params.hash("evaluate")
     assert other.hash("pretrain") == params.hash("pretrain")
+
+
+def parsed(pretrain: dict) -> Params:
+    return parse(Params, {"data": {"name": "demo"}, "pretrain": pretrain}, "params.yaml")
+
+
+def test_keys_that_can_be_auto_are_auto_by_default_and_each_can_be_set():
+    assert set(parsed({}).auto) == set(AUTO)
+    assert parsed({}).flat()["pretrain.epochs"] == "auto"
+    p = parsed({"epochs": 7, "encoder": {"stem": "auto", "model": "resnet18"}})
+    assert set(AUTO) - set(p.auto) == {"pretrain.epochs", "pretrain.encoder.model"}
+    assert (p.flat()["pretrain.epochs"], p.flat()["pretrain.encoder.stem"]) == (7, "auto")
+    assert set(changed(p, {"pretrain.temperature": 0.1}, "")._tree["pretrain"]) == {"epochs", "encoder", "temperature"}
+    assert set(p.auto) - set(changed(p, {"pretrain.temperature": 0.1}, "").auto) == {"pretrain.temperature"}
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "error"),
+    [
+        ({"epochs": "atuo"}, "pretrain.epochs = 'atuo': must be an integer, or auto"),
+        ({"warmup": "auto"}, "pretrain.warmup = 'auto': must be a number"),
+        ({"recipe": "sings"}, "pretrain.recipe = 'sings': no such recipe; there are aerial, microscopy, photograph,"),
+        ({"encoder": {"features": [0]}}, "pretrain.encoder.features = [0]: must have a grid above 0"),
+    ],
+)
+def test_auto_is_only_allowed_where_it_has_a_meaning(pretrain, error):
+    with pytest.raises(InputError, match=re.escape(error)):
+        parsed(pretrain)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_gives_the_augmentations_and_single_keys_replace_its_own(name):
+    given = parsed({"recipe": name, "augment": {"geometry": {"crop": {"min_area": 0.77}}}}).pretrain.augment
+    of_recipe = parsed({"recipe": name}).pretrain.augment
+    assert of_recipe != Augment()
+    assert given.geometry.crop.min_area == 0.77
+    assert given.color == of_recipe.color
+    assert given.geometry.crop.min_cover == of_recipe.geometry.crop.min_cover
+
+
+def test_another_recipe_replaces_all_of_the_first_one_but_not_single_keys():
+    first = parsed({"recipe": "photograph", "augment": {"color": {"strength": 0.11}}})
+    second = changed(first, {"pretrain.recipe": "sign"}, "").pretrain
+    assert second == parsed({"recipe": "sign", "augment": {"color": {"strength": 0.11}}}).pretrain
+
+
+def test_a_file_of_an_earlier_version_has_the_augmentations_that_it_had():
+    p = parsed({"augment": {"color": {"strength": 0.3}}})
+    assert "pretrain.recipe" not in p.auto
+    assert p.pretrain.augment == Augment(color={"strength": 0.3})
+    assert "pretrain.recipe" in parsed({"augment": {"color": {"strength": 0.3}}, "recipe": "auto"}).auto
+
+
+def test_a_project_can_have_recipes_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/lamp.yaml").write_text("color: {strength: 0.9}\n")
+    assert parsed({"recipe": "lamp"}).pretrain.augment == Augment(color={"strength": 0.9})
+    (tmp_path / "recipes/lamp.yaml").write_text("colour: {strength: 0.9}\n")
+    with pytest.raises(InputError, match=r"recipes/lamp\.yaml: colour: unknown key"):
+        parsed({"recipe": "lamp"})

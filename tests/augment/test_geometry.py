@@ -252,3 +252,12 @@ def test_a_grey_background_of_8_bits_does_not_count_as_organism_in_a_crop(augmen
     settings = {"geometry.crop.p": 1.0, "geometry.crop.min_area": 0.1, "geometry.crop.min_cover": 0.9}
     views = warp(images, augment(settings).geometry, GREY, Draws((0,), 100))
     assert ((views > 0.7).sum((1, 2, 3)) > 0).all()
+
+
+def test_quarter_turns_are_exact_and_each_is_as_frequent(augment):
+    images = torch.rand(1, 3, 8, 8).repeat(400, 1, 1, 1)
+    recipe = augment({"geometry.quarter_turns.p": 0.75}).geometry
+    views = warp(images.repeat(2, 1, 1, 1), recipe, Background([0.0], 1), Draws((0,), 400))
+    counts = [sum(torch.allclose(v, images[0].rot90(turns, (1, 2)), atol=1e-5) for v in views) for turns in range(4)]
+    assert sum(counts) == 800
+    assert min(counts) > 150

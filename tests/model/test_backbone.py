@@ -227,3 +227,49 @@ def test_missing_pretrained_weights_are_an_error_that_names_the_model(monkeypatc
         pretrained_weights(architecture("eca_vovnet39b"), 32)
     with pytest.raises(InputError, match=r"pretrain\.weights = 'pretrained': needs pretrain\.encoder\.width: 1"):
         pretrained_weights(architecture("resnet18", width=2), 32)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_features_are_the_means_of_maps_on_grids_each_at_unit_length(model):
+    net, images = backbone(model, size=64), torch.rand(2, 3, 64, 64)
+    maps = net.net.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
+    expected = []
+    for stage, grid in ((-1, 1), (-2, 2)):
+        part, side = maps[stage], maps[stage].shape[-1] // grid
+        tiles = [
+            part[:, :, i * side : (i + 1) * side, j * side : (j + 1) * side].mean((2, 3))
+            for i in range(grid)
+            for j in range(grid)
+        ]
+        vector = torch.stack(tiles, 2).flatten(1)
+        expected.append(vector / vector.norm(dim=1, keepdim=True))
+    assert torch.allclose(net.features_on([[1, 2]], images)[0], torch.cat(expected, 1), atol=1e-5)
+    assert torch.equal(net.features_on([[1]], images)[0], net(images))
+
+
+def test_more_features_do_not_change_the_weights_or_what_the_head_gets():
+    torch.manual_seed(0)
+    plain, more = (Backbone(Architecture(model="test_resnet", features=f), 3, 64).eval() for f in ([1], [0, 2, 3]))
+    more.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(plain(images), more(images))
+    assert (plain.width, plain.feature_width) == (more.width, plain.width)
+    assert more.features(images).shape == (2, more.feature_width)
+    assert torch.allclose(more.features(images).norm(dim=1), torch.tensor(2**0.5))
+
+
+@pytest.mark.parametrize(
+    ("model", "features", "message"),
+    [
+        (
+            "test_vit",
+            [1, 2],
+            r"must be \[1\] with 'test_vit', which has no maps of several stages",
+        ),
+        ("test_resnet", [1] * 9, r"must have at most 5 grids, one for each stage of 'test_resnet'"),
+        ("test_resnet", [3], r"grid 1 must be ≤ 1, the side of its map for images of 32 pixels"),
+    ],
+)
+def test_features_that_a_model_does_not_have_are_an_error(model, features, message):
+    with pytest.raises(InputError, match=message):
+        Backbone(Architecture(model=model, features=features), 3, 32)

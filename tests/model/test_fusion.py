@@ -12,7 +12,7 @@ from simtrail import load_encoder
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
-from simtrail.model.fusion import BranchInput, branch_bands
+from simtrail.model.fusion import BranchInput, Fusion, branch_bands
 from simtrail.params import Architecture, Head, Terms
 
 GROUPS = {"rgb": [0, 1, 2], "uv": [4, 3], "nir": [5, 6, 7]}  # uv: not in order
@@ -328,3 +328,16 @@ def test_timms_weights_go_to_every_branch(monkeypatch):
     encoder = encoder_of(fusion="separate")
     assert load_weights(encoder, "pretrained") == ["uv: net.conv1.0.weight adapted from 3 to 2 bands"]
     assert torch.equal(encoder.branches["nir"].net.state_dict()["conv1.0.weight"], timm_weights["conv1.0.weight"])
+
+
+def test_features_on_grids_are_those_of_the_branches_side_by_side():
+    torch.manual_seed(0)
+    architecture = Architecture(model="test_resnet", fusion="separate", features=[1, 2])
+    fusion, images = Fusion(architecture, [2, 1], 64).eval(), (torch.rand(3, 2, 64, 64), torch.rand(3, 1, 64, 64))
+    parts = [branch.features(x) for branch, x in zip(fusion.branches, images, strict=True)]
+    expected = torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts], 1)
+    assert torch.allclose(fusion.features(*images), expected)
+    assert torch.allclose(fusion.features_on([[1, 2]], *images)[0], expected)
+    assert expected.shape[1] == fusion.feature_width
+    with pytest.raises(InputError, match=r"must be \[1\] with pretrain.encoder.fusion: attention"):
+        Fusion(architecture.model_copy(update={"fusion": "attention"}), [2, 1], 64)

@@ -30,6 +30,9 @@ def lidar(views: np.ndarray, noise: float = 1e-4) -> float:
     covariance of the views of an image, plus `noise` times the identity (LiDAR, arXiv 2312.04000, section 3).
     """
     z_NQD = views.astype(np.float64)
+    rows, width = len(views) * views.shape[1], views.shape[2]
+    if width > rows:  # in the space of the views: the other directions have no variance
+        z_NQD = z_NQD @ np.linalg.qr(z_NQD.reshape(rows, width).T)[0]
     means_ND = z_NQD.mean(1)
     between_ND = means_ND - means_ND.mean(0)
     within_MD = (z_NQD - means_ND[:, None]).reshape(-1, z_NQD.shape[2])

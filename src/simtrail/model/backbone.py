@@ -130,6 +130,7 @@ class Backbone(nn.Module):
             raise InputError(f"{setting}must be [1] with {model!r}, which has no maps of several stages")
         if len(self.grids) > len(stages):
             raise InputError(f"{setting}must have at most {len(stages)} grids, one for each stage of {model!r}")
+        self.eval()  # one image has no variance
         with torch.no_grad():
             sides = [m.shape[-1] for m in self._maps(torch.zeros(1, self.bands, size, size), len(self.grids))]
         for stage, (side, grid) in enumerate(zip(sides, self.grids, strict=True), 1):

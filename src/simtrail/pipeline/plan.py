@@ -26,7 +26,7 @@ from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.training_run import encoder_config, first_weights
 from simtrail.training.measure import FASTER, bytes_per_image, step_seconds
 
-IMAGES = {"cpu": 80_000, "cuda": 2_000_000}  # that a training sees, with repeats: about ten minutes on two cores
+IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: about ten minutes on two cores
 FEW = 4_000  # images: from here on, a training sees more, by the square root of their number
 EPOCHS = 500  # at most
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}

@@ -127,8 +127,12 @@ def views_keep(monitor: Monitor) -> float:
 
 @torch.no_grad()
 def _map_side(branch: Backbone, size: int, device: torch.device) -> int:
-    """The side of the last map; of models without one, that of the image."""
+    """The side of the last map; of models without one, that of the image. Keeps the mode of the branch."""
+    training = branch.training
+    branch.eval()
     try:
         return branch.with_map(torch.zeros(1, branch.bands, size, size, device=device))[1].shape[-1]
     except (ValueError, AttributeError, NotImplementedError):
         return size
+    finally:
+        branch.train(training)

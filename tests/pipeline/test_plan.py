@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import changed, coarse_figures, rgb_config, rgb_recipe
+
+from simtrail import load_encoder
+from simtrail.data.demo import generate
+from simtrail.errors import InputError
+from simtrail.params import AUTO, load_params
+from simtrail.pipeline import pilot, plan, stages
+from simtrail.pipeline import workspace as ws
+from simtrail.pipeline.registration import facts
+from simtrail.report.card import model_card
+
+AUTOMATIC = dict.fromkeys(AUTO, "auto")
+SMALL = {
+    "prepare.size": 32,
+    "pretrain.encoder.model": "test_resnet",
+    "pretrain.encoder.stem": "small",
+    "pretrain.batch_size": 16,
+    "pretrain.epochs": 60,
+    "pretrain.precision": "fp32",
+    "pretrain.micro_batch_size": None,
+    "pretrain.monitor.every": 1000,
+}
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def write_params(**changes: object) -> None:
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    Path("params.yaml").write_text(yaml.safe_dump(changed(AUTOMATIC | SMALL | dotted)))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A project with a small demo set, prepared."""
+    folder = tmp_path_factory.mktemp("plan") / "project"
+    generate(folder / "data/demo", species=4, specimens=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for module in ("manifest", "pack"):
+            in_one_process = lambda function, items, *_, **__: [function(item) for item in items]  # noqa: E731
+            patch.setattr(f"simtrail.data.{module}.in_parallel", in_one_process)
+        write_params()
+        stages.check()
+        stages.prepare()
+    return folder
+
+
+@pytest.fixture
+def project(prepared, tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def runs() -> list:
+    from simtrail.tracking.store import open_store
+
+    store = open_store()
+    return store.search_runs([e.experiment_id for e in store.search_experiments()])
+
+
+def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_them(project, monkeypatch, capsys):
+    monkeypatch.setattr(pilot, "STEPS", 1)
+    write_params()
+    stages.plan()
+    record, params = json.loads(ws.PLAN.read_text()), load_params()
+    assert set(record["values"]) == set(record["reasons"]) == set(params.auto) == set(AUTO) - set(SMALL)
+    text = capsys.readouterr().out
+    for key in params.auto:
+        assert f"plan: {key} = " in text
+    resolved = plan.planned(params)
+    assert not resolved.auto
+    assert yaml.safe_load(ws.PLANNED.read_text())["pretrain"]["recipe"] == resolved.pretrain.recipe
+    names = pilot.recipes_for(ws.prepared().recipe)
+    assert {row["recipe"] for row in record["pilot"]} == set(names)
+    assert all(0 <= row["val_probe"] <= 1 and row["steps"] >= 1 for row in record["pilot"])
+    total = 60 * (len(ws.prepared().pretraining_rows("train")) // 16)
+    assert sum(row["steps"] for row in {row["recipe"]: row for row in record["pilot"]}.values()) <= total / 4
+
+    with coarse_figures():
+        write_params(pretrain__epochs=2)
+        stages.plan()
+        stages.pretrain()
+    training = next(run for run in runs() if not run.info.run_name.startswith("pilot"))
+    children = [run for run in runs() if run.data.tags.get("mlflow.parentRunId") == training.info.run_id]
+    assert {run.info.run_name for run in children} <= {f"pilot {name}" for name in names}
+    planned = plan.planned(load_params())
+    for key in load_params().auto:
+        assert training.data.params[key] == str(planned.flat()[key])
+    history = pd.read_csv(ws.HISTORY).to_dict("records")
+    card = model_card(facts(planned, ws.ENCODER, history, {"tasks": {}, "features": {}}, training.info.run_id))
+    assert f'pretrain.recipe = "{planned.pretrain.recipe}": ' in card
+    assert f"{load_encoder(ws.ENCODER).width} features per image" in card
+
+
+def test_the_same_images_give_the_same_plan_and_the_test_split_has_no_influence(project, monkeypatch):
+    monkeypatch.setattr(pilot, "STEPS", 1)
+    write_params(pretrain__epochs=10)
+    stages.plan()
+    first = json.loads(ws.PLAN.read_text())
+    table = pd.read_parquet(ws.SPLIT)
+    packed = next(ws.PACKED.glob("images-*.npy"))
+    images = np.load(packed)
+    images[(table["split"] == "test").to_numpy()] = 0
+    np.save(packed, images)
+    table.loc[table["split"] == "test", "label"] = table["label"].iloc[0]
+    table.to_parquet(ws.SPLIT)
+    stages.plan()
+    second = json.loads(ws.PLAN.read_text())
+    assert second["values"] == first["values"]
+    assert [row["val_probe"] for row in second["pilot"]] == [row["val_probe"] for row in first["pilot"]]
+
+
+def test_without_labels_the_pilot_uses_a_measure_that_needs_none(project, monkeypatch):
+    monkeypatch.setattr(pilot, "STEPS", 1)
+    pd.read_parquet(ws.SPLIT).assign(label=None).to_parquet(ws.SPLIT)
+    write_params(pretrain__epochs=10, pretrain__encoder__features=[1])
+    stages.plan()
+    record = json.loads(ws.PLAN.read_text())
+    assert all("val_lidar" in row and "val_probe" not in row for row in record["pilot"])
+    assert "which have no labels" in record["reasons"]["pretrain.recipe"]
+
+
+def test_a_short_training_has_no_pilot(project):
+    write_params(pretrain__epochs=1)
+    stages.plan()
+    record = json.loads(ws.PLAN.read_text())
+    assert record["pilot"] == []
+    assert record["values"]["pretrain.recipe"] == pilot.recipes_for(ws.prepared().recipe)[0]
+    assert "too short for a pilot" in record["reasons"]["pretrain.recipe"]
+
+
+def test_a_single_setting_is_respected_and_a_plan_for_other_settings_or_images_is_refused(project):
+    write_params(pretrain__epochs=1, pretrain__recipe="sign", pretrain__encoder__features=[2])
+    stages.plan()
+    params = load_params()
+    assert plan.planned(params).pretrain.recipe == "sign"
+    assert plan.planned(params).pretrain.encoder.features == [2]
+    with pytest.raises(InputError, match=r"artifacts/plan: made with pretrain.temperature = 'auto', not 0.3; run"):
+        plan.planned(load_params(settings=["pretrain.temperature=0.3"]))
+    statistics = json.loads(ws.STATISTICS.read_text())
+    ws.write_json(ws.STATISTICS, statistics | {"split_hash": "another"})
+    with pytest.raises(InputError, match=r"plan\.json: made for other images; run the plan stage first"):
+        plan.planned(params)
+    assert not plan.is_planned(params)
+
+
+def test_without_auto_no_plan_is_needed(params):
+    assert plan.planned(params) is params
+    assert plan.is_planned(params)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "count"), [(6, 2, 500), (145, 16, 414), (300, 32, 200), (3000, 64, 20), (300_000, 64, 2)]
+)
+def test_batch_and_epochs_fit_the_number_of_images(images, batch, count):
+    assert plan.batch_size(images, CPU)[0] == batch
+    assert plan.epochs(images, CPU)[0] == count
+    assert plan.epochs(images, GPU)[0] >= count
+    assert plan.batch_size(images, GPU)[0] >= batch
+
+
+def test_the_stem_keeps_a_map_of_more_than_one_pixel(params):
+    for size, expected in ((16, "small"), (32, "small"), (48, "standard"), (64, "standard"), (224, "standard")):
+        assert plan.stem(params.pretrain, rgb_recipe(size))[0] == expected
+    vit = params.pretrain.encoder.model_copy(update={"model": "vit_tiny_patch16_224"})
+    assert plan.stem(params.pretrain.model_copy(update={"encoder": vit}), rgb_recipe(16))[0] == "standard"
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_divided(params, monkeypatch):
+    monkeypatch.setattr(plan, "bytes_per_image", lambda *_: 2**30)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 30 * 2**30}))
+    config = rgb_config({"pretrain.encoder.model": "test_resnet"})
+    assert plan.micro_batch_size(params.pretrain, config, CPU)[0] == 16
+    monkeypatch.setattr(plan, "bytes_per_image", lambda *_: 2**20)
+    assert plan.micro_batch_size(params.pretrain, config, CPU)[0] is None
+
+
+def test_judging_in_folds_keeps_blocks_together_and_finds_what_is_there():
+    rng, labels = np.random.default_rng(0), np.arange(60) % 3
+    good = np.eye(3)[labels] + 0.1 * rng.normal(size=(60, 3))
+    noise = rng.normal(size=(60, 3))
+    split, block = np.array(["train", "val"] * 30), np.arange(60) // 2
+    assert pilot.judge(good, labels, split, block, 1)["val_probe"] == 1
+    assert pilot.judge(good, labels, split, block, 5) == {"val_probe": 1, "val_knn": 1}
+    copies = np.repeat(noise[:30], 2, 0)  # if both images of a block were not in one fold, kNN would find the copy
+    assert pilot.judge(copies, np.repeat(rng.integers(0, 2, 30), 2), split, block, 5)["val_knn"] < 0.8

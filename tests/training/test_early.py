@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import rgb_config, rgb_recipe, with_changes
+
+from simtrail.augment.views import TwoViews
+from simtrail.data.loader import TrainingData
+from simtrail.data.pack import PackedImages
+from simtrail.training import loop
+from simtrail.training.early import early_epoch, views_keep
+from simtrail.training.monitors import Monitor
+
+TINY = {
+    "pretrain.encoder.model": "test_resnet",
+    "pretrain.encoder.stem": "small",
+    "pretrain.batch_size": 16,
+    "pretrain.epochs": 10,
+    "pretrain.precision": "fp32",
+    "pretrain.monitor.every": 100,
+    "pretrain.recipe": "sign",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> TrainingData:
+    """96 training and 48 validation images of three classes, which pixels tell apart."""
+    folder: Path = tmp_path_factory.mktemp("early")
+    rng, labels = np.random.default_rng(0), np.arange(144) % 3
+    images = rng.integers(60, 120, (144, 3, 32, 32), dtype=np.uint8)
+    images[np.arange(144), labels] += 100
+    np.save(folder / "images-0000.npy", images)
+    return TrainingData(PackedImages(folder, rgb_recipe()), np.arange(96), np.arange(96, 144), labels)
+
+
+def said(data: TrainingData, **changes: object) -> str:
+    """The lines that a training logs about its first epoch of ten."""
+    settings = {key.replace("__", "."): value for key, value in changes.items()}
+    p, lines = with_changes(TINY | settings).pretrain, []
+    loop.fit(data, rgb_config(TINY | settings), p, log=lines.append)
+    return "\n".join(line for line in lines if line.startswith("epoch 1:"))
+
+
+def test_a_sound_training_is_compared_with_its_floors_and_has_no_warning(data):
+    text = said(data)
+    assert "the floors on validation (16×16 pixels 1.000, random weights" in text
+    assert "the views destroy" not in text
+    assert "the stem" not in text
+    assert "the temperature" not in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"pretrain__encoder__stem": "standard"}, "the stem leaves a map of one pixel for images of 32×32"),
+        ({"pretrain__temperature": 50.0}, "the temperature 50 makes all views nearly equal: the loss is 3.4"),
+        (
+            {"pretrain__augment__color__jitter__brightness": 1.0, "pretrain__augment__geometry__crop__min_area": 0.001}
+            | {"pretrain__augment__texture__erasing__p": 1.0, "pretrain__augment__texture__erasing__max_area": 0.9}
+            | {"pretrain__augment__color__grayscale__p": 1.0, "pretrain__augment__color__strength": 1.0},
+            "the views destroy the classes",
+        ),
+    ],
+)
+def test_a_bad_setting_is_named_after_a_tenth_of_the_training(data, setting, named):
+    assert named in said(data, **setting)
+
+
+def test_without_labels_only_what_can_be_known_is_said(data):
+    unlabelled = data._replace(labels=None)
+    assert said(unlabelled) == ""
+    assert "the temperature 50" in said(unlabelled, pretrain__temperature=50.0)
+
+
+def test_it_comes_after_a_tenth_of_the_epochs_and_not_in_short_trainings():
+    assert [early_epoch(epochs) for epochs in (1, 9, 10, 25, 400)] == [0, 0, 1, 2, 40]
+
+
+def test_unchanged_views_keep_what_pixels_tell_and_grey_views_of_colours_nothing(data):
+    unchanged = with_changes({f"pretrain.augment.{g}.strength": 0.0 for g in ("geometry", "color", "texture")})
+    flips = {"pretrain.augment.geometry.horizontal_flip.p": 0.0}
+    keeps = Monitor(data, TwoViews(with_changes(flips).pretrain.augment, rgb_recipe()), 0)
+    assert torch.is_tensor(next(keeps.batches(keeps.val, torch.device("cpu"))))
+    assert views_keep(Monitor(data, TwoViews(unchanged.pretrain.augment, rgb_recipe()), 0)) == pytest.approx(1)
