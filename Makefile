@@ -46,7 +46,7 @@ docs: .venv/.installed ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 sweep: .venv/.installed ## search for better parameters: make sweep [NAME=default] [TRIALS=20] [WORKERS=2]
-	@$(BIN)/dvc repro --quiet prepare
+	@$(BIN)/dvc repro --quiet plan
 	@$(BIN)/simtrail sweep $(or $(NAME),default) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WORKERS),--workers $(WORKERS))
 
 ui: .venv/.installed ## open the MLflow UI on 127.0.0.1

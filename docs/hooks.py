@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))  # the schema of this checkout
-from simtrail.params import PATTERNS, Params
+from simtrail.params import AUTO, PATTERNS, Params
 
 FEW = 3  # a section with at most this many keys, none of them a section, has its rows in the table of its parent
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", type(None): "`null`"}
@@ -56,6 +56,8 @@ def _rows(schema: type[BaseModel], prefix: str, default: Any, start: int) -> tup
             rows.append(f"| `{key[start:]}` | [section](#{key}) | | |")
         else:  # also a section or null, or all, a list or a section
             values = _allowed(field).replace("section", f"[section](#{key})")
+            if key in AUTO:
+                values, value = f"`auto`, {values}", "auto"
             anchor = "" if section else f"{{: #{key} }}"
             rows.append(f"| `{key[start:]}`{anchor} | {values} | {_value(value)} | {_text(field.description)} |")
     return rows, below

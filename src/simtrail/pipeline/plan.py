@@ -81,7 +81,7 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
     choose("pretrain.encoder.stem", lambda p: stem(p, recipe))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
     choose("pretrain.epochs", lambda p: epochs(images, device))
-    choose("pretrain.temperature", lambda p: (0.2, "the best of 0.05 to 1 for most image sets with batches up to 256"))
+    choose("pretrain.temperature", lambda p: (0.2, "between the paper's best for ImageNet, 0.1, and for CIFAR-10, 0.5"))
     choose("pretrain.learning_rate", lambda p: (RATES[p.optimiser], f"for {p.optimiser}, per 256 images"))
     choose("pretrain.precision", lambda p: precision(encoder_config(p, source), device))
     choose("pretrain.micro_batch_size", lambda p: micro_batch_size(p, encoder_config(p, source), device))
