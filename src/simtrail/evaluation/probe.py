@@ -55,19 +55,29 @@ def fit_logistic(
     penalty, by the same L-BFGS as scikit-learn's LogisticRegression. `rows` are the images to learn from (default:
     all), `weight` is the w_i of each of them. Loss and gradient are computed on the device, in chunks of rows. A fit
     ends when no partial derivative of the mean loss exceeds `tolerance`, or when the loss falls by less than the square
-    of `tolerance`. Raises TrainingError if a fit does not converge.
+    of `tolerance`. It is computed in float32, and continued in float64 if rounding ends it too early. Raises
+    TrainingError if a fit does not converge.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = np.arange(len(features)) if rows is None else rows
     width = features.shape[1]
     mean, std = _moments(features, rows)
-    objective = _Objective(features, labels, classes, rows, weight, (mean, std), device)
+    objectives = [_Objective(features, labels, classes, rows, weight, (mean, std), device, torch.float32)]
     threads = 1 if len(rows) * width <= SHORT else None
     flat = np.zeros((width + 1) * classes)
     for c in c_values:
-        flat = _minimum(
-            partial(objective.loss_and_gradient, c=c), flat, tolerance, threads, classes, 1 / (c * objective.total)
+        curvature = 1 / (c * objectives[0].total)
+        flat, problem = _minimum(
+            partial(objectives[0].loss_and_gradient, c=c), flat, tolerance, threads, classes, curvature
         )
+        if problem:
+            if len(objectives) == 1:
+                args = features, labels, classes, rows, weight, (mean, std), device, torch.float64
+                objectives.append(_Objective(*args))
+            exact = partial(objectives[1].loss_and_gradient, c=c)
+            flat, problem = _minimum(exact, flat, tolerance, threads, classes, curvature)
+        if problem:
+            raise TrainingError(f"linear probe: not converged after {problem}")
         weights = flat.reshape(width + 1, classes)
         raw = weights[:-1] / std[:, None]
         yield Logistic(raw.astype(np.float32), (weights[-1] - mean @ raw).astype(np.float32))
@@ -85,14 +95,16 @@ class _Objective:
         weight: np.ndarray | None,
         moments: tuple[np.ndarray, np.ndarray],
         device: torch.device,
+        dtype: torch.dtype,
     ):
+        self.dtype = dtype
         self.features, self.rows, self.classes, self.device = features, rows, classes, device
         n, self.width = len(rows), features.shape[1]
         mean, std = moments
-        self.centre, self.scale = (torch.tensor(v, dtype=torch.float32, device=device) for v in (mean, 1 / std))
+        self.centre, self.scale = (torch.tensor(v, dtype=dtype, device=device) for v in (mean, 1 / std))
         self.target = torch.tensor(labels[rows], dtype=torch.int64, device=device)
-        ones = torch.ones(n, device=device)
-        self.weight = ones if weight is None else torch.tensor(weight, dtype=torch.float32, device=device)
+        ones = torch.ones(n, dtype=dtype, device=device)
+        self.weight = ones if weight is None else torch.tensor(weight, dtype=dtype, device=device)
         self.total = float(self.weight.double().sum())
         self.spans = _chunks(n, self.width)
         self.kept = [self._standardised(span) for span in self.spans] if n * self.width <= KEPT else None
@@ -100,7 +112,7 @@ class _Objective:
     def loss_and_gradient(self, flat: np.ndarray, c: float) -> tuple[float, np.ndarray]:
         """The mean loss at the flattened (D + 1, classes) weights, with the bias in the last row, and its gradient."""
         weights64 = flat.reshape(self.width + 1, self.classes)
-        weights = torch.tensor(weights64, dtype=torch.float32, device=self.device)
+        weights = torch.tensor(weights64, dtype=self.dtype, device=self.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         gradient = torch.zeros(self.width + 1, self.classes, dtype=torch.float64, device=self.device)
         for i, span in enumerate(self.spans):
@@ -118,7 +130,7 @@ class _Objective:
         return float(loss) / self.total + (weights64[:-1] ** 2).sum() / (2 * c * self.total), slope.ravel()
 
     def _standardised(self, span: slice) -> torch.Tensor:
-        x = torch.as_tensor(self.features[self.rows[span]], dtype=torch.float32).to(self.device)
+        x = torch.as_tensor(self.features[self.rows[span]], dtype=self.dtype).to(self.device)
         return (x - self.centre) * self.scale
 
 
@@ -240,9 +252,10 @@ def _minimum(
     threads: int | None,
     biases: int,
     curvature: float,
-) -> np.ndarray:
-    """The minimum of a loss that the penalty makes strongly convex in all variables but the last ones, the `biases`.
+) -> tuple[np.ndarray, str]:
+    """The minimum of a loss, and a text if the search ended before it, else an empty one.
 
+    The penalty makes the loss strongly convex in all variables but the last ones, the `biases`.
     Rounding can end a line search early. That is good enough where the gradient is small. It is also good enough where
     the gradient of the biases is small, and the loss is at most 1e-6 above its minimum over the other variables: by no
     more than |gradient|² / (2 curvature).
@@ -252,8 +265,8 @@ def _minimum(
         result = minimize(function, start, jac=True, method="L-BFGS-B", options=options)
     excess, steepest = np.square(result.jac[:-biases]).sum() / (2 * curvature), np.abs(result.jac)
     if not result.success and steepest.max() > 1e-3 and (excess > 1e-6 or steepest[-biases:].max() > 1e-3):
-        raise TrainingError(f"linear probe: not converged after {result.nit} iterations: {result.message}")
-    return result.x
+        return result.x, f"{result.nit} iterations: {result.message}"
+    return result.x, ""
 
 
 def _moments(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
