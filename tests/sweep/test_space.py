@@ -114,3 +114,29 @@ def test_the_values_of_params_yaml_are_a_trial_of_the_space(write):
         "pretrain.batch_size": 64,
         "pretrain.optimiser": "adamw",
     }
+
+
+def test_an_axis_can_be_named_sets_of_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweeps").mkdir()
+    sets = {"present": {}, "sign": {"pretrain.recipe": "sign"}, "aerial": {"pretrain.recipe": "aerial"}}
+    tree = {"study": "s", "objective": "val_knn", "direction": "maximize", "budget": {"trials": 2, "epochs": 1}}
+    tree |= {"sampler": "grid", "pruner": "none", "space": {"views": {"sets": sets}}}
+    (tmp_path / "sweeps/s.yaml").write_text(yaml.safe_dump(tree))
+    params = with_changes({"pretrain.recipe": "photograph"})
+    space = load_space("s", params)
+    assert space.searched == ["pretrain.recipe"]
+    assert space.space["views"].values == list(sets)
+    assert current_values(params, space) == {"views": "present"}
+    assert current_values(with_changes({"pretrain.recipe": "sign"}), space)["views"] in ("present", "sign")
+    trial = trial_settings(params, space, {"views": "aerial"})
+    assert trial.recipe == "aerial"
+    assert trial.augment.geometry.quarter_turns.p == 0.75
+    del sets["present"]
+    (tmp_path / "sweeps/s.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError, match=r"space\.views: params\.yaml has none of these sets; add one"):
+        load_space("s", params)
+    sets["bad"] = {"prepare.size": 3}
+    (tmp_path / "sweeps/s.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError, match=r"prepare\.size: only pretrain is searched"):
+        load_space("s", params)

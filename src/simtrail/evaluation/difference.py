@@ -28,16 +28,17 @@ def correct(predictions: pd.DataFrame, classifiers: list[str]) -> np.ndarray:
     return predictions[classifiers].eq(predictions["truth"], axis=0).to_numpy()
 
 
-def paired(first: np.ndarray, second: np.ndarray, block: np.ndarray) -> Difference:
-    """The difference on the same N images; (N, K) booleans: whether each of K classifiers is correct on an image.
+def paired(first: np.ndarray, second: np.ndarray, block: np.ndarray, level: float = 0.95) -> Difference:
+    """The difference on the same N images; (N, K): whether each of K classifiers is correct on an image, or how often.
 
     `block` has the (N,) block numbers. The bootstrap draws whole blocks and scores both sides on the same draw. So the
     difficulty of a block, if it is the same for both, has no effect (Efron and Tibshirani 1993, An Introduction to the
-    Bootstrap, chapter 8). All K use the same draws.
+    Bootstrap, chapter 8). All K use the same draws. `level` is that of
+    the intervals.
     """
     k = first.shape[1]
     draws = _accuracies(np.concatenate([first, second], axis=1), block, SEED)
-    return _difference(first, second, draws[:, k:] - draws[:, :k])
+    return _difference(first, second, draws[:, k:] - draws[:, :k], level)
 
 
 def unpaired(first: np.ndarray, block: np.ndarray, second: np.ndarray, block_second: np.ndarray) -> Difference:
@@ -46,8 +47,9 @@ def unpaired(first: np.ndarray, block: np.ndarray, second: np.ndarray, block_sec
     return _difference(first, second, draws)
 
 
-def _difference(first: np.ndarray, second: np.ndarray, draws: np.ndarray) -> Difference:
-    return Difference(second.mean(0) - first.mean(0), *np.percentile(draws, [2.5, 97.5], axis=0))
+def _difference(first: np.ndarray, second: np.ndarray, draws: np.ndarray, level: float = 0.95) -> Difference:
+    tail = 50 * (1 - level)
+    return Difference(second.mean(0) - first.mean(0), *np.percentile(draws, [tail, 100 - tail], axis=0))
 
 
 def _accuracies(correct: np.ndarray, block: np.ndarray, seed: int) -> np.ndarray:

@@ -30,7 +30,7 @@ IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeat
 FEW = 4_000  # images: from here on, a training sees more, by the square root of their number
 EPOCHS = 500  # at most
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
-STEPS_PER_EPOCH = 8  # at least
+SMALLEST_BATCH, STEPS_PER_EPOCH = 16, 8  # unless there are fewer than 32 images
 RATES = {"adamw": 0.004, "sgd": 0.12, "lars": 0.3}
 MEMORY = 0.6  # of what is free, for the images of a step
 
@@ -120,10 +120,12 @@ def stem(p: Pretrain, recipe: Recipe) -> tuple[str, str]:
 def batch_size(images: int, device: torch.device) -> tuple[int, str]:
     """The largest power of two that still gives several steps per epoch."""
     largest = LARGEST_BATCH[device.type]
-    size = max(2, min(largest, 2 ** int(math.log2(max(2, images / STEPS_PER_EPOCH)))))
+    size = min(largest, max(SMALLEST_BATCH, 2 ** int(math.log2(max(2, images / STEPS_PER_EPOCH)))))
+    if images < 2 * SMALLEST_BATCH:
+        return max(2, images // 2), f"half of {images} images, which are very few"
     if size == largest:
         return size, f"the usual on a {_name(device)}; {images // size} steps per epoch"
-    return size, f"the largest power of two that gives {STEPS_PER_EPOCH} steps per epoch of {images} images"
+    return size, f"{images // size} steps per epoch of {images} images"
 
 
 def epochs(images: int, device: torch.device) -> tuple[int, str]:

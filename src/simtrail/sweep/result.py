@@ -22,10 +22,12 @@ from simtrail.pipeline.registration import log_evaluation, register_encoder
 from simtrail.pipeline.summary import score_lines
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import prepared
+from simtrail.sweep.confirm import PRESENT, Winner, confirm
 from simtrail.sweep.space import FOLDER, Space, trial_settings
 from simtrail.sweep.validation import validation_scores
 from simtrail.sweep.worker import MEASURES
 
+TOP, END = 3, 0.1  # the best trials, and how near to the end of a range they must be, for a line about it
 RANKED = 10  # the rank correlation of fewer trials says almost nothing
 SECONDS = ("seconds_to_start", "seconds_logging")
 LABEL_FREE = ("val_effective_rank", "val_alignment", "val_uniformity", "val_feature_std")
@@ -40,8 +42,11 @@ FIGURES = {
 }
 
 
-def report(study: optuna.Study, name: str, space: Space, params: Params) -> None:
-    """Writes best.yaml, trials.csv, figures and report.md to sweeps/NAME/, and logs them to the active MLflow run."""
+def report(study: optuna.Study, name: str, space: Space, params: Params, parent: str) -> Winner | None:
+    """Writes best.yaml, trials.csv, figures and report.md to sweeps/NAME/, and logs them to the active MLflow run.
+
+    If the space has `confirm`, first confirms the best trials, and returns the winner.
+    """
     from simtrail.tracking.run import log_result
 
     folder = FOLDER / name
@@ -62,26 +67,42 @@ def report(study: optuna.Study, name: str, space: Space, params: Params) -> None
     if not completed:
         raise InputError(f"study {space.study!r}: no trial has completed; see {folder}/worker-*.log")
     best = study.best_trial
+    winner = confirm(study, space, space.confirm, params, parent) if space.confirm else None
     with (folder / "best.yaml").open("w", encoding="utf-8") as file:
-        YAML().dump(best.params, file)
+        YAML().dump(space.keys(winner.values if winner else best.params), file)
     figures = _figures(study, folder)
-    text = _report_text(study, table, space, params)
+    text = _report_text(study, table, space, params) + "\n".join([*(winner.lines if winner else []), ""])
     (folder / "report.md").write_text(text, encoding="utf-8")
     files = [folder / "best.yaml", folder / "trials.csv", folder / "report.md", FOLDER / f"{name}.yaml", *figures]
     log_result({"objective": float(best.value or 0), "trials": len(ended)}, files)
     print(text)
+    return winner
 
 
-def register_best(study: optuna.Study, name: str, space: Space, params: Params, parent: str) -> str:
-    """Tests the encoder of the best trial once on the test split, and registers it; returns its scores and version.
+def register_best(
+    study: optuna.Study, name: str, space: Space, params: Params, parent: str, winner: Winner | None
+) -> str:
+    """Tests the winner, or the encoder of the best trial, once on the test split, and registers it.
 
-    The version becomes champion only if it passes the gate, else challenger.
+    Returns its scores and version, or why it is not registered. The version becomes champion only if it passes the
+    gate, else challenger.
     """
     from simtrail.tracking.pull import encoder_hash
     from simtrail.tracking.run import ENCODER, tag_run
 
-    best, folder = study.best_trial, FOLDER / name / "encoder"
-    encoder, history, best_params = _best_encoder(study, space, params)
+    if winner and winner.label == PRESENT:
+        return "nothing is registered: no setting has a higher mean than that of params.yaml"
+    if winner and winner.params.pretrain.epochs < params.pretrain.epochs:
+        return (
+            f"nothing is registered: confirm.epochs = {winner.params.pretrain.epochs} is less than pretrain.epochs = "
+            f"{params.pretrain.epochs}; to train the winner: simtrail apply {name}, then dvc repro"
+        )
+    folder = FOLDER / name / "encoder"
+    if winner:
+        encoder, history, best_params, run_id = winner.encoder, winner.history, winner.params, winner.run
+    else:
+        encoder, history, best_params = _best_encoder(study, space, params)
+        run_id = study.best_trial.user_attrs["run"]
     encoder.save(folder)
     source = prepared()
     features = features_of(encoder, source.images, params.embed.batch_size)
@@ -91,7 +112,7 @@ def register_best(study: optuna.Study, name: str, space: Space, params: Params, 
     files[0].write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     table = predictions(assessment, source.table)
     table.to_parquet(files[1])
-    tag_run(best.user_attrs["run"], ENCODER, encoder_hash(folder))
+    tag_run(run_id, ENCODER, encoder_hash(folder))
     log_evaluation(best_params, folder, metrics, files)  # for `simtrail compare`
     version = register_encoder(best_params, folder, history, metrics, table)
     tag_run(parent, "simtrail.winner", f"{version['name']} version {version['version']}")
@@ -127,7 +148,9 @@ def _report_text(study: optuna.Study, table: pd.DataFrame, space: Space, params:
         lines += ["params.yaml before the sweep: its trial did not complete"]
     lines += ["", "| parameter | best | params.yaml |", "|---|---|---|"]
     flat = params.flat()
-    lines += [f"| {key} | {value} | {flat[key]} |" for key, value in best.params.items()]
+    present = study.user_attrs["present"]
+    lines += [f"| {key} | {value} | {present.get(key, flat.get(key))} |" for key, value in best.params.items()]
+    lines += ["", *_ends(study, space)]
     accuracy = next((m for m in ("val_probe", "val_knn") if m in table), None)
     completed = table[table["state"] == "complete"]
     if accuracy and len(completed) >= RANKED:
@@ -138,6 +161,25 @@ def _report_text(study: optuna.Study, table: pd.DataFrame, space: Space, params:
             if completed[m].nunique() > 1
         ]
     return "\n".join(lines) + "\n"
+
+
+def _ends(study: optuna.Study, space: Space) -> list[str]:
+    """One line for each range at whose end the three best trials lie: better values may be outside."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ascending = study.direction == optuna.study.StudyDirection.MINIMIZE
+    best = sorted(trials, key=lambda t: t.value or 0, reverse=not ascending)[:TOP]
+    lines = []
+    for name, axis in space.space.items():
+        values = [t.params[name] for t in best if name in t.params]
+        low, high = (axis.powers_of_two or (None, None)) if axis.low is None else (axis.low, axis.high)
+        if low is None or high is None or len(values) < TOP or len(trials) < RANKED:
+            continue
+        scale = np.log if axis.log or axis.powers_of_two else np.asarray
+        place = [float((scale(v) - scale(low)) / (scale(high) - scale(low))) for v in values]
+        if min(place) >= 1 - END or max(place) <= END:
+            end = "upper" if min(place) >= 1 - END else "lower"
+            lines.append(f"- {name}: the best values lie at the {end} end of {low} to {high}; extend it")
+    return lines
 
 
 def _interval(study: optuna.Study, space: Space, params: Params) -> str:

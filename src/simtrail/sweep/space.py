@@ -26,6 +26,7 @@ class _Strict(BaseModel):
 class Axis(_Strict):
     """The values of a parameter: from `low` to `high`, one of `choices`, or `powers_of_two` from the first to the last.
 
+    Or `sets`: names, each with the settings that it stands for; then the name of the axis can be any word.
     With `when`, the parameter is only searched if other parameters of the space have these values; else it has the
     value of params.yaml.
     """
@@ -35,20 +36,22 @@ class Axis(_Strict):
     log: bool = False
     choices: list[Any] | None = None
     powers_of_two: tuple[int, int] | None = Field(default=None, strict=False)
+    sets: dict[str, Settings] | None = None
     when: Settings = {}
 
     @model_validator(mode="after")
     def _valid(self) -> Axis:
         low, high = self.low, self.high
         forms = [low is not None or high is not None, self.choices is not None, self.powers_of_two is not None]
+        forms.append(self.sets is not None)
         if sum(forms) != 1 or (low is None) != (high is None):
-            raise ValueError("must have low and high, or choices, or powers_of_two")
+            raise ValueError("must have low and high, or choices, or powers_of_two, or sets")
         if low is not None and high is not None and low >= high:
             raise ValueError(f"low = {low}, high = {high}: an empty range; low must be < high")
         if self.log and (low is None or low <= 0):
             raise ValueError(f"low = {low}: must be > 0 with log: true")
         if low is None and not self.values:
-            raise ValueError("no value to choose; choices or powers_of_two must have at least one value")
+            raise ValueError("no value to choose; choices, powers_of_two or sets must have at least one value")
         return self
 
     @property
@@ -57,7 +60,7 @@ class Axis(_Strict):
         if self.powers_of_two:
             low, high = self.powers_of_two
             return [2**n for n in range(31) if low <= 2**n <= high]
-        return self.choices
+        return list(self.sets) if self.sets is not None else self.choices
 
     def __contains__(self, value: Any) -> bool:
         if self.values is not None:
@@ -74,6 +77,17 @@ class Budget(_Strict):
     """Number of epochs of a trial that is not pruned."""
 
 
+class Confirm(_Strict):
+    """The best settings of a search run again with several seeds, beside those of params.yaml."""
+
+    best: int = Field(3, ge=1)
+    """How many of the best trials."""
+    seeds: int = Field(3, ge=1)
+    """How many seeds for each."""
+    epochs: int | None = Field(None, ge=1)
+    """Length of each run; null: pretrain.epochs. Only a winner of full length is registered."""
+
+
 class Space(_Strict):
     """The content of a file sweeps/NAME.yaml."""
 
@@ -85,12 +99,14 @@ class Space(_Strict):
     pruner: Literal["median", "hyperband", "wilcoxon", "none"]
     set: Settings = {}
     """Settings of all trials."""
+    confirm: Confirm | None = None
+    """What is run again after the search; null: the encoder of the best trial is registered as it is."""
     space: dict[str, Axis] = Field(min_length=1)
     """The parameters that are searched, by their dotted keys in params.yaml."""
 
     @model_validator(mode="after")
     def _comparable(self) -> Space:
-        changes_loss = [key for key in self.space if key.removeprefix("pretrain.").split(".")[0] in LOSS_DEPENDS_ON]
+        changes_loss = [key for key in self.searched if key.removeprefix("pretrain.").split(".")[0] in LOSS_DEPENDS_ON]
         if self.objective == "loss" and changes_loss:
             raise ValueError(
                 f"objective = 'loss': not comparable between trials that differ in {', '.join(changes_loss)}; "
@@ -125,7 +141,32 @@ class Space(_Strict):
 
     def settings(self, values: Settings) -> Settings:
         """All settings of a trial with these values of the space."""
-        return {**self.set, **self.decided, **values}
+        return {**self.set, **self.decided, **self.keys(values)}
+
+    def keys(self, values: Settings) -> Settings:
+        """The values by their dotted keys: a named set is replaced by its settings."""
+        settings: Settings = {}
+        for name, value in values.items():
+            sets = self.space[name].sets if name in self.space else None
+            settings |= sets[value] if sets is not None else {name: value}
+        return settings
+
+    @property
+    def searched(self) -> list[str]:
+        """The dotted keys that the space changes."""
+        keys = [list(self.keys({name: value})) for name, axis in self.space.items() for value in axis.values or [None]]
+        return list(dict.fromkeys(key for of_value in keys for key in of_value))
+
+    def present(self, flat: Settings) -> Settings:
+        """The values of the space that parameters, by dotted key, have; None for a named set that none matches."""
+        values = dict(flat)
+        found: Settings = {}
+        for name, axis in self.active(values):
+            if axis.sets is not None:
+                same = (n for n, s in axis.sets.items() if all(flat.get(key) == value for key, value in s.items()))
+                values[name] = next(same, None)
+            found[name] = values[name]
+        return found
 
     def active(self, values: Settings) -> Iterator[tuple[str, Axis]]:
         """The parameters of a trial, in order. The caller adds the value of each to `values` before the next one."""
@@ -145,7 +186,7 @@ def load_space(name: str, params: Params) -> Space:
         existing = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml"))) or "none"
         raise InputError(f"{path}: no such search space; {FOLDER} has {existing}")
     space = parse(Space, read_yaml(path.read_bytes(), path), path)
-    for key in (*space.set, *space.space):
+    for key in (*space.set, *space.searched):
         if not key.startswith("pretrain."):
             raise InputError(
                 f"{path}: {key}: only pretrain is searched, because all trials use the same prepared data; remove it"
@@ -157,12 +198,17 @@ def load_space(name: str, params: Params) -> Space:
     for key, axis in space.space.items():
         for value in axis.values if axis.values is not None else (axis.low, axis.high):
             changed(params, space.settings({**axis.when, key: value}), str(path))
-        if key not in flat:
+        if key not in flat and axis.sets is None:
             raise InputError(f"{path}: space.{key}: params.yaml has no single value for this key; set one, for trial 0")
-    for key, axis in space.active({**flat}):
-        if flat[key] not in axis:
+    for key, value in space.present(flat).items():
+        if value is None and space.space[key].sets is not None:
             raise InputError(
-                f"{path}: space.{key}: params.yaml has {flat[key]!r}, which is outside the space; extend the space, "
+                f"{path}: space.{key}: params.yaml has none of these sets; add one with its settings, or an empty one, "
+                "present: {}, because trial 0 has the values of params.yaml"
+            )
+        if value not in space.space[key]:
+            raise InputError(
+                f"{path}: space.{key}: params.yaml has {value!r}, which is outside the space; extend the space, "
                 "because trial 0 has the values of params.yaml"
             )
     return space
@@ -188,5 +234,4 @@ def trial_settings(params: Params, space: Space, values: Settings) -> Pretrain:
 
 def current_values(params: Params, space: Space) -> Settings:
     """The values of params.yaml for the parameters of the space."""
-    flat = changed(params, space.settings({}), "params.yaml").flat()
-    return {key: flat[key] for key, _ in space.active(flat)}
+    return space.present(changed(params, space.settings({}), "params.yaml").flat())

@@ -126,7 +126,7 @@ def _is_dead(trial: FrozenTrial) -> bool:
 
 def _require_same_study(study: optuna.Study, name: str, space: Space, base: str) -> None:
     """Stores space and base in a new study. Raises InputError if an existing study has other ones."""
-    current = json.loads(space.model_dump_json(exclude={"budget": {"trials", "minutes"}}))
+    current = json.loads(space.model_dump_json(exclude={"budget": {"trials", "minutes"}, "confirm": True}))
     stored = study.user_attrs.get("space")
     if stored is None:
         study.set_user_attr("space", current)

@@ -67,8 +67,8 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool, settin
         _enqueue_present(study, params, space)
         requeue_dead(study)
         _supervise(study, name, space, workers, settings)
-        report(study, name, space, params)
-    print(register_best(study, name, space, params, parent))
+        winner = report(study, name, space, params, parent)
+    print(register_best(study, name, space, params, parent, winner))
     print(f"to write the best values into params.yaml: simtrail apply {name}; report: {FOLDER / name / 'report.md'}")
 
 

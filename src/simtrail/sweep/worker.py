@@ -53,7 +53,7 @@ def run_trials(name: str, trials: int, number: int, parent: int, deadline: float
 def study_base(params: Params, space: Space) -> str:
     """Identifies what all trials of a study share: data, split, code, and the settings that are not searched."""
     pretrain = trial_settings(params, space, {})
-    fixed = {k: v for k, v in _flat(pretrain.model_dump(exclude={"checkpoint"})).items() if k not in space.space}
+    fixed = {k: v for k, v in _flat(pretrain.model_dump(exclude={"checkpoint"})).items() if k not in space.searched}
     return hashlib.sha256(json.dumps([training_run(pretrain).origin, fixed]).encode()).hexdigest()[:16]
 
 
@@ -128,13 +128,15 @@ def _run_trial(trial: optuna.Trial, params: Params, space: Space, trials: int, p
 def _fit(trial: optuna.Trial, training: TrainingRun, reporter: _EpochReporter) -> Trained:
     """Trains with the settings of a trial.
 
-    Raises TrialPruned if the trial is pruned, runs out of memory or diverges, and removes its checkpoints.
+    Raises TrialPruned if the trial is pruned, runs out of memory, diverges, or has settings that the images don't
+    allow, such as a batch larger than their number; and removes its checkpoints.
     """
     try:
         return training.fit(on_epoch=reporter, log=lambda line: print(f"trial {trial.number}: {line}", flush=True))
-    except (OutOfMemory, TrainingError) as error:
+    except (OutOfMemory, TrainingError, InputError) as error:
         # pruned, not failed: the sampler must learn to avoid such values
-        trial.set_user_attr("ended", "out of memory" if isinstance(error, OutOfMemory) else "loss not finite")
+        reasons = {OutOfMemory: "out of memory", TrainingError: "loss not finite", InputError: "not possible"}
+        trial.set_user_attr("ended", reasons[type(error)])
         print(f"trial {trial.number}: {error}", flush=True)
         _remove_checkpoints(training)
         raise optuna.TrialPruned from None
