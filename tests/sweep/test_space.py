@@ -122,7 +122,7 @@ def test_an_axis_can_be_named_sets_of_settings(tmp_path, monkeypatch):
     sets = {"present": {}, "sign": {"pretrain.recipe": "sign"}, "aerial": {"pretrain.recipe": "aerial"}}
     tree = {"study": "s", "objective": "val_knn", "direction": "maximize", "budget": {"trials": 2, "epochs": 1}}
     tree |= {"sampler": "grid", "pruner": "none", "space": {"views": {"sets": sets}}}
-    (tmp_path / "sweeps/s.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "sweeps/s.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     params = with_changes({"pretrain.recipe": "photograph"})
     space = load_space("s", params)
     assert space.searched == ["pretrain.recipe"]
@@ -133,10 +133,10 @@ def test_an_axis_can_be_named_sets_of_settings(tmp_path, monkeypatch):
     assert trial.recipe == "aerial"
     assert trial.augment.geometry.quarter_turns.p == 0.75
     del sets["present"]
-    (tmp_path / "sweeps/s.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "sweeps/s.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     with pytest.raises(InputError, match=r"space\.views: params\.yaml has none of these sets; add one"):
         load_space("s", params)
     sets["bad"] = {"prepare.size": 3}
-    (tmp_path / "sweeps/s.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "sweeps/s.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     with pytest.raises(InputError, match=r"prepare\.size: only pretrain is searched"):
         load_space("s", params)
