@@ -73,18 +73,27 @@ def project(prepared, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("better", "verdict"), [({"pretrain.learning_rate": 0.004}, True), ({"pretrain.checkpoint.keep": 3}, False)]
+    ("better", "verdict"),
+    [
+        ({"pretrain.learning_rate": 0.004, "pretrain.encoder.features": [1, 2]}, True),
+        ({"pretrain.checkpoint.keep": 3}, False),
+    ],
 )
 def test_a_planted_better_setting_is_confirmed_and_an_equal_one_is_not(tmp_path, monkeypatch, better, verdict):
     monkeypatch.chdir(tmp_path)
     generate(tmp_path / "data/demo", species=4, specimens=40)
     settings = {"prepare.size": 32, "evaluate.bootstrap": 100, "register.name": "tiny", "pretrain.precision": "fp32"}
-    settings |= {"pretrain.encoder.model": "test_resnet", "pretrain.epochs": 4, "pretrain.learning_rate": 1.0}
+    settings |= {
+        "prepare.val_fraction": 0.35,
+        "pretrain.encoder.model": "test_resnet",
+        "pretrain.epochs": 4,
+        "pretrain.learning_rate": 1000.0,
+    }
     settings |= {"pretrain.monitor.every": 4, "evaluate.label_efficiency_seeds": 0, "evaluate.probe_views": 0}
     Path("params.yaml").write_text(yaml.safe_dump(changed(settings), sort_keys=False))
     Path("sweeps").mkdir()
     sets = {"present": {}, "planted": better}
-    space = {"space": {"kind": {"sets": sets}}, "sampler": "grid", "pruner": "none", "objective": "val_knn"}
+    space = {"space": {"kind": {"sets": sets}}, "sampler": "grid", "pruner": "none"}
     write_space(**space, budget={"trials": 2, "minutes": None, "epochs": 4}, confirm={"best": 2, "seeds": 2})
     stages.check()
     stages.prepare()

@@ -13,7 +13,7 @@ from simtrail.augment.views import TwoViews
 from simtrail.data.loader import TrainingData
 from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
-from simtrail.errors import InputError
+from simtrail.errors import InputError, TrainingError
 from simtrail.training import monitors
 from simtrail.training.monitors import Monitor, collapsed, kept_epoch, problems
 
@@ -235,3 +235,11 @@ def test_without_labels_the_kept_epoch_is_chosen_by_effective_rank():
     history = [{"epoch": 1, "val_effective_rank": 5.0}, {"epoch": 2, "val_effective_rank": 4.0}]
     assert kept_epoch(history, "auto") == 1
     assert kept_epoch([{"epoch": 1}, {"epoch": 2}], "auto") == 2
+
+
+def test_features_that_are_not_finite_end_the_training_with_advice(images):
+    encoder = Pixel().eval()
+    encoder.forward = lambda batch: batch[:, :, 0, 0] * torch.nan
+    monitor = Monitor(TrainingData(images, TRAIN, VAL, CLASSES), twice, 0)
+    with pytest.raises(TrainingError, match=r"the features are not finite at a validation; lower pretrain\.learning"):
+        monitor.validate(encoder)

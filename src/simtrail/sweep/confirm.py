@@ -45,8 +45,14 @@ class _Entrant(NamedTuple):
     group: np.ndarray | None
 
 
-def confirm(study: optuna.Study, space: Space, rules: Confirm, params: Params, parent: str) -> Winner:
-    """Trains the best settings of a study and those of params.yaml with each seed; killed runs continue."""
+def confirm(study: optuna.Study, space: Space, params: Params, parent: str) -> Winner | None:
+    """Trains the best settings of a study and those of params.yaml with each seed; killed runs continue.
+
+    None if the space has no `confirm`, or no trial has completed.
+    """
+    rules = space.confirm
+    if rules is None or not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        return None
     entrants = {}
     for label, values in _chosen(study, rules.best).items():
         try:

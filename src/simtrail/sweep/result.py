@@ -22,7 +22,7 @@ from simtrail.pipeline.registration import log_evaluation, register_encoder
 from simtrail.pipeline.summary import score_lines
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import prepared
-from simtrail.sweep.confirm import PRESENT, Winner, confirm
+from simtrail.sweep.confirm import PRESENT, Winner
 from simtrail.sweep.space import FOLDER, Space, trial_settings
 from simtrail.sweep.validation import validation_scores
 from simtrail.sweep.worker import MEASURES
@@ -42,10 +42,10 @@ FIGURES = {
 }
 
 
-def report(study: optuna.Study, name: str, space: Space, params: Params, parent: str) -> Winner | None:
+def report(study: optuna.Study, name: str, space: Space, params: Params, winner: Winner | None) -> None:
     """Writes best.yaml, trials.csv, figures and report.md to sweeps/NAME/, and logs them to the active MLflow run.
 
-    If the space has `confirm`, first confirms the best trials, and returns the winner.
+    `winner` is that of the confirmation, if the space has one.
     """
     from simtrail.tracking.run import log_result
 
@@ -67,7 +67,6 @@ def report(study: optuna.Study, name: str, space: Space, params: Params, parent:
     if not completed:
         raise InputError(f"study {space.study!r}: no trial has completed; see {folder}/worker-*.log")
     best = study.best_trial
-    winner = confirm(study, space, space.confirm, params, parent) if space.confirm else None
     with (folder / "best.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(space.keys(winner.values if winner else best.params), file)
     figures = _figures(study, folder)
@@ -76,7 +75,6 @@ def report(study: optuna.Study, name: str, space: Space, params: Params, parent:
     files = [folder / "best.yaml", folder / "trials.csv", folder / "report.md", FOLDER / f"{name}.yaml", *figures]
     log_result({"objective": float(best.value or 0), "trials": len(ended)}, files)
     print(text)
-    return winner
 
 
 def register_best(

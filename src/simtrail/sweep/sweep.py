@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from simtrail.params import Params, load_params
 from simtrail.pipeline.plan import planned
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import require
+from simtrail.sweep.confirm import confirm
 from simtrail.sweep.result import register_best, report
 from simtrail.sweep.space import FOLDER, Space, current_values, load_space
 from simtrail.sweep.study import count_trials, open_study, requeue_dead
@@ -61,13 +63,16 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool, settin
     for line in training.warnings:
         print(f"sweep: warning: {line}", flush=True)
     trail = Trail(params, training.data_md5)
-    with run(trail, key=f"sweep {space.study} {base}", resumed=True, name=f"sweep {space.study}") as parent:
+    of_study = partial(run, trail, key=f"sweep {space.study} {base}", resumed=True, name=f"sweep {space.study}")
+    with of_study() as parent:
         study = open_study(name, space, base, create=True)
         study.set_user_attr("parent", parent)
         _enqueue_present(study, params, space)
         requeue_dead(study)
         _supervise(study, name, space, workers, settings)
-        winner = report(study, name, space, params, parent)
+    winner = confirm(study, space, params, parent)  # its runs are below that of the study, and active themselves
+    with of_study():
+        report(study, name, space, params, winner)
     print(register_best(study, name, space, params, parent, winner))
     print(f"to write the best values into params.yaml: simtrail apply {name}; report: {FOLDER / name / 'report.md'}")
 

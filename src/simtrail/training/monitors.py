@@ -10,7 +10,7 @@ import torch
 
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import TrainingData, to_unit
-from simtrail.errors import InputError
+from simtrail.errors import InputError, TrainingError
 from simtrail.evaluation.classifiers import knn, ridge_probe
 from simtrail.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
 from simtrail.model.encoder import Encoder
@@ -54,6 +54,11 @@ class Monitor:
         try:
             rows = np.union1d(self.val, self.queries)
             features = self._features(encoder, rows)
+            if not features.isfinite().all():
+                raise TrainingError(
+                    "the features are not finite at a validation; lower pretrain.learning_rate, set pretrain.clip, or "
+                    "choose pretrain.precision: fp32"
+                )
             batches = enumerate(self.batches(self.val, encoder.device))
             views = [encoder.project(self.two_views(batch, self.seed, i)).float().chunk(2) for i, batch in batches]
             first, second = (torch.cat(view) for view in zip(*views, strict=True))
