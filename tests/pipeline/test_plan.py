@@ -26,7 +26,7 @@ SMALL = {
     "pretrain.encoder.model": "test_resnet",
     "pretrain.encoder.stem": "small",
     "pretrain.batch_size": 16,
-    "pretrain.epochs": 60,
+    "pretrain.epochs": 20,
     "pretrain.precision": "fp32",
     "pretrain.micro_batch_size": None,
     "pretrain.monitor.every": 1000,
@@ -57,6 +57,9 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(prepared, tmp_path, monkeypatch) -> Path:
+    """A copy of that project, with two recipes and two kinds of features to choose from."""
+    monkeypatch.setattr(pilot, "recipes_for", lambda recipe: ["aerial", "sign"])
+    monkeypatch.setattr(pilot, "GRIDS", [[1], [1, 2, 3]])
     folder = tmp_path / "project"
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
@@ -82,10 +85,10 @@ def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_
     resolved = plan.planned(params)
     assert not resolved.auto
     assert yaml.safe_load(ws.PLANNED.read_text())["pretrain"]["recipe"] == resolved.pretrain.recipe
-    names = pilot.recipes_for(ws.prepared().recipe)
+    names = ["aerial", "sign"]
     assert {row["recipe"] for row in record["pilot"]} == set(names)
     assert all(0 <= row["val_probe"] <= 1 and row["steps"] >= 1 for row in record["pilot"])
-    total = 60 * (len(ws.prepared().pretraining_rows("train")) // 16)
+    total = 20 * (len(ws.prepared().pretraining_rows("train")) // 16)
     assert sum(row["steps"] for row in {row["recipe"]: row for row in record["pilot"]}.values()) <= total / 4
 
     with coarse_figures():
@@ -197,3 +200,12 @@ def test_judging_in_folds_keeps_blocks_together_and_finds_what_is_there():
     assert pilot.judge(good, labels, split, block, 5) == {"val_probe": 1, "val_knn": 1}
     copies = np.repeat(noise[:30], 2, 0)  # if both images of a block were not in one fold, kNN would find the copy
     assert pilot.judge(copies, np.repeat(rng.integers(0, 2, 30), 2), split, block, 5)["val_knn"] < 0.8
+
+
+def test_the_recipes_that_are_tried_suit_the_bands():
+    assert pilot.recipes_for(rgb_recipe())[0] == "photograph"
+    assert "spectral" not in pilot.recipes_for(rgb_recipe())
+    bands = {"bands": ["a", "b", "c", "d"], "wavelengths": [500.0, 600.0, 700.0, 800.0]}
+    assert pilot.recipes_for(rgb_recipe().model_copy(update=bands))[0] == "spectral"
+    assert "photograph" not in pilot.recipes_for(rgb_recipe().model_copy(update=bands))
+    assert "spectral" not in pilot.recipes_for(rgb_recipe().model_copy(update={**bands, "wavelengths": []}))
