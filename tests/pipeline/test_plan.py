@@ -26,7 +26,7 @@ SMALL = {
     "pretrain.encoder.model": "test_resnet",
     "pretrain.encoder.stem": "small",
     "pretrain.batch_size": 16,
-    "pretrain.epochs": 20,
+    "pretrain.epochs": 10,
     "pretrain.precision": "fp32",
     "pretrain.micro_batch_size": None,
     "pretrain.monitor.every": 1000,
@@ -88,16 +88,15 @@ def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_
     names = ["aerial", "sign"]
     assert {row["recipe"] for row in record["pilot"]} == set(names)
     assert all(0 <= row["val_probe"] <= 1 and row["steps"] >= 1 for row in record["pilot"])
-    total = 20 * (len(ws.prepared().pretraining_rows("train")) // 16)
+    total = 10 * (len(ws.prepared().pretraining_rows("train")) // 16)
     assert sum(row["steps"] for row in {row["recipe"]: row for row in record["pilot"]}.values()) <= total / 4
 
     with coarse_figures():
-        write_params(pretrain__epochs=2)
-        stages.plan()
         stages.pretrain()
     training = next(run for run in runs() if not run.info.run_name.startswith("pilot"))
     children = [run for run in runs() if run.data.tags.get("mlflow.parentRunId") == training.info.run_id]
-    assert {run.info.run_name for run in children} <= {f"pilot {name}" for name in names}
+    assert {run.info.run_name for run in children} == {f"pilot {name}" for name in names}
+    assert all("pilot/val_probe 1 2 3" in run.data.metrics for run in children)
     planned = plan.planned(load_params())
     for key in load_params().auto:
         assert training.data.params[key] == str(planned.flat()[key])
@@ -127,12 +126,18 @@ def test_the_same_images_give_the_same_plan_and_the_test_split_has_no_influence(
 
 def test_without_labels_the_pilot_uses_a_measure_that_needs_none(project, monkeypatch):
     monkeypatch.setattr(pilot, "STEPS", 1)
+    measured: list[np.ndarray] = []
+    monkeypatch.setattr(pilot, "lidar", lambda pairs, original=pilot.lidar: measured.append(pairs) or original(pairs))
     pd.read_parquet(ws.SPLIT).assign(label=None).to_parquet(ws.SPLIT)
     write_params(pretrain__epochs=10, pretrain__encoder__features=[1])
     stages.plan()
     record = json.loads(ws.PLAN.read_text())
     assert all("val_lidar" in row and "val_probe" not in row for row in record["pilot"])
     assert "which have no labels" in record["reasons"]["pretrain.recipe"]
+    for pairs in measured:  # two different views of each image, nearer to each other than to those of other images
+        first, second = pairs[:, 0], pairs[:, 1]
+        assert not np.isclose(first, second).all(1).any()
+        assert np.square(first - second).sum(1).mean() < np.square(first - np.roll(second, 1, 0)).sum(1).mean()
 
 
 def test_a_short_training_has_no_pilot(project):
@@ -176,10 +181,15 @@ def test_batch_and_epochs_fit_the_number_of_images(images, batch, count):
 
 
 def test_the_stem_keeps_a_map_of_more_than_one_pixel(params):
-    for size, expected in ((16, "small"), (32, "small"), (48, "standard"), (64, "standard"), (224, "standard")):
-        assert plan.stem(params.pretrain, rgb_recipe(size))[0] == expected
-    vit = params.pretrain.encoder.model_copy(update={"model": "vit_tiny_patch16_224"})
-    assert plan.stem(params.pretrain.model_copy(update={"encoder": vit}), rgb_recipe(16))[0] == "standard"
+    def stem(size: int, network: str = "resnet10t", given: dict | None = None) -> str:
+        encoder = params.pretrain.encoder.model_copy(update={"model": network})
+        return plan.stem(params.pretrain.model_copy(update={"encoder": encoder}), given, rgb_recipe(size))[0]
+
+    sizes = {16: "small", 32: "small", 48: "standard", 64: "standard", 224: "standard"}
+    assert {size: stem(size) for size in sizes} == sizes
+    for without_small in ("vit_tiny_patch16_224", "resnetv2_50", "no_such_network"):
+        assert stem(16, without_small) == "standard"
+    assert stem(64, given={"stem": "small"}) == "small"  # that of the weights to start from
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_divided(params, monkeypatch):

@@ -656,7 +656,7 @@ def test_a_change_of_code_reruns_the_stages_that_it_changes_and_no_other(recorde
         "report/validation.py": {"report"},
         "evaluation/structure.py": {"evaluate"},
         "downstream/fine_tune.py": {"evaluate"},
-        "evaluation/classifiers.py": {"pretrain", "evaluate"},  # validation during training uses them
+        "evaluation/classifiers.py": {"plan", "pretrain", "evaluate"},  # validation during training uses them
         "tracking/registry.py": {"register"},
         "pipeline/summary.py": set(),
     }

@@ -18,7 +18,7 @@ def space(objective: str = "val_probe", direction: str = "maximize") -> Space:
 
 
 def entrant(scores: list[float], correct: np.ndarray | None = None) -> _Entrant:
-    return _Entrant({}, with_changes({}), [], scores, correct, GROUP)
+    return _Entrant({}, with_changes({}), None, scores, correct, GROUP)
 
 
 def right(share: float) -> np.ndarray:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import rgb_config, rgb_recipe, with_changes
 
 from simtrail.augment.views import TwoViews
@@ -84,9 +83,14 @@ def test_it_comes_after_a_tenth_of_the_epochs_and_not_in_short_trainings():
     assert [early_epoch(epochs) for epochs in (1, 9, 10, 25, 400)] == [0, 0, 1, 2, 40]
 
 
-def test_unchanged_views_keep_what_pixels_tell_and_grey_views_of_colours_nothing(data):
-    unchanged = with_changes({f"pretrain.augment.{g}.strength": 0.0 for g in ("geometry", "color", "texture")})
-    flips = {"pretrain.augment.geometry.horizontal_flip.p": 0.0}
-    keeps = Monitor(data, TwoViews(with_changes(flips).pretrain.augment, rgb_recipe()), 0)
-    assert torch.is_tensor(next(keeps.batches(keeps.val, torch.device("cpu"))))
-    assert views_keep(Monitor(data, TwoViews(unchanged.pretrain.augment, rgb_recipe()), 0)) == pytest.approx(1)
+def test_unchanged_views_keep_what_pixels_tell_and_erased_views_almost_nothing(data):
+    off = {f"pretrain.augment.{g}.strength": 0.0 for g in ("geometry", "color", "texture")}
+    erased = {"pretrain.augment.texture.erasing.p": 1.0, "pretrain.augment.texture.erasing.max_area": 0.9}
+    erased |= {"pretrain.augment.color.grayscale.p": 1.0}
+
+    def keep(changes: dict[str, object]) -> float:
+        views = TwoViews(with_changes(changes).pretrain.augment, rgb_recipe())
+        return views_keep(Monitor(data, views, 0))
+
+    assert keep(off) == pytest.approx(1)
+    assert keep(erased) < 0.3

@@ -33,8 +33,7 @@ def paired(first: np.ndarray, second: np.ndarray, block: np.ndarray, level: floa
 
     `block` has the (N,) block numbers. The bootstrap draws whole blocks and scores both sides on the same draw. So the
     difficulty of a block, if it is the same for both, has no effect (Efron and Tibshirani 1993, An Introduction to the
-    Bootstrap, chapter 8). All K use the same draws. `level` is that of
-    the intervals.
+    Bootstrap, chapter 8). All K use the same draws. `level` is that of the intervals.
     """
     k = first.shape[1]
     draws = _accuracies(np.concatenate([first, second], axis=1), block, SEED)

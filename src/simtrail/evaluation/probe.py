@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -62,21 +62,18 @@ def fit_logistic(
     rows = np.arange(len(features)) if rows is None else rows
     width = features.shape[1]
     mean, std = _moments(features, rows)
-    objectives = [_Objective(features, labels, classes, rows, weight, (mean, std), device, torch.float32)]
+    objective_in = cache(partial(_Objective, features, labels, classes, rows, weight, (mean, std), device))
     threads = 1 if len(rows) * width <= SHORT else None
     flat = np.zeros((width + 1) * classes)
     for c in c_values:
-        curvature = 1 / (c * objectives[0].total)
-        flat, problem = _minimum(
-            partial(objectives[0].loss_and_gradient, c=c), flat, tolerance, threads, classes, curvature
-        )
-        if problem:
-            if len(objectives) == 1:
-                args = features, labels, classes, rows, weight, (mean, std), device, torch.float64
-                objectives.append(_Objective(*args))
-            exact = partial(objectives[1].loss_and_gradient, c=c)
-            flat, problem = _minimum(exact, flat, tolerance, threads, classes, curvature)
-        if problem:
+        for dtype in (torch.float32, torch.float64):
+            objective = objective_in(dtype)
+            flat, problem = _minimum(
+                partial(objective.loss_and_gradient, c=c), flat, tolerance, threads, classes, 1 / (c * objective.total)
+            )
+            if not problem:
+                break
+        else:
             raise TrainingError(f"linear probe: not converged after {problem}")
         weights = flat.reshape(width + 1, classes)
         raw = weights[:-1] / std[:, None]

@@ -171,6 +171,12 @@ def pretrained_weights(architecture: Architecture, size: int) -> dict[str, torch
     return {f"net.{name}": value for name, value in net.state_dict().items()}
 
 
+def is_resnet(model: str) -> bool:
+    """Whether a name is that of a ResNet of timm, which can have a small stem."""
+    with torch.device("meta"):
+        return timm.is_model(model) and isinstance(timm.create_model(model), ResNet)
+
+
 def adapt_bands(filters: torch.Tensor, bands: int) -> torch.Tensor:
     """First-layer filters for another number of bands, (O, I, h, w) → (O, bands, h, w).
 

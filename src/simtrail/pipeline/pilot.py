@@ -114,7 +114,8 @@ def _short_run(
     from simtrail.tracking.run import Trail, curve_logger, log_result
     from simtrail.tracking.run import run as mlflow_run
 
-    settings = {"pretrain.max_steps": steps, "pretrain.monitor.metric": "last", "pretrain.seeds": params.pretrain.seeds}
+    # one validation, at the end; the run measures more than that
+    settings = {"pretrain.max_steps": steps, "pretrain.monitor.metric": "last", "pretrain.monitor.every": steps}
     settings |= {"pretrain.recipe": name} if name else {}
     short = changed(params, settings, "pilot")
     training = training_run(short.pretrain, "pilot")
@@ -123,14 +124,11 @@ def _short_run(
     with mlflow_run(trail, key=f"pilot {training.key}", resumed=resumed, name=title) as run_id:
         trained = training.fit(on_epoch=curve_logger(run_id))
         training.checkpoints.finish()
-        rows = [
-            {"recipe": name, "features": choice, "steps": steps, "run": run_id, **measures}
-            for choice, measures in zip(
-                grids, measure(trained.encoder, grids, short, source, training.data), strict=True
-            )
-        ]
-        numbers = {f"pilot/{k} {row['features']}": v for row in rows for k, v in row.items() if isinstance(v, float)}
-        log_result({name.replace("[", "").replace("]", "").replace(",", ""): v for name, v in numbers.items()}, [])
+        rows = []
+        for choice, measures in zip(grids, measure(trained.encoder, grids, short, source, training.data), strict=True):
+            rows.append({"recipe": name, "features": choice, "steps": steps, "run": run_id, **measures})
+            grid = " ".join(map(str, choice))  # no brackets in the names of MLflow's metrics
+            log_result({f"pilot/{kind} {grid}": value for kind, value in measures.items()}, [])
     best = max(rows, key=_score)
     log(f"pilot: {name or 'present views'}: " + ", ".join(f"{k} {v:.3f}" for k, v in _measures(best).items()))
     return rows
@@ -146,11 +144,13 @@ def measure(
     scale = source.images.recipe.full_scale
 
     def features(rows: np.ndarray, views: TwoViews | None = None) -> list[np.ndarray]:
+        """(N, width) for each kind of features; (N, 2, width) of two views of each image."""
         parts = []
         for number, start in enumerate(range(0, len(rows), 256)):
             batch = to_unit(source.images.rows(rows[start : start + 256]), scale, encoder.device)
-            batch = views(batch, params.pretrain.seed, number)[: len(batch)] if views else batch
-            parts.append([part.float().cpu().numpy() for part in encoder.features_on(grids, batch)])
+            of_batch = encoder.features_on(grids, views(batch, params.pretrain.seed, number) if views else batch)
+            of_batch = [torch.stack(each.chunk(2), 1) for each in of_batch] if views else of_batch
+            parts.append([each.float().cpu().numpy() for each in of_batch])
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     labels = np.full(len(source.images), -1) if data.labels is None else data.labels
@@ -161,8 +161,7 @@ def measure(
         return [judge(each, labels[rows], split, block, folds) for each in features(rows)]
     rows = rng.permutation(data.val if len(data.val) > 1 else data.train)[:PAIRS]
     views = TwoViews(params.pretrain.augment, source.recipe)
-    pairs = zip(*(features(rows, views) for _ in range(2)), strict=True)
-    return [{"val_lidar": lidar(np.stack(pair, 1))} for pair in pairs]
+    return [{"val_lidar": lidar(pairs)} for pairs in features(rows, views)]
 
 
 def _choose(rows: list[dict[str, Any]], wanted: set[str], log: Log) -> Result:

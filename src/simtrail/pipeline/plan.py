@@ -19,19 +19,21 @@ import yaml
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.model import CONFIG
+from simtrail.model.backbone import is_resnet
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
 from simtrail.params import Params, Pretrain, Settings, change, changed
 from simtrail.pipeline import pilot
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.training_run import encoder_config, first_weights
-from simtrail.training.measure import FASTER, bytes_per_image, step_seconds
+from simtrail.training.measure import bytes_per_image, step_seconds
 
-IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: about ten minutes on two cores
+IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: six minutes on two cores at 64 px
 FEW = 4_000  # images: from here on, a training sees more, by the square root of their number
 EPOCHS = 500  # at most
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 SMALLEST_BATCH, STEPS_PER_EPOCH = 16, 8  # unless there are fewer than 32 images
 RATES = {"adamw": 0.004, "sgd": 0.12, "lars": 0.3}
+FASTER = 0.9  # bf16 is chosen if it takes at most this fraction of the time: a tie must not depend on noise
 MEMORY = 0.6  # of what is free, for the images of a step
 
 Log = Callable[[str], None]
@@ -71,14 +73,15 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
     values: Settings = {}
     reasons: dict[str, str] = {}
     images, recipe, device = len(source.pretraining_rows("train")), source.recipe, best_device()
+    given = _architecture(params.pretrain.weights)
 
     def choose(key: str, rule: Callable[[Pretrain], tuple[Any, str]]) -> None:
         if key in params.auto:
             values[key], reasons[key] = rule(changed(params, values, "plan").pretrain)
             log(f"{key} = {shown(values[key])}: {reasons[key]}")
 
-    choose("pretrain.encoder.model", lambda p: model(p, images, device))
-    choose("pretrain.encoder.stem", lambda p: stem(p, recipe))
+    choose("pretrain.encoder.model", lambda p: model(p, given, images, device))
+    choose("pretrain.encoder.stem", lambda p: stem(p, given, recipe))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
     choose("pretrain.epochs", lambda p: epochs(images, device))
     choose("pretrain.temperature", lambda p: (0.2, "between the paper's best for ImageNet, 0.1, and for CIFAR-10, 0.5"))
@@ -91,11 +94,10 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
     return Plan(values, reasons, result.table)
 
 
-def model(p: Pretrain, images: int, device: torch.device) -> tuple[str, str]:
-    """The network: a vision transformer for its settings, the one of given weights, or a ResNet."""
-    weights = first_weights(p.weights).location
-    if weights not in ("random", "pretrained"):
-        return _architecture(weights)["model"], f"the network of {p.weights}"
+def model(p: Pretrain, given: dict[str, Any] | None, images: int, device: torch.device) -> tuple[str, str]:
+    """The network: that of the `given` encoder's weights, a vision transformer for its settings, or a ResNet."""
+    if given:
+        return given["model"], f"the network of {p.weights}"
     if p.encoder.vit is not None:
         return "vit_tiny_patch16_224", "the smallest vision transformer of timm, for the settings in vit"
     if device.type == "cpu":
@@ -105,13 +107,12 @@ def model(p: Pretrain, images: int, device: torch.device) -> tuple[str, str]:
     return "resnet50", f"the network of the paper, for {images} images on a GPU"
 
 
-def stem(p: Pretrain, recipe: Recipe) -> tuple[str, str]:
+def stem(p: Pretrain, given: dict[str, Any] | None, recipe: Recipe) -> tuple[str, str]:
     """The stem: small where a standard one would leave a single pixel."""
-    weights = first_weights(p.weights).location
-    if weights not in ("random", "pretrained"):
-        return _architecture(weights)["stem"], f"the stem of {p.weights}"
+    if given:
+        return given["stem"], f"the stem of {p.weights}"
     side = math.ceil(recipe.size / 32)
-    if not p.encoder.model.startswith("resnet"):
+    if not is_resnet(p.encoder.model):
         return "standard", "only ResNets have another"
     text = f"a standard stem leaves a map of {side}×{side} for images of {recipe.size} px"
     return ("small", text) if side < 2 else ("standard", text)
@@ -170,8 +171,12 @@ def write(plan: Plan, params: Params) -> None:
     ws.write_json(ws.PLAN, {"settings": ws.settings(params, "plan"), "prepared": prepared, **plan._asdict()})
 
 
-def _architecture(folder: str) -> dict[str, Any]:
-    return json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))["architecture"]
+def _architecture(weights: str) -> dict[str, Any] | None:
+    """The architecture of the encoder whose weights training starts from; None if it is not an encoder of simtrail."""
+    location = first_weights(weights).location
+    if location in ("random", "pretrained"):
+        return None
+    return json.loads((Path(location) / CONFIG).read_text(encoding="utf-8"))["architecture"]
 
 
 def _name(device: torch.device) -> str:

@@ -24,12 +24,12 @@ def apply(name: str) -> None:
     yaml.preserve_quotes, yaml.width = True, 4096
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     tree, values = yaml.load(path), YAML(typ="safe").load(best)
-    changed = {key: value for key, value in values.items() if before[key] != value}
+    changed = {key: value for key, value in values.items() if before.get(key) != value}
     if not changed:
         print("params.yaml already has the best values")
         return
     for key, value in changed.items():
-        print(f"{key}: {before[key]} → {value}")
+        print(f"{key}: {before.get(key, '')} → {value}")
         *parts, last = key.split(".")
         node = tree
         for part in parts:  # a section that params.yaml leaves out is added

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import optuna
@@ -16,6 +16,7 @@ from simtrail.params import Params, Settings, changed
 from simtrail.pipeline.training_run import training_run
 from simtrail.sweep.space import Confirm, Space
 from simtrail.sweep.validation import validation_correct
+from simtrail.training.loop import Trained
 
 PRESENT = "params.yaml"
 CHANCE = 0.05  # of calling a setting better that is not, for all comparisons together
@@ -30,7 +31,6 @@ class Winner(NamedTuple):
     history: list[dict[str, float]]
     params: Params
     run: str  # its MLflow run
-    confirmed: bool  # whether it exceeds params.yaml by more than chance
     lines: list[str]  # for the report
 
 
@@ -39,7 +39,7 @@ class _Entrant(NamedTuple):
 
     values: Settings
     params: Params
-    results: list[tuple[Any, str]]  # what fit() returns, and the MLflow run
+    first: tuple[Trained, str] | None  # what the first seed gave, and its MLflow run
     scores: list[float]
     correct: np.ndarray | None  # (N,) the fraction of seeds that are right about each validation image
     group: np.ndarray | None
@@ -65,7 +65,7 @@ def confirm(study: optuna.Study, space: Space, params: Params, parent: str) -> W
     best = max(entrants, key=lambda label: sign * np.mean(entrants[label].scores))
     rivals = [label for label in entrants if label != PRESENT]
     rival = max(rivals, key=lambda label: sign * np.mean(entrants[label].scores)) if rivals else PRESENT
-    confirmed, verdict = _compare(entrants[PRESENT], entrants[rival], rival, len(rivals), space)
+    _, verdict = _compare(entrants[PRESENT], entrants[rival], rival, len(rivals), space)
     epochs = entrants[best].params.pretrain.epochs
     lines = ["", f"Confirmation, {epochs} epochs, {rules.seeds} seeds, {space.objective}:", ""]
     lines += ["| settings | mean | standard deviation |", "|---|---|---|"]
@@ -74,9 +74,9 @@ def confirm(study: optuna.Study, space: Space, params: Params, parent: str) -> W
         lines.append(f"| {label} | {np.mean(entrant.scores):.4f} | {deviation} |")
     lines += ["", verdict]
     winner = entrants[best]
-    trained, run = winner.results[0]
-    history, values = trained.history, winner.values
-    return Winner(best, values, trained.encoder, history, winner.params, run, confirmed and best == rival, lines)
+    assert winner.first
+    trained, run = winner.first
+    return Winner(best, winner.values, trained.encoder, trained.history, winner.params, run, lines)
 
 
 def _chosen(study: optuna.Study, count: int) -> dict[str, Settings]:
@@ -97,7 +97,8 @@ def _train(label: str, values: Settings, space: Space, rules: Confirm, params: P
     settings = {**space.set, **space.keys(values), "pretrain.monitor.metric": metric}
     settings |= {"pretrain.epochs": rules.epochs, "pretrain.max_steps": None} if rules.epochs else {}
     full = changed(params, settings, f"study {space.study}")
-    results, scores, correct, group = [], [], [], None
+    first: tuple[Trained, str] | None = None
+    scores, correct, group = [], [], None
     for number in range(rules.seeds):
         seed = params.pretrain.seed + number
         seeded = changed(full, {"pretrain.seeds": [seed]}, f"study {space.study}")
@@ -110,11 +111,11 @@ def _train(label: str, values: Settings, space: Space, rules: Confirm, params: P
         training.checkpoints.finish()
         scores.append(float(trained.history[trained.epoch - 1][space.objective]))
         print(f"{name}: {space.objective} {scores[-1]:.4g}", flush=True)
-        results.append((trained, run_id))
+        first = first or (trained, run_id)
         if space.objective in ("val_probe", "val_knn"):
             right, group = validation_correct(trained.encoder, seeded, space.objective)
             correct.append(right)
-    return _Entrant(values, full, results, scores, np.mean(correct, 0) if correct else None, group)
+    return _Entrant(values, full, first, scores, np.mean(correct, 0) if correct else None, group)
 
 
 def _compare(present: _Entrant, rival: _Entrant, label: str, comparisons: int, space: Space) -> tuple[bool, str]:

@@ -14,7 +14,6 @@ from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
 from simtrail.params import Pretrain
 from simtrail.training.monitors import Monitor
 
-PART = 0.1  # of the epochs
 STUCK = 0.98  # of the loss at the start: above this, almost nothing was learnt
 EASY = 0.98  # of the views find their partner: then the negatives are too few or too easy
 LOST = 0.2  # of the accuracy of pixels above chance: crops alone leave 0.35 to 0.5 of it, views of background nothing
@@ -22,7 +21,7 @@ LOST = 0.2  # of the accuracy of pixels above chance: crops alone leave 0.35 to 
 
 def early_epoch(epochs: int) -> int:
     """The epoch after which it is said, from 1; 0 for fewer than ten epochs."""
-    return int(PART * epochs)
+    return epochs // 10
 
 
 @torch.no_grad()
@@ -63,7 +62,8 @@ def early_truth(
     reasons = faults(row, encoder, monitor, params)
     if below:
         reasons += weaknesses(row, params, first_loss)
-        reasons = reasons or ["none that was measured; train longer, or try another pretrain.recipe"]
+        if not reasons:
+            lines.append("no fault was measured; it may need more epochs, or another pretrain.recipe")
     return lines + [f"{'likely reason' if below else 'warning'}: {reason}" for reason in reasons]
 
 

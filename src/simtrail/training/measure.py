@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 
 import torch
 
@@ -11,7 +10,6 @@ from simtrail.model.encoder import Encoder
 from simtrail.training.learner import LOW
 
 REPEATS, IMAGES = 5, 32
-FASTER = 0.9  # bf16 is chosen if it takes at most this fraction of the time: a tie must not depend on noise
 
 
 def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) -> dict[str, float]:
@@ -56,8 +54,7 @@ def _passes(encoder: Encoder, precision: str, images: int) -> None:
     coordinates = 2 if encoder.config.terms.local else 0
     views = torch.full((2 * images, len(recipe.bands) + coordinates, recipe.size, recipe.size), 0.5, device=device)
     state = {name: value.clone() for name, value in encoder.named_buffers()}
-    low = torch.autocast(device.type, LOW[precision]) if precision != "fp32" else nullcontext()
-    with low:
+    with torch.autocast(device.type, LOW[precision], enabled=precision != "fp32"):
         projections = encoder.projections(views)
     projections.float().square().mean().backward()
     encoder.zero_grad(set_to_none=True)
