@@ -10,14 +10,17 @@ import pytest
 import torch
 import yaml
 from conftest import changed, coarse_figures, rgb_config, rgb_recipe
+from mlflow.exceptions import MlflowException
 
 from simtrail import load_encoder
+from simtrail.augment.views import TwoViews
 from simtrail.data.demo import generate
 from simtrail.errors import InputError
-from simtrail.params import AUTO, load_params
+from simtrail.params import AUTO, Params, load_params, parse
 from simtrail.pipeline import pilot, plan, stages
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.registration import facts
+from simtrail.pipeline.training_run import without_effect
 from simtrail.report.card import model_card
 
 AUTOMATIC = dict.fromkeys(AUTO, "auto")
@@ -219,3 +222,25 @@ def test_the_recipes_that_are_tried_suit_the_bands():
     assert pilot.recipes_for(rgb_recipe().model_copy(update=bands))[0] == "spectral"
     assert "photograph" not in pilot.recipes_for(rgb_recipe().model_copy(update=bands))
     assert "spectral" not in pilot.recipes_for(rgb_recipe().model_copy(update={**bands, "wavelengths": []}))
+
+
+def test_a_setting_without_effect_is_named_unless_it_has_the_value_of_the_recipe():
+    grey = rgb_recipe().model_copy(update={"bands": ["grey"]})
+
+    def lines(augment: dict) -> list[str]:
+        tree = changed({"pretrain.recipe": "photograph", "pretrain.augment": augment})
+        return without_effect(TwoViews(parse(Params, tree, "params.yaml").pretrain.augment, grey), "photograph")
+
+    assert lines({}) == []
+    (line,) = lines({"color": {"jitter": {"hue": 0.1}}})
+    assert line.startswith("pretrain.augment.color.jitter.hue: no effect")
+
+
+def test_runs_that_this_store_does_not_know_are_not_adopted(tmp_path, monkeypatch):
+    from simtrail.tracking.run import adopt
+
+    monkeypatch.chdir(tmp_path)
+    adopt(["0" * 32], "1" * 32)
+    monkeypatch.setattr("mlflow.MlflowClient.get_run", lambda *_: (_ for _ in ()).throw(MlflowException("no answer")))
+    with pytest.raises(MlflowException, match="no answer"):
+        adopt(["0" * 32], "1" * 32)

@@ -80,10 +80,10 @@ def encoder_config(p: Pretrain, source: Prepared) -> EncoderConfig:
 
 
 def without_effect(views: TwoViews, recipe_name: str | None) -> list[str]:
-    """One line for each setting of the views that has no effect, unless it comes from the recipe."""
-    tree = {"pretrain": {"augment": recipe(recipe_name)}} if recipe_name else {}
-    lines = {line.split(":")[0]: line for line in views.without_effect()}
-    return [line for key, line in lines.items() if value_of(tree, key) is None]
+    """One line for each setting of the views that has no effect, unless it has the value of the recipe."""
+    of_recipe, present = recipe(recipe_name) if recipe_name else {}, views.params.model_dump()
+    lines = {line.split(":")[0].removeprefix("pretrain.augment."): line for line in views.without_effect()}
+    return [line for key, line in lines.items() if value_of(of_recipe, key) != value_of(present, key)]
 
 
 class _FirstWeights(NamedTuple):

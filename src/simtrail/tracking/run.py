@@ -206,8 +206,10 @@ def adopt(run_ids: Sequence[str], parent: str) -> None:
     for run_id in dict.fromkeys(run_ids):
         try:
             known = client.get_run(run_id)
-        except MlflowException:  # of another machine: DVC brought the plan
-            continue
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            continue  # a run of another machine: DVC brought the plan
         if MLFLOW_PARENT_RUN_ID not in known.data.tags:
             client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, parent)
 
