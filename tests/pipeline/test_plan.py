@@ -105,7 +105,8 @@ def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_
         assert training.data.params[key] == str(planned.flat()[key])
     history = pd.read_csv(ws.HISTORY).to_dict("records")
     card = model_card(facts(planned, ws.ENCODER, history, {"tasks": {}, "features": {}}, training.info.run_id))
-    assert f'pretrain.recipe = "{planned.pretrain.recipe}": ' in card
+    assert "\n\nChosen automatically:\n\n- pretrain." in card
+    assert f"\n- pretrain.recipe = {planned.pretrain.recipe}: " in card
     assert f"{load_encoder(ws.ENCODER).width} features per image" in card
 
 

@@ -112,7 +112,7 @@ def _chosen(params: Params) -> dict[str, str]:
         return {}
     plan, flat = read_json(PLAN, "plan"), params.flat()
     same = {key: value for key, value in plan["values"].items() if flat[key] == value}
-    return {key: f"{json.dumps(value)}: {plan['reasons'][key]}" for key, value in same.items()}
+    return {key: json.dumps(value).strip('"') + f": {plan['reasons'][key]}" for key, value in same.items()}
 
 
 def _checks(validation: dict[str, Any]) -> str:
