@@ -144,7 +144,8 @@ def _train_lightly(paths: list[Path], train: np.ndarray, size: int, seconds: flo
     head, criterion = SimCLRProjectionHead(512, 512, 128), NTXentLoss()
     optimiser = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr=0.06)
     chosen = [path for path, used in zip(paths, train, strict=True) if used]
-    loader = DataLoader(_Files(chosen, SimCLRTransform(input_size=size)), BATCH, shuffle=True, drop_last=True)
+    files, batch = _Files(chosen, SimCLRTransform(input_size=size)), min(BATCH, len(chosen))
+    loader = DataLoader(files, batch, shuffle=True, drop_last=True)
     start, spent = time.process_time(), 0.0
     while spent < seconds:
         for first, second in loader:
