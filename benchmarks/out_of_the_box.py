@@ -2,8 +2,8 @@
 
     python benchmarks/out_of_the_box.py FOLDER NAME=PATH[,LABEL[,GROUP]] …
 
-For each set: `simtrail init`, `data add`, and all stages, with no key of params.yaml set but the name. Then Lightly's
-SimCLR, with its own default views and a ResNet-18 at the same image size, trains for as many processor seconds as the
+For each set: `simtrail init`, `data add`, and all stages, with no key of params.yaml set but the name. Then, for each
+set, Lightly's SimCLR, with its own default views and a ResNet-18 at the same image size, trains for as many processor seconds as the
 stages plan and pretrain took, and is probed by our probe on the same split. PATH is a folder as `data add` takes it;
 `demo` without a path is the generated demo. Projects stay in FOLDER; finished sets are not run again. Adds rows to
 benchmarks/results/out_of_the_box.csv.
@@ -32,6 +32,7 @@ from simtrail.evaluation.classifiers import knn_probabilities
 from simtrail.evaluation.difference import paired
 from simtrail.evaluation.probe import linear_probe
 from simtrail.evaluation.tasks import main_task, small_pixels
+from simtrail.model.encoder import Encoder
 from simtrail.params import Evaluate
 
 RESULTS = Path(__file__).parent / "results/out_of_the_box.csv"
@@ -43,17 +44,28 @@ BATCH = 64  # of Lightly: as ours
 def main() -> None:
     folder, sets = Path(sys.argv[1]), sys.argv[2:]
     folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, dict[str, object]] = {}
     for text in sets:
         name, _, source = text.partition("=")
         project = folder / name
         if not (project / "times.json").exists():
             times = ours(project, name, source.split(",") if source else [])
             (project / "times.json").write_text(json.dumps(times))
-        row = scores(project) | lightly(project)
-        table = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["set"])
-        table = pd.concat([table[table["set"] != name], pd.DataFrame([{"set": name, **row}])])
-        table.to_csv(RESULTS, index=False, float_format="%.4g")
-        print(table.to_string(index=False), flush=True)
+        rows[name] = scores(project)
+        save(name, rows[name])
+    for name, row in rows.items():
+        file = folder / name / "lightly.json"
+        if not file.exists():
+            file.write_text(json.dumps(lightly(folder / name)))
+        save(name, row | json.loads(file.read_text()))
+
+
+def save(name: str, row: dict[str, object]) -> None:
+    """Puts the row of a set into the table in place of an earlier one, and prints the table."""
+    table = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["set"])
+    table = pd.concat([table[table["set"] != name], pd.DataFrame([{"set": name, **row}])])
+    table.to_csv(RESULTS, index=False, float_format="%.4g")
+    print(table.to_string(index=False), flush=True)
 
 
 def ours(project: Path, name: str, source: list[str]) -> dict[str, float]:
@@ -82,6 +94,10 @@ def scores(project: Path) -> dict[str, object]:
     task = next(iter(metrics["tasks"].values()))
     times = json.loads((project / "times.json").read_text())
     plan = yaml.safe_load((project / "artifacts/plan/params.yaml").read_text())["pretrain"]
+    encoder = Encoder.load(project / "artifacts/pretrain")
+    torch.manual_seed(0)
+    images = _images(project)
+    random_features = Encoder(encoder.config).features(images.rows(rows) for rows in _parts(images))
     accuracy = {name: score["accuracy"] for name, score in task["scores"].items()}
     floors = ("raw_pixels", "random_encoder", "majority")
     gains = [task["gains"][name]["low"] for name in floors if name in task["gains"]]
@@ -89,12 +105,13 @@ def scores(project: Path) -> dict[str, object]:
         "groups": task["groups"],
         "minutes": sum(times[stage] for stage in STAGES) / 60,
         "recipe": plan["recipe"],
-        "features": str(plan["encoder"]["features"]),
+        "features": str(encoder.config.architecture.features),
         "probe": accuracy["linear_probe"],
         **{name: accuracy[name] for name in floors},
         "gain_low": min(gains),
         "knn": accuracy["knn"],
-        "knn_pixels": _knn(project, _pixels(project)),
+        "knn_pixels": _knn(project, small_pixels(images.rows(np.arange(len(images))), images.recipe.full_scale)),
+        "knn_random": _knn(project, random_features),
     }
 
 
@@ -190,9 +207,12 @@ def _recipe(project: Path) -> Recipe:
     return Recipe.model_validate(json.loads((project / "artifacts/prepare/statistics.json").read_text())["recipe"])
 
 
-def _pixels(project: Path) -> np.ndarray:
-    images = PackedImages(project / "artifacts/prepare", _recipe(project))
-    return small_pixels(images.rows(np.arange(len(images))), images.recipe.full_scale)
+def _images(project: Path) -> PackedImages:
+    return PackedImages(project / "artifacts/prepare", _recipe(project))
+
+
+def _parts(images: PackedImages) -> list[np.ndarray]:
+    return np.array_split(np.arange(len(images)), len(images) // 256 + 1)
 
 
 def _processor_seconds() -> float:

@@ -42,10 +42,10 @@ RENAMED = {  # key of an earlier version → its present name
     "evaluate.knn_k": "evaluate.knn.k",
 }
 AUTO = (  # keys that can be auto, which is their default: the plan stage chooses the value from the prepared images
-    *("pretrain.recipe", "pretrain.encoder.model", "pretrain.encoder.stem", "pretrain.encoder.features"),
-    *("pretrain.temperature", "pretrain.epochs", "pretrain.batch_size", "pretrain.micro_batch_size"),
-    *("pretrain.learning_rate", "pretrain.precision"),
+    *("pretrain.recipe", "pretrain.encoder.model", "pretrain.encoder.stem", "pretrain.temperature", "pretrain.epochs"),
+    *("pretrain.batch_size", "pretrain.micro_batch_size", "pretrain.learning_rate", "pretrain.precision"),
 )
+FEATURES = "pretrain.encoder.features"  # auto until the encoder is trained: its training chooses the value at its end
 RECIPES = Path(__file__).parent / "augment" / "recipes"
 PATTERNS = {NAME: "only letters, digits, _, . and -", MODEL_NAME: "no / and no :"}
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -435,11 +435,16 @@ class Architecture(_Section):
     stem: Literal["standard", "small"] = "standard"
     """First layers of a ResNet. standard: as in the ImageNet model. small: a 3×3 convolution with stride 1 and no
     max-pooling, for images up to 64 px (appendix B.9)."""
-    features: list[Annotated[int, Field(ge=0)]] = Field([1], min_length=1, strict=False)
+    features: Annotated[
+        Annotated[Literal["auto"], Tag("=auto")]
+        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Tag("=list")],
+        Discriminator(lambda v: "=list" if isinstance(v, list) else "=auto"),
+    ] = "auto"
     """What the features are made of: the grids on which the maps of the last stages are averaged, the last map first.
     [1]: the mean of the last map, as in the paper. [2]: its means over 2×2 parts of the image, which keep where things
     are. [1, 2, 3]: the last map averaged, the map before on 2×2, the one before that on 3×3, side by side, each at unit
-    length. 0 leaves a map out. The loss always compares means of the last map."""
+    length. 0 leaves a map out. The loss always compares means of the last map. auto: chosen after the training, which
+    does not depend on it, on validation images with labels; [1] without labels."""
     vit: Vit | None = None
     """Settings of a vision transformer; null: pooling and patches as in the model of timm. Other models need null."""
     modalities: list[str] | None = Field(default=None, min_length=1)
@@ -456,8 +461,8 @@ class Architecture(_Section):
 
     @field_validator("features")
     @classmethod
-    def _some_map(cls, value: list[int]) -> list[int]:
-        if not any(value):
+    def _some_map(cls, value: list[int] | str) -> list[int] | str:
+        if value != "auto" and not any(value):
             raise ValueError(f"pretrain.encoder.features = {value}: must have a grid above 0")
         return value
 

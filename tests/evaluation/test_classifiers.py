@@ -53,7 +53,7 @@ def test_far_neighbours_do_not_outvote_a_near_one():
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize("images", [9, 300])
+@pytest.mark.parametrize("images", [5, 9, 300])  # fewer and more than features
 def test_the_ridge_probe_equals_scikit_learn(classes, images):
     (bank, labels), (queries, _) = overlapping(images, classes), overlapping(200, classes)
     bank, queries = bank * 100 + 1000, queries * 100 + 1000

@@ -16,14 +16,14 @@ from simtrail import load_encoder
 from simtrail.augment.views import TwoViews
 from simtrail.data.demo import generate
 from simtrail.errors import InputError
-from simtrail.params import AUTO, Params, load_params, parse
+from simtrail.params import AUTO, FEATURES, Params, load_params, parse
 from simtrail.pipeline import pilot, plan, stages
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.registration import facts
 from simtrail.pipeline.training_run import without_effect
 from simtrail.report.card import model_card
 
-AUTOMATIC = dict.fromkeys(AUTO, "auto")
+AUTOMATIC = dict.fromkeys([*AUTO, FEATURES], "auto")
 SMALL = {
     "prepare.size": 32,
     "pretrain.encoder.model": "test_resnet",
@@ -62,7 +62,7 @@ def prepared(tmp_path_factory) -> Path:
 def project(prepared, tmp_path, monkeypatch) -> Path:
     """A copy of that project, with two recipes and two kinds of features to choose from."""
     monkeypatch.setattr(pilot, "recipes_for", lambda recipe: ["aerial", "sign"])
-    monkeypatch.setattr(pilot, "GRIDS", [[1], [1, 2, 3]])
+    monkeypatch.setattr("simtrail.training.features.CHOICES", [[1], [1, 2, 3]])
     folder = tmp_path / "project"
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
@@ -87,7 +87,8 @@ def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_
         assert f"plan: {key} = " in text
     resolved = plan.planned(params)
     assert not resolved.auto
-    assert yaml.safe_load(ws.PLANNED.read_text())["pretrain"]["recipe"] == resolved.pretrain.recipe
+    shown = yaml.safe_load((ws.PLAN.parent / "params.yaml").read_text())
+    assert shown["pretrain"]["recipe"] == resolved.pretrain.recipe
     names = ["aerial", "sign"]
     assert {row["recipe"] for row in record["pilot"]} == set(names)
     assert all(0 <= row["val_probe"] <= 1 and row["steps"] >= 1 for row in record["pilot"])
@@ -99,14 +100,19 @@ def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_
     training = next(run for run in runs() if not run.info.run_name.startswith("pilot"))
     children = [run for run in runs() if run.data.tags.get("mlflow.parentRunId") == training.info.run_id]
     assert {run.info.run_name for run in children} == {f"pilot {name}" for name in names}
-    assert all("pilot/val_probe 1 2 3" in run.data.metrics for run in children)
-    planned = plan.planned(load_params())
-    for key in load_params().auto:
+    assert all("pilot/val_probe" in run.data.metrics for run in children)
+    planned = plan.chosen(plan.planned(load_params()))
+    assert planned.pretrain.encoder.features in ([1], [1, 2, 3])
+    assert load_encoder(ws.ENCODER).config.architecture.features == planned.pretrain.encoder.features
+    shown = yaml.safe_load((ws.CHOSEN.parent / "params.yaml").read_text())
+    assert shown == {"pretrain": {"encoder": {"features": planned.pretrain.encoder.features}}}
+    for key in [*load_params().auto, FEATURES]:
         assert training.data.params[key] == str(planned.flat()[key])
     history = pd.read_csv(ws.HISTORY).to_dict("records")
     card = model_card(facts(planned, ws.ENCODER, history, {"tasks": {}, "features": {}}, training.info.run_id))
     assert "\n\nChosen automatically:\n\n- pretrain." in card
     assert f"\n- pretrain.recipe = {planned.pretrain.recipe}: " in card
+    assert f"\n- {FEATURES} = {planned.pretrain.encoder.features}: accuracy of probe and kNN on " in card
     assert f"{load_encoder(ws.ENCODER).width} features per image" in card
 
 
@@ -203,17 +209,6 @@ def test_a_batch_that_does_not_fit_in_memory_is_divided(params, monkeypatch):
     assert plan.micro_batch_size(params.pretrain, config, CPU)[0] == 16
     monkeypatch.setattr(plan, "bytes_per_image", lambda *_: 2**20)
     assert plan.micro_batch_size(params.pretrain, config, CPU)[0] is None
-
-
-def test_judging_in_folds_keeps_blocks_together_and_finds_what_is_there():
-    rng, labels = np.random.default_rng(0), np.arange(60) % 3
-    good = np.eye(3)[labels] + 0.1 * rng.normal(size=(60, 3))
-    noise = rng.normal(size=(60, 3))
-    split, block = np.array(["train", "val"] * 30), np.arange(60) // 2
-    assert pilot.judge(good, labels, split, block, 1)["val_probe"] == 1
-    assert pilot.judge(good, labels, split, block, 5) == {"val_probe": 1, "val_knn": 1}
-    copies = np.repeat(noise[:30], 2, 0)  # if both images of a block were not in one fold, kNN would find the copy
-    assert pilot.judge(copies, np.repeat(rng.integers(0, 2, 30), 2), split, block, 5)["val_knn"] < 0.8
 
 
 def test_the_recipes_that_are_tried_suit_the_bands():

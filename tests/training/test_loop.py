@@ -64,7 +64,7 @@ def losses(history):
 
 
 def test_the_loss_falls_and_the_history_has_every_epoch_once(prepared):
-    encoder, history, _ = fit(prepared, {"pretrain.epochs": 12})
+    encoder, history, *_ = fit(prepared, {"pretrain.epochs": 12})
     assert [row["epoch"] for row in history] == list(range(1, 13))
     assert [row["step"] for row in history] == [3 * i for i in range(1, 13)]
     assert history[-1]["loss"] < history[0]["loss"] - 0.1
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_gives_a_warning_and_the_one_before_is_used(prepare
 
 
 def test_max_steps_ends_the_run_and_the_schedule_with_it(prepared):
-    _, history, _ = fit(prepared, {"pretrain.max_steps": 4, "pretrain.warmup": 0.0})
+    _, history, *_ = fit(prepared, {"pretrain.max_steps": 4, "pretrain.warmup": 0.0})
     assert [row["step"] for row in history] == [3, 4]
     assert history[-1]["learning_rate"] == pytest.approx(learning_rate(3, 4, 0.004 * 8 / 256, 0.0))
 
@@ -187,7 +187,7 @@ def test_the_weights_of_the_best_validation_are_kept(prepared, monkeypatch):
         return {"val_probe": next(values), "val_feature_std": 1.0}
 
     monkeypatch.setattr(loop.Monitor, "validate", validate)
-    encoder, history, epoch = fit(prepared, {"pretrain.epochs": 4})
+    encoder, history, epoch, _ = fit(prepared, {"pretrain.epochs": 4})
     assert epoch == 2  # the first if several are equal
     assert all(torch.equal(v, kept[1][k]) for k, v in encoder.state_dict().items())
     assert [row["val_probe"] for row in history] == [0.2, 0.9, 0.9, 0.5]
@@ -256,7 +256,7 @@ def test_modalities_have_columns_in_the_history_also_after_an_interruption(prepa
 def test_the_local_term_is_in_the_history_and_validation_works_without_it(prepared, fused):
     changes = {"pretrain.terms": {"fused": fused, "intra": 0.0, "cross": 0.0, "local": 1.0}, "pretrain.epochs": 2}
     small = {"pretrain.encoder.model": "test_resnet", "pretrain.encoder.stem": "small", **changes}
-    encoder, history, _ = fit(prepared, small)
+    encoder, history, *_ = fit(prepared, small)
     assert all(row["loss_local" if fused else "loss"] > 0 for row in history)
     assert ("loss_local" in history[0]) is bool(fused)
     assert {"val_knn", "val_contrastive_top1", "val_alignment"} <= set(history[-1])

@@ -19,6 +19,7 @@ class TrainingData(NamedTuple):
     train: np.ndarray  # rows of the training split
     val: np.ndarray  # rows of the validation split
     labels: np.ndarray | None = None  # class number of every packed row, −1 without a label; None if all are without
+    block: np.ndarray | None = None  # of every packed row: images of one block are never split apart; None: all differ
 
 
 def to_unit(batch: np.ndarray, full_scale: int, device: torch.device) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from simtrail.evaluation.geometry import ROWS, Vectors, parts, tensor
 
+COLUMNS = 1024  # of features that the dual of the ridge probe has in memory in float64 at a time
 SIMILARITIES = 2**24  # that kNN keeps in memory at a time: 64 MiB
 
 
@@ -53,12 +54,25 @@ def ridge_probe(features: Vectors, labels: np.ndarray, queries: Vectors, penalty
     n, y_N = len(features), torch.tensor(labels, dtype=torch.int64)
     mean, std = _moments(features)
     y_NC = 2.0 * F.one_hot(y_N.to(mean.device)).double() - 1
-    gram_DD, moment_DC = torch.diag(torch.full_like(mean, penalty * n)), mean.new_zeros(len(mean), y_NC.shape[1])
-    for x_MD, y_MC in zip(parts(features), y_NC.split(ROWS), strict=True):
-        x_MD = (x_MD - mean) / std
-        gram_DD += x_MD.T @ x_MD
-        moment_DC += x_MD.T @ y_MC
-    weights_DC = torch.cholesky_solve(moment_DC, torch.linalg.cholesky(gram_DD))
+    if len(mean) <= n:
+        gram_DD, moment_DC = torch.diag(torch.full_like(mean, penalty * n)), mean.new_zeros(len(mean), y_NC.shape[1])
+        for x_MD, y_MC in zip(parts(features), y_NC.split(ROWS), strict=True):
+            x_MD = (x_MD - mean) / std
+            gram_DD += x_MD.T @ x_MD
+            moment_DC += x_MD.T @ y_MC
+        weights_DC = torch.cholesky_solve(moment_DC, torch.linalg.cholesky(gram_DD))
+    else:  # the same weights, from a system as large as the number of images: Xᵀ(XXᵀ + λI)⁻¹ = (XᵀX + λI)⁻¹Xᵀ
+        gram_NN = torch.diag(mean.new_full((n,), penalty * n))
+        spans = [slice(start, start + COLUMNS) for start in range(0, len(mean), COLUMNS)]
+
+        def standard(span: slice) -> torch.Tensor:
+            return (tensor(features[:, span]) - mean[span]) / std[span]
+
+        for span in spans:
+            x_NS = standard(span)
+            gram_NN += x_NS @ x_NS.T
+        dual_NC = torch.cholesky_solve(y_NC, torch.linalg.cholesky(gram_NN))
+        weights_DC = torch.cat([standard(span).T @ dual_NC for span in spans])
     predictions = [((x_MD - mean) / std @ weights_DC + y_NC.mean(0)).argmax(1) for x_MD in parts(queries)]
     return torch.cat(predictions).cpu().numpy()
 

@@ -32,7 +32,7 @@ class Backbone(nn.Module):
 
     def __init__(self, architecture: Architecture, bands: int, size: int):
         super().__init__()
-        self.bands, self.vit, self.grids = bands, architecture.vit, architecture.features
+        self.bands, self.vit, self.grids = bands, architecture.vit, grids_of(architecture)
         try:
             self.net: Any = _net(architecture, bands, size)
             _check(self.net, architecture, size)
@@ -169,6 +169,11 @@ def pretrained_weights(architecture: Architecture, size: int) -> dict[str, torch
             f"({_one_line(error)}); check the network, and timm.list_models(pretrained=True), or set random"
         ) from None
     return {f"net.{name}": value for name, value in net.state_dict().items()}
+
+
+def grids_of(architecture: Architecture) -> list[int]:
+    """The grids of the features; while they are not chosen, the mean of the last map."""
+    return [1] if isinstance(architecture.features, str) else architecture.features
 
 
 def is_resnet(model: str) -> bool:

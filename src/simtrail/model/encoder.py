@@ -100,6 +100,17 @@ class Encoder(nn.Module):
         """The features (B, width) that the encoder would have with each choice of `architecture.features`."""
         return self.backbone.features_on(choices, *self._branch_inputs(batch))
 
+    def with_features(self, grids: list[int]) -> Encoder:
+        """An encoder with the same weights and other `architecture.features`, in evaluation mode.
+
+        Raises InputError if they are not possible.
+        """
+        architecture = self.config.architecture.model_copy(update={"features": grids})
+        with torch.random.fork_rng([]):  # its first weights are of no use
+            encoder = Encoder(self.config.model_copy(update={"architecture": architecture}), self.head_layers)
+        encoder.load_state_dict(self.state_dict())
+        return encoder.to(self.device).eval()
+
     def parts(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """The features of each of `modalities`, (B, W) at unit length; the fused features are made of them."""
         return self.backbone.parts(*self._branch_inputs(batch))

@@ -11,7 +11,7 @@ from torch import nn
 
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
-from simtrail.model.backbone import Backbone
+from simtrail.model.backbone import Backbone, grids_of
 from simtrail.params import Architecture
 
 FLAT = 1e-4  # of full scale; added to a spectrum's standard deviation, so that rounding gives background no spectrum
@@ -114,7 +114,7 @@ class Fusion(nn.Module):
         self.scores = nn.ModuleList(nn.Linear(width, 1) for _ in bands if attention)
         for weight in self.scores.parameters():
             nn.init.zeros_(weight)
-        if attention and architecture.features != [1]:
+        if attention and grids_of(architecture) != [1]:
             raise InputError(
                 f"pretrain.encoder.features = {architecture.features}: must be [1] with pretrain.encoder.fusion: "
                 "attention, whose weights are trained for these features"

@@ -1,7 +1,7 @@
 """The plan: the value of every setting that is `auto`, chosen before training from the prepared images and the machine.
 
-Rules choose most of them. A pilot chooses the recipe of views and what the features are made of: short trainings,
-judged on the validation split. The plan is stored with its reasons, and all later stages read it.
+Rules choose most of them. A pilot chooses the recipe of views: short trainings, judged on the validation split. The
+plan is stored with its reasons, and all later stages read it. What the features are made of is chosen after training.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from simtrail.errors import InputError
 from simtrail.model import CONFIG
 from simtrail.model.backbone import is_resnet
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
-from simtrail.params import Params, Pretrain, Settings, change, changed
+from simtrail.params import FEATURES, Params, Pretrain, Settings, change, changed
 from simtrail.pipeline import pilot
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.training_run import encoder_config, first_weights
+from simtrail.training.features import Chosen
 from simtrail.training.measure import bytes_per_image, step_seconds
 
 IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: six minutes on two cores at 64 px
@@ -88,10 +89,11 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
     choose("pretrain.learning_rate", lambda p: (RATES[p.optimiser], f"for {p.optimiser}, per 256 images"))
     choose("pretrain.precision", lambda p: precision(encoder_config(p, source), device))
     choose("pretrain.micro_batch_size", lambda p: micro_batch_size(p, encoder_config(p, source), device))
-    result = pilot.run(changed(params, values, "plan"), params.auto, log)
-    values |= result.values
-    reasons |= result.reasons
-    return Plan(values, reasons, result.table)
+    table: list[dict[str, Any]] = []
+    if (key := "pretrain.recipe") in params.auto:
+        values[key], reasons[key], table = pilot.choose_recipe(changed(params, values, "plan"), log)
+        log(f"{key} = {values[key]}: {reasons[key]}")
+    return Plan(values, reasons, table)
 
 
 def model(p: Pretrain, given: dict[str, Any] | None, images: int, device: torch.device) -> tuple[str, str]:
@@ -162,13 +164,31 @@ def shown(value: Any) -> str:
 
 
 def write(plan: Plan, params: Params) -> None:
-    """Writes plan.json, and params.yaml with the values alone, which `dvc params diff` shows."""
-    ws.fresh_folder(ws.PLAN.parent)
-    tree: dict[str, Any] = {}
-    change(tree, plan.values)
-    ws.PLANNED.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    """Writes the plan, with the settings that it was made for."""
     prepared = ws.read_json(ws.STATISTICS, "prepare")["split_hash"]
-    ws.write_json(ws.PLAN, {"settings": ws.settings(params, "plan"), "prepared": prepared, **plan._asdict()})
+    _write(ws.PLAN, {"settings": ws.settings(params, "plan"), "prepared": prepared, **plan._asdict()})
+
+
+def write_features(chosen: Chosen | None) -> None:
+    """Writes the value that the training chose for what the features are made of; no value if it was not auto."""
+    values, reasons = ({FEATURES: chosen.features}, {FEATURES: chosen.reason}) if chosen else ({}, {})
+    _write(ws.CHOSEN, {"values": values, "reasons": reasons})
+
+
+def chosen(params: Params) -> Params:
+    """The planned parameters with the values that the training chose in place of auto."""
+    if params.pretrain.encoder.features != "auto":
+        return params
+    return changed(params, ws.read_json(ws.CHOSEN, "pretrain")["values"], str(ws.CHOSEN))
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    """Writes values with their reasons, and beside them the values alone as params.yaml, for `dvc params diff`."""
+    ws.fresh_folder(path.parent)
+    tree: dict[str, Any] = {}
+    change(tree, record["values"])
+    (path.parent / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    ws.write_json(path, record)
 
 
 def _architecture(weights: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import pandas as pd
 from simtrail.errors import InputError
 from simtrail.evaluation.names import beats_floors
 from simtrail.params import Params
-from simtrail.pipeline.workspace import ENCODER, MANIFEST, PLAN, STATISTICS, VALIDATION, read_json, read_tables
+from simtrail.pipeline.workspace import CHOSEN, ENCODER, MANIFEST, PLAN, STATISTICS, VALIDATION, read_json, read_tables
 from simtrail.report.card import model_card
 from simtrail.report.wording import verdict
 from simtrail.tracking import registry
@@ -107,12 +107,15 @@ def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _chosen(params: Params) -> dict[str, str]:
-    """Value and reason of each setting that the plan chose, as far as these parameters have its value."""
-    if not PLAN.exists():
-        return {}
-    plan, flat = read_json(PLAN, "plan"), params.flat()
-    same = {key: value for key, value in plan["values"].items() if flat[key] == value}
-    return {key: json.dumps(value).strip('"') + f": {plan['reasons'][key]}" for key, value in same.items()}
+    """Value and reason of each setting that the plan or the training chose, if these parameters have its value."""
+    records = [read_json(path, stage) for path, stage in ((PLAN, "plan"), (CHOSEN, "pretrain")) if path.exists()]
+    flat = params.flat()
+    return {
+        key: json.dumps(value).strip('"') + f": {record['reasons'][key]}"
+        for record in records
+        for key, value in record["values"].items()
+        if flat[key] == value
+    }
 
 
 def _checks(validation: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from simtrail.pipeline.summary import note_lines, rejected_lines, score_lines, w
 if TYPE_CHECKING:
     from simtrail.data.pack import PackedImages
     from simtrail.pipeline.training_run import TrainingRun
+    from simtrail.training.features import Chosen
 
 echo = partial(print, flush=True)
 
@@ -155,7 +156,7 @@ def pretrain(settings: Sequence[str] = ()) -> None:
     """
     params = load_params(settings=settings)
     ws.require(params, "prepare")
-    from simtrail.pipeline.plan import is_planned, planned
+    from simtrail.pipeline.plan import is_planned, planned, write_features
     from simtrail.pipeline.training_run import training_run
     from simtrail.training.distributed import processes, rank
 
@@ -171,18 +172,20 @@ def pretrain(settings: Sequence[str] = ()) -> None:
         ws.fresh_folder(ws.ENCODER)
         ws.SEEDS.mkdir()
         ws.write_json(ws.TRAINING_SETTINGS, ws.settings(params, "pretrain"))
-        for p, ready in zip(params.pretrain.each_seed(), runs, strict=True):
-            first = ready is runs[0]
-            of_seed = params if first else params.model_copy(update={"pretrain": p})
-            _train(of_seed, ready, ws.ENCODER if first else ws.SEEDS / str(p.seed))
+        chosen = _train(params, runs[0], ws.ENCODER)
+        write_features(chosen)
+        for p, ready in list(zip(params.pretrain.each_seed(), runs, strict=True))[1:]:
+            _train(params.model_copy(update={"pretrain": p}), ready, ws.SEEDS / str(p.seed), chosen)
 
 
 def preview(images: int, seed: int, recipe: str | None = None, settings: Sequence[str] = ()) -> None:
     """Draws training images and their views with the present settings or a recipe: artifacts/preview/views.png."""
     params = load_params(settings=[*settings, *([f"pretrain.recipe={recipe}"] if recipe else [])])
     ws.require(params, "prepare")
+    from simtrail.pipeline.plan import planned
+
     if "pretrain.recipe" in params.auto:
-        params = _planned(settings)
+        params = planned(params)
     from simtrail.augment.views import TwoViews
     from simtrail.pipeline.training_run import without_effect
     from simtrail.report.figures.pictures import view_grid
@@ -200,8 +203,7 @@ def preview(images: int, seed: int, recipe: str | None = None, settings: Sequenc
 
 def embed(settings: Sequence[str] = ()) -> None:
     """Computes the features of every usable image, in the order of the split table."""
-    params = _planned(settings)
-    ws.require(params, "prepare", "pretrain")
+    params = _of_encoder(settings, "prepare", "pretrain")
     from simtrail.evaluation.assess import features_of
     from simtrail.model.encoder import Encoder
     from simtrail.training.state import Checkpoints
@@ -216,8 +218,7 @@ def embed(settings: Sequence[str] = ()) -> None:
 
 def evaluate(settings: Sequence[str] = ()) -> None:
     """Measures the encoder on the test split: scores with intervals, floors, tables, evidence; logged to the run."""
-    params = _planned(settings)
-    ws.require(params, "prepare", "pretrain")
+    params = _of_encoder(settings, "prepare", "pretrain")
     from simtrail.downstream.fine_tune import Tuning, few_label_table
     from simtrail.evaluation.assess import Embedded, assess, by_modality, over_seeds
     from simtrail.evaluation.evidence import gather
@@ -261,8 +262,7 @@ def evaluate(settings: Sequence[str] = ()) -> None:
 
 def report(settings: Sequence[str] = ()) -> None:
     """Draws everything that people look at: figures, map, pages and the model card; logged to the run."""
-    params = _planned(settings)
-    ws.require(params, *ws.RECORDS)
+    params = _of_encoder(settings, *ws.RECORDS)
     from simtrail.pipeline.registration import facts
     from simtrail.report.card import model_card
     from simtrail.report.drawing import Evaluation, draw
@@ -294,8 +294,7 @@ def report(settings: Sequence[str] = ()) -> None:
 
 def register(settings: Sequence[str] = ()) -> None:
     """Registers the encoder in MLflow with its metrics and lineage; it becomes champion only if it is the best."""
-    params = _planned(settings)
-    ws.require(params, *ws.RECORDS)
+    params = _of_encoder(settings, *ws.RECORDS)
     from simtrail.evaluation.names import beats_floors
     from simtrail.pipeline.registration import register_encoder
     from simtrail.report.wording import verdict
@@ -315,11 +314,13 @@ def register(settings: Sequence[str] = ()) -> None:
             echo(f"register: warning: linear probe of {name}: {verdict(task)}")
 
 
-def _planned(settings: Sequence[str]) -> Params:
-    """The parameters, with those of the plan in place of auto."""
-    from simtrail.pipeline.plan import planned
+def _of_encoder(settings: Sequence[str], *stages: str) -> Params:
+    """The parameters with what the plan and the training chose in place of auto, with which the stages have run."""
+    from simtrail.pipeline.plan import chosen, planned
 
-    return planned(load_params(settings=settings))
+    params = planned(load_params(settings=settings))
+    ws.require(params, *stages)
+    return chosen(params)
 
 
 def _notes(manifest: pd.DataFrame) -> dict[str, list[str]]:
@@ -328,10 +329,14 @@ def _notes(manifest: pd.DataFrame) -> dict[str, list[str]]:
     return {str(note): group["path"].to_list() for note, group in notes.groupby("notes")}
 
 
-def _train(params: Params, ready: TrainingRun, folder: Path) -> None:
-    """Trains one encoder and writes it, its history and its pictures to a folder; logged to its run."""
+def _train(params: Params, ready: TrainingRun, folder: Path, chosen: Chosen | None = None) -> Chosen | None:
+    """Trains one encoder and writes it, its history and its pictures to a folder; logged to its run.
+
+    Returns what the features are made of, if that was auto: `chosen`, or else the choice of this training.
+    """
+    from simtrail.pipeline.training_run import with_features
     from simtrail.tracking.pull import encoder_hash
-    from simtrail.tracking.run import Trail, adopt, curve_logger, log_result, run, run_name, tag_encoder
+    from simtrail.tracking.run import Trail, adopt, curve_logger, log_chosen, log_result, run, run_name, tag_encoder
 
     for line in ready.warnings:
         echo(f"pretrain: warning: {line}")
@@ -341,7 +346,11 @@ def _train(params: Params, ready: TrainingRun, folder: Path) -> None:
     with run(trail, key=ready.key, resumed=resumed, system_metrics=True, name=name) as run_id:
         _draw_views(params, ready.data.images, ready.data.train, folder)
         trained = ready.fit(on_epoch=curve_logger(run_id), log=lambda line: echo(f"pretrain: {line}"))
-        trained.encoder.save(folder)
+        encoder = trained.encoder
+        if chosen := chosen or trained.features:
+            encoder = encoder.with_features(chosen.features)
+            log_chosen(Trail(with_features(params, chosen), ready.data_md5), run_id)
+        encoder.save(folder)
         pd.DataFrame(trained.history).to_csv(folder / ws.HISTORY.name, index=False)
         _draw_curve(trained.history, trained.epoch, folder)
         tag_encoder(encoder_hash(folder), ready.first_weights)
@@ -356,6 +365,7 @@ def _train(params: Params, ready: TrainingRun, folder: Path) -> None:
         f"pretrain: seed {params.pretrain.seed}: {last['epoch']} epochs, {last['step']} steps, last loss "
         f"{last['loss']:.3f}; the weights kept are of epoch {trained.epoch}"
     )
+    return chosen
 
 
 def _draw_views(params: Params, images: PackedImages, rows: np.ndarray, folder: Path) -> None:

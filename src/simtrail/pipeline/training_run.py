@@ -17,8 +17,9 @@ from simtrail.data.loader import TrainingData
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, WEIGHTS
 from simtrail.model.encoder import Encoder, EncoderConfig
-from simtrail.params import Pretrain, recipe, value_of
+from simtrail.params import FEATURES, Params, Pretrain, changed, recipe, value_of
 from simtrail.pipeline.workspace import Prepared, prepared, project_folder
+from simtrail.training.features import Chosen
 from simtrail.training.loop import Trained, fit
 from simtrail.training.state import Checkpoints
 
@@ -59,7 +60,7 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     with torch.random.fork_rng([]):
         Encoder(config)  # errors in the encoder's settings must come before any file is replaced
     train, val = (source.pretraining_rows(part) for part in ("train", "val"))
-    data = TrainingData(images, train, val, pd.factorize(source.table["label"])[0])
+    data = TrainingData(images, train, val, pd.factorize(source.table["label"])[0], source.table["block"].to_numpy())
     checkpoints = Checkpoints(project_folder() / ".simtrail" / group, key, p.checkpoint.keep)
     p = p.model_copy(update={"weights": weights.location})
     warnings = [*without_effect(TwoViews(p.augment, bands), p.recipe), *_without_effect(p)]
@@ -77,6 +78,11 @@ def encoder_config(p: Pretrain, source: Prepared) -> EncoderConfig:
         std=source.statistics["std"],
         terms=p.terms,
     )
+
+
+def with_features(params: Params, chosen: Chosen | None) -> Params:
+    """The parameters with what a training chose that the features are made of, if that was auto."""
+    return changed(params, {FEATURES: chosen.features}, "the training") if chosen else params
 
 
 def without_effect(views: TwoViews, recipe_name: str | None) -> list[str]:

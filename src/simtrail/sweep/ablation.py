@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from simtrail.errors import InputError, TrainingError
+from simtrail.model.backbone import grids_of
 from simtrail.params import Params, Pretrain, Settings, assignment, change, load_params, parse, read_yaml, value_of
 from simtrail.pipeline.plan import planned
 from simtrail.pipeline.training_run import TrainingRun, training_run
@@ -137,10 +138,11 @@ def _run(training: TrainingRun, params: Pretrain, base: Params, file: Path, labe
     if not file.exists():
         start = time.monotonic()
         trained = training.fit(log=lambda line: print(f"{label}: {line}", flush=True))
+        encoder = trained.encoder.with_features(grids_of(params.encoder))  # those of the history
         result = {"pretrain": params.model_dump(), "history": trained.history, "epoch": trained.epoch}
         result["bounds"] = {
             f"{measure}_{bound}": scores[f"accuracy_{bound}"]
-            for measure, scores in validation_scores(trained.encoder, base).items()
+            for measure, scores in validation_scores(encoder, base).items()
             for bound in ("low", "high")
         }
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,10 @@ from scipy.stats import ttest_ind
 
 from simtrail.errors import TrainingError
 from simtrail.evaluation.difference import paired
+from simtrail.model.backbone import grids_of
 from simtrail.model.encoder import Encoder
 from simtrail.params import Params, Settings, changed
-from simtrail.pipeline.training_run import training_run
+from simtrail.pipeline.training_run import training_run, with_features
 from simtrail.sweep.space import Confirm, Space
 from simtrail.sweep.validation import validation_correct
 from simtrail.training.loop import Trained
@@ -76,7 +77,8 @@ def confirm(study: optuna.Study, space: Space, params: Params, parent: str) -> W
     winner = entrants[best]
     assert winner.first
     trained, run = winner.first
-    return Winner(best, winner.values, trained.encoder, trained.history, winner.params, run, lines)
+    settled = with_features(winner.params, trained.features)
+    return Winner(best, winner.values, trained.encoder, trained.history, settled, run, lines)
 
 
 def _chosen(study: optuna.Study, count: int) -> dict[str, Settings]:
@@ -113,7 +115,8 @@ def _train(label: str, values: Settings, space: Space, rules: Confirm, params: P
         print(f"{name}: {space.objective} {scores[-1]:.4g}", flush=True)
         first = first or (trained, run_id)
         if space.objective in ("val_probe", "val_knn"):
-            right, group = validation_correct(trained.encoder, seeded, space.objective)
+            judged = trained.encoder.with_features(grids_of(seeded.pretrain.encoder))  # those of the objective
+            right, group = validation_correct(judged, seeded, space.objective)
             correct.append(right)
     return _Entrant(values, full, first, scores, np.mean(correct, 0) if correct else None, group)
 

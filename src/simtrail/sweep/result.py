@@ -17,10 +17,11 @@ from scipy.stats import spearmanr
 from simtrail.errors import InputError
 from simtrail.evaluation.assess import Embedded, assess, features_of
 from simtrail.evaluation.evidence import predictions
+from simtrail.model.backbone import grids_of
 from simtrail.params import Params
 from simtrail.pipeline.registration import log_evaluation, register_encoder
 from simtrail.pipeline.summary import score_lines
-from simtrail.pipeline.training_run import training_run
+from simtrail.pipeline.training_run import training_run, with_features
 from simtrail.pipeline.workspace import prepared
 from simtrail.sweep.confirm import PRESENT, Winner
 from simtrail.sweep.space import FOLDER, Space, trial_settings
@@ -86,7 +87,7 @@ def register_best(
     gate, else challenger.
     """
     from simtrail.tracking.pull import encoder_hash
-    from simtrail.tracking.run import ENCODER, tag_run
+    from simtrail.tracking.run import ENCODER, Trail, log_chosen, tag_run
 
     if winner and winner.label == PRESENT:
         return "nothing is registered: no setting has a higher mean than that of params.yaml"
@@ -110,6 +111,7 @@ def register_best(
     files[0].write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     table = predictions(assessment, source.table)
     table.to_parquet(files[1])
+    log_chosen(Trail(best_params, source.statistics["data_md5"]), run_id)
     tag_run(run_id, ENCODER, encoder_hash(folder))
     log_evaluation(best_params, folder, metrics, files)  # for `simtrail compare`
     version = register_encoder(best_params, folder, history, metrics, table)
@@ -124,7 +126,8 @@ def _best_encoder(study: optuna.Study, space: Space, params: Params) -> tuple[An
     pretrain = trial_settings(params, space, best.params)
     group = f"sweeps/{space.study}-{best.user_attrs.get('first', best.number)}"
     trained = training_run(pretrain, group).fit()
-    return trained.encoder, trained.history, params.model_copy(update={"pretrain": pretrain})
+    settled = with_features(params.model_copy(update={"pretrain": pretrain}), trained.features)
+    return trained.encoder, trained.history, settled
 
 
 def _report_text(study: optuna.Study, table: pd.DataFrame, space: Space, params: Params) -> str:
@@ -184,7 +187,9 @@ def _interval(study: optuna.Study, space: Space, params: Params) -> str:
     """The 95 % interval of the best value over groups of the validation split, as a text; empty without labels."""
     if space.objective not in ("val_probe", "val_knn"):
         return ""
-    scores = validation_scores(_best_encoder(study, space, params)[0], params).get(space.objective)
+    of_objective = grids_of(trial_settings(params, space, study.best_trial.params).encoder)
+    encoder = _best_encoder(study, space, params)[0].with_features(of_objective)
+    scores = validation_scores(encoder, params).get(space.objective)
     if not scores:
         return ""
     text = f", 95 % interval {scores['accuracy_low']:.3f} – {scores['accuracy_high']:.3f} over the validation groups"

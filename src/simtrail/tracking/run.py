@@ -28,7 +28,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from simtrail.params import Params, load_params
+from simtrail.params import FEATURES, Params, load_params
 from simtrail.tracking.store import VIEW, open_store
 
 KEY, ENCODER, PARAMS, OWNER = "simtrail.key", "simtrail.encoder_sha256", "simtrail.params_hash", "simtrail.process"
@@ -195,6 +195,14 @@ def tag_encoder(encoder: str, first_weights: str) -> None:
     mlflow.set_tags({ENCODER: encoder, "simtrail.first_weights": first_weights})
 
 
+def log_chosen(trail: Trail, run_id: str) -> None:
+    """Logs the parameters of a run again, when its training has chosen the value of one that was auto."""
+    client = open_store()
+    client.log_param(run_id, FEATURES, trail.params.flat()[FEATURES])
+    client.log_dict(run_id, trail.params.model_dump(by_alias=True), "params.yaml")
+    client.set_tag(run_id, PARAMS, trail.params_hash)
+
+
 def tag_run(run_id: str, key: str, value: str) -> None:
     """Sets a tag of a run, which need not be active."""
     open_store().set_tag(run_id, key, value)
@@ -241,7 +249,8 @@ def git_state() -> tuple[str | None, str]:
 
 def _log_origin(trail: Trail) -> None:
     commit, diff = git_state()
-    mlflow.log_params(trail.params.flat())
+    known = trail.params.flat()
+    mlflow.log_params({key: value for key, value in known.items() if (key, value) != (FEATURES, "auto")})
     if trail.params.tree == load_params().tree:
         mlflow.log_artifact("params.yaml")
     else:  # those of a trial of a sweep, or of a plan, are not those of params.yaml

@@ -18,6 +18,7 @@ from simtrail.model.encoder import Encoder, EncoderConfig, best_device, load_wei
 from simtrail.params import Checkpoint, Pretrain
 from simtrail.training.distributed import from_first, rank, world
 from simtrail.training.early import early_epoch, early_truth
+from simtrail.training.features import Chosen, choose_features
 from simtrail.training.learner import Learner
 from simtrail.training.monitors import Monitor, problems
 from simtrail.training.optimisers import learning_rate, peak_rate
@@ -32,6 +33,7 @@ class Trained(NamedTuple):
     encoder: Encoder  # in evaluation mode
     history: list[Row]  # one row per epoch
     epoch: int  # the epoch that the encoder's weights are from
+    features: Chosen | None = None  # of pretrain.encoder.features, if it is auto
 
 
 def fit(
@@ -132,7 +134,12 @@ def fit(
         bar.close()
         if state.best:
             learner.kept.load_state_dict(state.best["weights"])
-        return Trained(learner.kept.eval(), state.history, state.best["epoch"] if state.best else len(state.history))
+        kept, chosen = learner.kept.eval(), None
+        if config.architecture.features == "auto" and rank() == 0:
+            chosen = choose_features(kept, monitor)
+            kept = kept.with_features(chosen.features)
+            log(f"pretrain.encoder.features = {chosen.features}: {chosen.reason}")
+        return Trained(kept, state.history, state.best["epoch"] if state.best else len(state.history), chosen)
 
 
 def plan_steps(images: int, params: Pretrain) -> tuple[int, int]:

@@ -30,6 +30,7 @@ class Monitor:
     def __init__(self, data: TrainingData, two_views: TwoViews, seed: int):
         self.images, self.two_views, self.seed = data.images, two_views, seed
         self.labels = np.full(len(data.images), -1) if data.labels is None else data.labels
+        self.block = np.arange(len(data.images)) if data.block is None else data.block
         rng = np.random.default_rng(seed)
         train, val = rng.permutation(data.train), rng.permutation(data.val)
         self.val = val[:VALIDATION]

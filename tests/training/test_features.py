@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from simtrail.errors import InputError
+from simtrail.training import features
+from simtrail.training.features import CHOICES, Judge, choose_features
+
+CLASSES = np.arange(60) % 3
+
+
+class Images(SimpleNamespace):
+    """What a Monitor has: images that are only their numbers, the first half for training, the rest for validation."""
+
+    def __init__(self, labels=CLASSES, block=None, labelled=True):
+        bank, queries = np.split(np.arange(len(labels)), 2)
+        block = np.arange(len(labels)) if block is None else block
+        super().__init__(bank=bank, queries=queries, labels=labels, block=block, labelled=labelled)
+
+    def batches(self, rows, device):
+        yield from torch.from_numpy(rows).split(16)
+
+
+class Given:
+    """An encoder whose features are given for each choice; other choices are not possible."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, *of_choices):
+        self.given = dict(zip(map(str, CHOICES), of_choices, strict=False))
+
+    def with_features(self, choice):
+        if str(choice) not in self.given:
+            raise InputError("not possible")
+
+    def features_on(self, choices, batch):
+        return [torch.from_numpy(self.given[str(choice)])[batch] for choice in choices]
+
+
+def useful(share, seed=0):
+    """Features that tell the class of a share of the images, and are noise for the others."""
+    rng = np.random.default_rng(seed)
+    told = np.eye(3)[CLASSES] + 0.05 * rng.normal(size=(60, 3))
+    return np.where(rng.random((60, 1)) < share, told, rng.normal(size=(60, 3)))
+
+
+def test_features_that_are_clearly_better_are_chosen():
+    chosen = choose_features(Given(useful(0), useful(0.3), useful(1)), Images())
+    assert chosen.features == [1, 2, 3]
+    assert chosen.reason.startswith("accuracy of probe and kNN on training and validation images in folds: [1, 2, 3] 1")
+    assert chosen.reason.count(";") == 2
+
+
+def test_of_features_that_are_about_as_good_the_simplest_are_chosen():
+    nearly, best = useful(1), useful(1)
+    nearly[0] = nearly[1]  # one image is mistaken for another: less than a standard error
+    assert choose_features(Given(nearly, useful(0), best), Images()).features == [1]
+
+
+def test_without_labels_or_another_possible_choice_they_are_the_mean_of_the_last_map():
+    assert choose_features(Given(useful(0), useful(1)), Images(labelled=False)).features == [1]
+    chosen = choose_features(Given(useful(0)), Images())
+    assert chosen.features == [1]
+    assert "only possible" in chosen.reason
+
+
+@pytest.mark.parametrize("few", [0, 1000])
+def test_images_are_judged_by_what_is_learnt_from_others_and_none_of_their_block(monkeypatch, few):
+    monkeypatch.setattr(features, "FEW", few)
+    rng = np.random.default_rng(0)
+    random_labels, block = np.repeat(rng.integers(0, 2, 30), 2), np.arange(60) // 2
+    copies = torch.from_numpy(np.repeat(rng.normal(size=(30, 3)), 2, 0))
+    judge = Judge(Images(random_labels, block))
+    assert sorted(judge.block) == sorted(block if few else block[30:])
+    # if the copy of an image were learnt, kNN would know the random label
+    assert judge.hits(copies)[:, 1].mean() < 0.8
+    assert judge.hits(torch.eye(2)[random_labels]).all()
+    for bank, queries in judge.parts:
+        assert not set(block[bank]) & set(block[queries])
