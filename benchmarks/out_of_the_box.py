@@ -3,10 +3,10 @@
     python benchmarks/out_of_the_box.py FOLDER NAME=PATH[,LABEL[,GROUP]] …
 
 For each set: `simtrail init`, `data add`, and all stages, with no key of params.yaml set but the name. Then, for each
-set, Lightly's SimCLR, with its own default views and a ResNet-18 at the same image size, trains for as many processor seconds as the
-stages plan and pretrain took, and is probed by our probe on the same split. PATH is a folder as `data add` takes it;
-`demo` without a path is the generated demo. Projects stay in FOLDER; finished sets are not run again. Adds rows to
-benchmarks/results/out_of_the_box.csv.
+set, Lightly's SimCLR, with its own default views and a ResNet-18 at the same image size, trains for as many processor
+seconds as the stages plan and pretrain took, and is probed by our probe on the same split. PATH is a folder as `data
+add` takes it; `demo` without a path is the generated demo. Projects stay in FOLDER; finished sets are not run again.
+Adds rows to benchmarks/results/out_of_the_box.csv.
 """
 
 from __future__ import annotations
