@@ -187,7 +187,7 @@ def test_the_metric_that_chooses_the_weights_is_measured(images):
 @pytest.mark.parametrize("labels", [None, np.full(16, -1), np.zeros(16, int), np.where(np.arange(16) < 9, CLASSES, -1)])
 def test_without_two_classes_in_both_splits_no_measure_needs_labels(images, labels):
     monitor = Monitor(TrainingData(images, TRAIN, VAL, labels), twice, 0)
-    assert monitor.choose("auto") == "val_effective_rank"
+    assert monitor.choose("auto") is None
     assert not {"val_knn", "val_probe"} & set(monitor.validate(Pixel()))
     for metric in ("knn", "probe"):
         with pytest.raises(InputError, match=rf"pretrain\.monitor\.metric = '{metric}': needs two labelled classes"):
@@ -217,11 +217,17 @@ def test_each_modality_is_measured_and_a_constant_one_is_named(images, weights):
     assert problems({}, encoder) == []
 
 
+def test_the_kept_epoch_of_a_history_is_the_last_that_was_kept():
+    nan = float("nan")  # as a history read from CSV has it, where there was no validation
+    history = [{"epoch": n, "kept": kept, "val_probe": 0.5} for n, kept in enumerate((nan, 1.0, 0.0, 1.0, nan, 0.0), 1)]
+    assert kept_epoch(history, "auto") == 4
+
+
 @pytest.mark.parametrize(
     ("metric", "epoch"), [("probe", 2), ("knn", 3), ("auto", 2), ("effective_rank", 4), ("last", 4)]
 )
-def test_the_kept_epoch_of_a_history_is_the_first_with_the_best_value(metric, epoch):
-    nan = float("nan")  # as a history read from CSV has it, where there was no validation
+def test_the_kept_epoch_of_a_history_of_an_earlier_version_is_the_first_with_the_best_value(metric, epoch):
+    nan = float("nan")
     history = [
         {"epoch": 1, "val_probe": nan, "val_knn": nan, "val_effective_rank": nan},
         {"epoch": 2, "val_probe": 0.9, "val_knn": 0.2, "val_effective_rank": 3.0},
@@ -229,12 +235,14 @@ def test_the_kept_epoch_of_a_history_is_the_first_with_the_best_value(metric, ep
         {"epoch": 4, "val_probe": 0.1, "val_knn": 0.3, "val_effective_rank": 5.0},
     ]
     assert kept_epoch(history, metric) == epoch
-
-
-def test_without_labels_the_kept_epoch_is_chosen_by_effective_rank():
-    history = [{"epoch": 1, "val_effective_rank": 5.0}, {"epoch": 2, "val_effective_rank": 4.0}]
-    assert kept_epoch(history, "auto") == 1
+    assert kept_epoch([{"epoch": 1, "val_effective_rank": 5.0}, {"epoch": 2, "val_effective_rank": 4.0}], "auto") == 1
     assert kept_epoch([{"epoch": 1}, {"epoch": 2}], "auto") == 2
+
+
+def test_only_accuracies_have_a_standard_error(images):
+    monitor = Monitor(TrainingData(images, TRAIN, VAL, CLASSES), twice, 0)
+    assert monitor.standard_error("val_knn", 0.2) == pytest.approx((0.2 * 0.8 / len(monitor.queries)) ** 0.5)
+    assert monitor.standard_error("val_effective_rank", 0.2) == monitor.standard_error(None, 0.2) == 0
 
 
 def test_features_that_are_not_finite_end_the_training_with_advice(images):

@@ -162,6 +162,7 @@ def pretrain(settings: Sequence[str] = ()) -> None:
 
     if "WORLD_SIZE" not in os.environ and not is_planned(params):  # with DVC, the plan stage has run before
         plan(settings)
+    pilot = [row["run"] for row in ws.read_json(ws.PLAN, "plan")["pilot"]] if params.auto else []
     params = planned(params)
     runs = [training_run(p) for p in params.pretrain.each_seed()]  # all errors in settings come before any file
     with processes():
@@ -172,10 +173,10 @@ def pretrain(settings: Sequence[str] = ()) -> None:
         ws.fresh_folder(ws.ENCODER)
         ws.SEEDS.mkdir()
         ws.write_json(ws.TRAINING_SETTINGS, ws.settings(params, "pretrain"))
-        chosen = _train(params, runs[0], ws.ENCODER)
+        chosen = _train(params, runs[0], ws.ENCODER, pilot)
         write_features(chosen)
         for p, ready in list(zip(params.pretrain.each_seed(), runs, strict=True))[1:]:
-            _train(params.model_copy(update={"pretrain": p}), ready, ws.SEEDS / str(p.seed), chosen)
+            _train(params.model_copy(update={"pretrain": p}), ready, ws.SEEDS / str(p.seed), pilot, chosen)
 
 
 def preview(images: int, seed: int, recipe: str | None = None, settings: Sequence[str] = ()) -> None:
@@ -329,9 +330,12 @@ def _notes(manifest: pd.DataFrame) -> dict[str, list[str]]:
     return {str(note): group["path"].to_list() for note, group in notes.groupby("notes")}
 
 
-def _train(params: Params, ready: TrainingRun, folder: Path, chosen: Chosen | None = None) -> Chosen | None:
+def _train(
+    params: Params, ready: TrainingRun, folder: Path, pilot: list[str], chosen: Chosen | None = None
+) -> Chosen | None:
     """Trains one encoder and writes it, its history and its pictures to a folder; logged to its run.
 
+    The runs of the `pilot` are shown below this run, if they are not yet below that of another seed.
     Returns what the features are made of, if that was auto: `chosen`, or else the choice of this training.
     """
     from simtrail.pipeline.training_run import with_features
@@ -355,10 +359,8 @@ def _train(params: Params, ready: TrainingRun, folder: Path, chosen: Chosen | No
         _draw_curve(trained.history, trained.epoch, folder)
         tag_encoder(encoder_hash(folder), ready.first_weights)
         files = [*sorted(folder.glob("*.png")), folder / "config.json"]
-        if load_params().auto and ws.PLAN.exists():
-            adopt([row["run"] for row in ws.read_json(ws.PLAN, "plan")["pilot"]], run_id)
-            files.append(ws.PLAN)
-        log_result({"kept_epoch": trained.epoch}, files)
+        adopt(pilot, run_id)
+        log_result({"kept_epoch": trained.epoch}, [*files, *([ws.PLAN] if pilot else [])])
     ready.checkpoints.finish()
     last = trained.history[-1]
     echo(

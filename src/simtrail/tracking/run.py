@@ -169,7 +169,7 @@ def curve_logger(run_id: str, objective: str | None = None) -> Callable[[list[di
             logged = max((m.step for m in client.get_metric_history(run_id, "curves/loss")), default=0)
         now, best = int(time.time() * 1000), -math.inf
         for row in history:
-            points = [(f"curves/{k}", v) for k, v in row.items() if k not in ("epoch", "step")]
+            points = [(f"curves/{k}", v) for k, v in row.items() if k not in ("epoch", "step", "kept")]
             if objective in row and not math.isnan(row[objective]):
                 best = row[objective] if objective == "loss" else max(best, row[objective])
                 points.insert(0, ("objective", best))  # first, because MLflow compares runs by the first metric

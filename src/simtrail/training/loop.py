@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -48,12 +49,12 @@ def fit(
 ) -> Trained:
     """The trained encoder, one history row per epoch, and the epoch that the encoder is from.
 
-    It trains only on the training rows of the data. Every few epochs it validates, with labels if there are any, and
-    it keeps the weights of the best validation. The loss is the weighted sum of `params.terms`, and the encoder keeps
-    the projection heads that they train. After an interruption, the same call continues from the last checkpoint and
-    ends with the same weights. `on_validation` gets the encoder at each validation and returns more measures for the
-    history. `on_epoch` gets the history so far after each epoch, and `log` gets one line of text for each event. In
-    several processes, only the first one writes.
+    It trains only on the training rows of the data. Every few epochs it validates, with labels if there are any,
+    and it keeps the latest weights that are not clearly worse than the best. The loss is the weighted sum of
+    `params.terms`, and the encoder keeps the projection heads that they train. After an interruption, the same call
+    continues from the last checkpoint and ends with the same weights. `on_validation` gets the encoder at each
+    validation and returns more measures for the history. `on_epoch` gets the history so far after each epoch, and
+    `log` gets one line of text for each event. In several processes, only the first one writes.
 
     Raises InputError for settings that the images or the memory don't allow, TrainingError when the loss is not finite.
     """
@@ -121,7 +122,7 @@ def fit(
                     lines += early_truth(row, kept, monitor, params, [*state.history, row][0]["loss"])
                 for line in lines:
                     log(f"epoch {epoch + 1}: {line}")
-                state.keep_if_best(row, metric, learner.kept)
+                state.keep_if_good(row, metric, learner.kept, partial(monitor.standard_error, metric))
             state.end_epoch(row)
             if state.step == steps or saver.due(params.checkpoint):
                 saver.save()

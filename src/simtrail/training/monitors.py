@@ -102,7 +102,7 @@ class Monitor:
             case "last":
                 return None
             case "auto":
-                return "val_probe" if self.labelled else "val_effective_rank" if len(self.val) >= 2 else None
+                return "val_probe" if self.labelled else None
             case "knn" | "probe" if not self.labelled:
                 needs = "two labelled classes in both the training and the validation split; label more images"
             case _ if len(self.val) < 2:
@@ -110,6 +110,11 @@ class Monitor:
             case _:
                 return f"val_{metric}"
         raise InputError(f"pretrain.monitor.metric = {metric!r}: needs {needs}, or set auto")
+
+    def standard_error(self, metric: str | None, value: float) -> float:
+        """The standard error of an accuracy on the validation images; 0 for other measures."""
+        images = len(self.queries) if metric in ("val_knn", "val_probe") else 0
+        return math.sqrt(value * (1 - value) / images) if images else 0.0
 
     def _modality_measures(self, encoder: Encoder) -> dict[str, float]:
         if not encoder.modalities:
@@ -135,9 +140,12 @@ class Monitor:
 
 def kept_epoch(history: list[dict[str, float]], metric: str) -> int:
     """The epoch whose weights were kept, from a finished training history and `pretrain.monitor.metric`."""
+    if any("kept" in row for row in history):
+        return int(next(row["epoch"] for row in reversed(history) if row.get("kept") == 1))
+    # a history of an earlier version: the best validation was kept, the first if several were equal
     if metric == "auto":
         metric = "probe" if any("val_probe" in row for row in history) else "effective_rank"
-    best = max(history, key=lambda row: _value(row, f"val_{metric}"))  # the first if several are equal
+    best = max(history, key=lambda row: _value(row, f"val_{metric}"))
     return int((history[-1] if math.isinf(_value(best, f"val_{metric}")) else best)["epoch"])
 
 

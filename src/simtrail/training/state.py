@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ class TrainingState:
     step: int = 0
     sums: dict[str, torch.Tensor] = field(default_factory=dict)  # of the measures of each step of this epoch
     history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch
-    best: dict[str, Any] | None = None  # value, epoch and weights of the best validation
+    best: dict[str, Any] | None = None  # the highest value so far; epoch and weights of the validation that is kept
     validations_since_best: int = 0
 
     def add(self, measures: dict[str, torch.Tensor]) -> None:
@@ -29,13 +31,24 @@ class TrainingState:
         self.step += 1
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in measures.items()}
 
-    def keep_if_best(self, row: dict[str, float], metric: str | None, encoder: nn.Module) -> None:
-        """Copies the encoder's weights if the metric of this validation is higher than ever before."""
+    def keep_if_good(
+        self, row: dict[str, float], metric: str | None, encoder: nn.Module, error: Callable[[float], float]
+    ) -> None:
+        """Copies the encoder's weights unless the metric is more than a standard error below the highest so far.
+
+        So, in the end, the latest of the weights that are about as good as the best are kept: of many validations on
+        few images, the highest is so by chance. `error` gives the standard error of a value. The row gets `kept`, 0 or
+        1. Without a metric, no copy is needed: the last weights are kept.
+        """
         self.validations_since_best += 1
+        highest = max(row[metric], self.best["value"] if self.best else -math.inf) if metric else 0.0
+        keep = metric is None or row[metric] >= highest - error(highest)
+        row["kept"] = float(keep)
         if metric and (self.best is None or row[metric] > self.best["value"]):
-            weights = {k: v.detach().cpu().clone() for k, v in encoder.state_dict().items()}
-            self.best = {"value": row[metric], "epoch": int(row["epoch"]), "weights": weights}
             self.validations_since_best = 0
+        if metric and keep:
+            weights = {k: v.detach().cpu().clone() for k, v in encoder.state_dict().items()}
+            self.best = {"value": highest, "epoch": int(row["epoch"]), "weights": weights}
 
     def end_epoch(self, row: dict[str, float]) -> None:
         """Adds an epoch to the history and starts new sums."""
