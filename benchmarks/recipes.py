@@ -102,7 +102,7 @@ def label_free(encoder: Encoder, source: Prepared, augment: Any) -> dict[str, fl
     rows = np.random.default_rng(0).permutation(source.pretraining_rows("val"))[:PAIRS]
     common = changed(load_params(), {"pretrain.recipe": COMMON, "pretrain.augment": {}}, "benchmark").pretrain.augment
     pairs: dict[str, list[torch.Tensor]] = {"own": [], "common": [], "projections": [], "whole": []}
-    for number, part in enumerate(np.array_split(rows, max(1, len(rows) // 128))):
+    for number, part in enumerate(rows_of(rows)):
         batch = to_unit(source.images.rows(part), source.images.recipe.full_scale, encoder.device)
         pairs["whole"].append(encoder(batch))
         for kind, settings in (("own", augment), ("common", common)):
@@ -110,15 +110,33 @@ def label_free(encoder: Encoder, source: Prepared, augment: Any) -> dict[str, fl
             pairs[kind].append(torch.stack(encoder(views).chunk(2), 1))
             if kind == "own":
                 pairs["projections"].append(torch.stack(encoder.project(views).chunk(2), 1))
+    turned = [of_turns(encoder, source, part) for part in ("train", "val")]
     own, common_pairs, z, whole = (torch.cat(pairs[kind]).float().cpu().numpy() for kind in pairs)
     return {
         "lidar": lidar(own),
         "lidar_common": lidar(common_pairs),
+        "turns": float((ridge_probe(*turned[0], turned[1][0]) == turned[1][1]).mean()),
         "rankme": effective_rank(whole),
         "alpha_req": -abs(power_law(whole) - 1),
         "alignment": -alignment(z[:, 0], z[:, 1]),
         "uniformity": -(uniformity(z[:, 0]) + uniformity(z[:, 1])) / 2,
     }
+
+
+def of_turns(encoder: Encoder, source: Prepared, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features of images turned by 0 to 3 right angles, and the number of these: predicting it needs no labels.
+
+    The measure of SelfAugment (Reed et al. 2021, arXiv 2009.07724).
+    """
+    rows = np.random.default_rng(0).permutation(source.pretraining_rows(part))[: 2 * PAIRS]
+    batches = (to_unit(source.images.rows(r), source.images.recipe.full_scale, encoder.device) for r in rows_of(rows))
+    features = [encoder(torch.rot90(b, turns, (2, 3))) for b in batches for turns in range(4)]
+    turns = [np.full(len(r), turns) for r in rows_of(rows) for turns in range(4)]
+    return torch.cat(features).float().cpu().numpy(), np.concatenate(turns)
+
+
+def rows_of(rows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(rows, len(rows) // 128 + 1)
 
 
 def power_law(vectors: np.ndarray) -> float:

@@ -78,7 +78,7 @@ def test_the_penalty_is_chosen_only_on_validation_and_the_test_split_has_no_infl
     assert chosen.c == C_VALUES[int(np.argmax(accuracy))]
     fit_rows = train | val
     fit = next(fit_logistic(features[fit_rows], labels[fit_rows], 4, (chosen.c,)))
-    np.testing.assert_allclose(chosen.probabilities, fit.probabilities(features[~fit_rows]), atol=1e-6)
+    np.testing.assert_allclose(chosen.probabilities, fit.probabilities(features[~fit_rows]), atol=1e-4)
 
 
 def test_balanced_weights_raise_the_recall_of_a_rare_class():

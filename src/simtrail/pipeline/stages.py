@@ -360,7 +360,7 @@ def _train(
         tag_encoder(encoder_hash(folder), ready.first_weights)
         files = [*sorted(folder.glob("*.png")), folder / "config.json"]
         adopt(pilot, run_id)
-        log_result({"kept_epoch": trained.epoch}, [*files, *([ws.PLAN] if pilot else [])])
+        log_result({"kept_epoch": trained.epoch}, [*files, *([ws.PLAN] if ws.PLAN.exists() else [])])
     ready.checkpoints.finish()
     last = trained.history[-1]
     echo(
