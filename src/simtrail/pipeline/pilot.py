@@ -17,10 +17,10 @@ from simtrail.data.loader import TrainingData
 from simtrail.data.recipe import Recipe
 from simtrail.evaluation.geometry import lidar
 from simtrail.model.backbone import grids_of
-from simtrail.params import FEATURES, Params, changed
+from simtrail.params import FEATURES, Params, Settings, changed
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import prepared, project_folder
-from simtrail.training.features import FEW, Judge
+from simtrail.training.features import Judge, first_good
 from simtrail.training.loop import Trained, plan_steps
 from simtrail.training.monitors import Monitor
 
@@ -39,8 +39,17 @@ class Result(NamedTuple):
     table: list[dict[str, Any]]
 
 
+class _Hits(NamedTuple):
+    right: np.ndarray  # (N, 2) of probe and kNN
+    block: np.ndarray
+    what: str  # the images
+
+
 def choose_recipe(params: Params, log: Log) -> Result:
-    """Chooses the recipe; `params` have the values of all other settings."""
+    """Chooses the recipe; `params` have the values of all other settings.
+
+    With labels it is the first, in the order of `recipes_for`, that is not clearly worse than the best.
+    """
     source = prepared()
     names = recipes_for(source.recipe)
     steps = int(SHARE * plan_steps(len(source.pretraining_rows("train")), params.pretrain)[1] / len(names))
@@ -48,12 +57,16 @@ def choose_recipe(params: Params, log: Log) -> Result:
         reason = f"the usual one, because the training is too short for a pilot ({steps} steps for each recipe)"
         return Result(names[0], reason, [])
     log(f"pilot: {len(names)} trainings of {steps} steps, {SHARE:.0%} of the whole training")
-    rows = [_short_run(params, name, steps, log) for name in names]
+    rows, hits = zip(*(_short_run(params, name, steps, log) for name in names), strict=True)
     shutil.rmtree(project_folder() / ".simtrail" / "pilot", ignore_errors=True)  # only now: a killed pilot continues
-    rows.sort(key=_score, reverse=True)
-    kind = "accuracy on validation" if "val_probe" in rows[0] else "LiDAR of validation images, which have no labels"
-    scores = "; ".join(f"{row['recipe']} {_score(row):.3f}" for row in rows)
-    return Result(rows[0]["recipe"], f"pilot, {kind}: {scores}", rows)
+    if hits[0] is None:
+        number = int(np.argmax([row["val_lidar"] for row in rows]))
+        kind = "LiDAR of validation images, which have no labels"
+    else:
+        number = first_good([of_recipe.right for of_recipe in hits], hits[0].block)
+        kind = f"accuracy on {hits[0].what}"
+    scores = [f"{row['recipe']} {_score(row):.3f}" for row in rows]
+    return Result(names[number], f"pilot, {kind}: " + "; ".join([scores.pop(number), *scores]), list(rows))
 
 
 def recipes_for(recipe: Recipe) -> list[str]:
@@ -65,13 +78,12 @@ def recipes_for(recipe: Recipe) -> list[str]:
     return [*spectral, "aerial", "specimen", "microscopy", "sign"]
 
 
-def _short_run(params: Params, name: str, steps: int, log: Log) -> dict[str, Any]:
+def _short_run(params: Params, name: str, steps: int, log: Log) -> tuple[dict[str, Any], _Hits | None]:
     """Trains with a recipe for some steps, in an MLflow run of its own, and measures the encoder."""
     from simtrail.tracking.run import Trail, curve_logger, log_result
     from simtrail.tracking.run import run as mlflow_run
 
-    settings = {"pretrain.recipe": name, "pretrain.max_steps": steps, "pretrain.monitor.metric": "last"}
-    settings |= {"pretrain.monitor.every": steps}  # one validation, at the end
+    settings: Settings = {"pretrain.recipe": name, "pretrain.max_steps": steps}
     if params.pretrain.encoder.features == "auto":
         settings[FEATURES] = [1]  # what is trained; the choice comes after the whole training
     short = changed(params, settings, "pilot")
@@ -82,29 +94,28 @@ def _short_run(params: Params, name: str, steps: int, log: Log) -> dict[str, Any
         resumed=bool(training.checkpoints),
         name=f"pilot {name}",
     ) as run_id:
-        trained = training.fit(on_epoch=curve_logger(run_id))
+        trained = training.fit(validate=False, on_epoch=curve_logger(run_id))
         training.checkpoints.finish()
         views = TwoViews(short.pretrain.augment, training.data.images.recipe)
-        measures = measure(trained, training.data, Monitor(training.data, views, short.pretrain.seed))
+        measures, hits = measure(trained, training.data, Monitor(training.data, views, short.pretrain.seed))
         log_result({f"pilot/{kind}": value for kind, value in measures.items()}, [])
     log(f"pilot: {name}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in measures.items()))
-    return {"recipe": name, "steps": steps, "run": run_id, **measures}
+    return {"recipe": name, "steps": steps, "run": run_id, **measures}, hits
 
 
-@torch.inference_mode()
-def measure(trained: Trained, data: TrainingData, monitor: Monitor) -> dict[str, float]:
-    """The accuracies val_probe and val_knn with labels, val_lidar without."""
-    encoder, names = trained.encoder, ("val_probe", "val_knn")
-    if monitor.labelled and len(monitor.queries) >= FEW:
-        return {name: trained.history[-1][name] for name in names}
+def measure(trained: Trained, data: TrainingData, monitor: Monitor) -> tuple[dict[str, float], _Hits | None]:
+    """The accuracies val_probe and val_knn with labels, and which images are right; val_lidar without."""
+    encoder = trained.encoder
     if monitor.labelled:
         judge = Judge(monitor)
-        (features,) = judge.features(encoder, [grids_of(encoder.config.architecture)])
-        return dict(zip(names, judge.hits(features).mean(0).tolist(), strict=True))
+        right = judge.hits(judge.features(encoder, [grids_of(encoder.config.architecture)])[0])
+        probe, neighbours = right.mean(0).tolist()
+        return {"val_probe": probe, "val_knn": neighbours}, _Hits(right, judge.block, judge.what)
     rows = monitor.val[:PAIRS] if len(monitor.val) > 1 else data.train[:PAIRS]
-    batches = enumerate(monitor.batches(rows, encoder.device))
-    pairs = [torch.stack(encoder(monitor.two_views(b, monitor.seed, i)).float().chunk(2), 1) for i, b in batches]
-    return {"val_lidar": lidar(torch.cat(pairs).cpu().numpy())}
+    with torch.no_grad():
+        batches = enumerate(monitor.batches(rows, encoder.device))
+        pairs = [torch.stack(encoder(monitor.two_views(b, monitor.seed, i)).float().chunk(2), 1) for i, b in batches]
+    return {"val_lidar": lidar(torch.cat(pairs).cpu().numpy())}, None
 
 
 def _score(row: dict[str, Any]) -> float:

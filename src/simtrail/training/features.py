@@ -29,9 +29,7 @@ class Chosen(NamedTuple):
 def choose_features(encoder: Encoder, monitor: Monitor) -> Chosen:
     """The simplest of the `CHOICES` that is not clearly worse than the best one on labelled images of validation.
 
-    The score is the mean of the accuracies of the probe and of kNN, because people use features for both. Clearly worse
-    means by more than one standard error of the difference, which is paired (the rule of Breiman et al. 1984,
-    Classification and Regression Trees, section 3.4.3). Without labels, [1].
+    Without labels, [1].
     """
     possible = [choice for choice in CHOICES if _is_possible(encoder, choice)]
     if len(possible) == 1:
@@ -40,9 +38,7 @@ def choose_features(encoder: Encoder, monitor: Monitor) -> Chosen:
         return Chosen(possible[0], "the mean of the last map, because there are no labels on which others can be tried")
     judge = Judge(monitor)
     hits = [judge.hits(features) for features in judge.features(encoder, possible)]
-    scores = [each.mean(1, keepdims=True) for each in hits]
-    best = max(range(len(possible)), key=lambda number: scores[number].mean())  # the first if several are equal
-    number = next(n for n in range(best + 1) if n == best or not _clearly_better(scores[best], scores[n], judge.block))
+    number = first_good(hits, judge.block)
     texts = []
     for choice, each in zip(possible, hits, strict=True):
         probe, neighbours = each.mean(0)
@@ -90,13 +86,22 @@ class Judge:
         return np.concatenate(found)
 
 
+def first_good(hits: list[np.ndarray], block: np.ndarray) -> int:
+    """The first of several ways to get features that is not clearly worse than the best one.
+
+    `hits` has the hits of each (see Judge), `block` the blocks of the images. The score is the mean of the accuracies
+    of probe and kNN, because people use features for both. Clearly worse means by more than one standard error of the
+    difference, which is paired (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3).
+    """
+    scores = [each.mean(1, keepdims=True) for each in hits]
+    best = max(range(len(hits)), key=lambda number: scores[number].mean())  # the first if several are equal
+    gains = (paired(scores[number], scores[best], block, STANDARD_ERROR).low[0] for number in range(best))
+    return next((number for number, gain in enumerate(gains) if gain <= 0), best)
+
+
 def _is_possible(encoder: Encoder, choice: list[int]) -> bool:
     try:
         encoder.with_features(choice)
     except InputError:
         return False
     return True
-
-
-def _clearly_better(best: np.ndarray, other: np.ndarray, block: np.ndarray) -> bool:
-    return bool(paired(other, best, block, STANDARD_ERROR).low[0] > 0)

@@ -43,6 +43,7 @@ def fit(
     params: Pretrain,
     *,
     checkpoints: Checkpoints | None = None,
+    validate: bool = True,
     on_validation: Callable[[Encoder], Row] = lambda encoder: {},
     on_epoch: Callable[[list[Row]], None] = lambda history: None,
     log: Callable[[str], None] = lambda line: None,
@@ -50,11 +51,12 @@ def fit(
     """The trained encoder, one history row per epoch, and the epoch that the encoder is from.
 
     It trains only on the training rows of the data. Every few epochs it validates, with labels if there are any,
-    and it keeps the latest weights that are not clearly worse than the best. The loss is the weighted sum of
-    `params.terms`, and the encoder keeps the projection heads that they train. After an interruption, the same call
-    continues from the last checkpoint and ends with the same weights. `on_validation` gets the encoder at each
-    validation and returns more measures for the history. `on_epoch` gets the history so far after each epoch, and
-    `log` gets one line of text for each event. In several processes, only the first one writes.
+    and it keeps the latest weights that are not clearly worse than the best; it does neither without `validate`,
+    for a training that is judged in another way. The loss is the weighted sum of `params.terms`, and the encoder
+    keeps the projection heads that they train. After an interruption, the same call continues from the last
+    checkpoint and ends with the same weights. `on_validation` gets the encoder at each validation and returns more
+    measures for the history. `on_epoch` gets the history so far after each epoch, and `log` gets one line of text
+    for each event. In several processes, only the first one writes.
 
     Raises InputError for settings that the images or the memory don't allow, TrainingError when the loss is not finite.
     """
@@ -68,7 +70,7 @@ def fit(
         views = TwoViews(params.augment, config.recipe, coordinates=params.terms.local > 0)
         learner = Learner(encoder.to(device).train(), views, params)
         monitor = Monitor(data, views, params.seed)
-        metric = monitor.choose(params.monitor.metric)
+        metric = monitor.choose(params.monitor.metric) if validate else None
 
         state = TrainingState()
         saver = _Saver(checkpoints, learner, state)
@@ -113,7 +115,7 @@ def fit(
                 **_speed((state.step - first_step) * params.batch_size, start, batches.seconds),
             }
             early = epoch + 1 == early_epoch(epochs)
-            if (epoch + 1) % params.monitor.every == 0 or state.step == steps or early:
+            if validate and ((epoch + 1) % params.monitor.every == 0 or state.step == steps or early):
                 kept = learner.kept
                 row |= from_first({**monitor.validate(kept), **on_validation(kept)} if rank() == 0 else {})
                 encoder.train()  # on_validation may have changed the mode
