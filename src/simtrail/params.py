@@ -513,7 +513,8 @@ class Monitor(_Section):
     """Number of epochs between validations; the last epoch is always validated."""
     metric: Literal["auto", "knn", "probe", "effective_rank", "last"] = "auto"
     """Which validation measure chooses the weights that are kept: kNN accuracy, accuracy of the linear probe, or
-    effective rank. The latest weights are kept that are not more than a standard error below the best. last: keep the
+    effective rank. The latest weights are kept that are not more than a standard error below the best, in the means of
+    three validations. last: keep the
     weights of the last epoch. auto: probe if images of the validation split have labels, else last."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many validations without a better value; null: train to the end."""

@@ -30,7 +30,7 @@ from simtrail.training.measure import bytes_per_image, step_seconds
 
 IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: six minutes on two cores at 64 px
 FEW = 4_000  # images: from here on, a training sees more, by the square root of their number
-EPOCHS = 500  # at most
+EPOCHS = 200  # at most: with more repeats of a hundred images, encoders have become worse on others
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 SMALLEST_BATCH, STEPS_PER_EPOCH = 16, 8  # unless there are fewer than 32 images
 RATES = {"adamw": 0.004, "sgd": 0.12, "lars": 0.3}

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+SMOOTHED = 3  # validations
+
 
 @dataclass
 class TrainingState:
@@ -37,16 +39,19 @@ class TrainingState:
         """Copies the encoder's weights unless the metric is more than a standard error below the highest so far.
 
         So, in the end, the latest of the weights that are about as good as the best are kept: of many validations on
-        few images, the highest is so by chance. `error` gives the standard error of a value. The row gets `kept`, 0 or
-        1. Without a metric, no copy is needed: the last weights are kept.
+        few images, the highest is so by chance. For the same reason the values are means of `SMOOTHED` validations.
+        `error` gives the standard error of a value. The row gets `kept`, 0 or 1. Without a metric, no copy is needed:
+        the last weights are kept.
         """
-        self.validations_since_best += 1
-        highest = max(row[metric], self.best["value"] if self.best else -math.inf) if metric else 0.0
-        keep = metric is None or row[metric] >= highest - error(highest)
-        row["kept"] = float(keep)
-        if metric and (self.best is None or row[metric] > self.best["value"]):
-            self.validations_since_best = 0
-        if metric and keep:
+        row["kept"] = 1.0
+        if metric is None:
+            return
+        values = [earlier[metric] for earlier in [*self.history, row] if metric in earlier][-SMOOTHED:]
+        value, highest = sum(values) / len(values), self.best["value"] if self.best else -math.inf
+        self.validations_since_best = 0 if value > highest else self.validations_since_best + 1
+        highest = max(value, highest)
+        row["kept"] = float(value >= highest - error(highest))
+        if row["kept"]:
             weights = {k: v.detach().cpu().clone() for k, v in encoder.state_dict().items()}
             self.best = {"value": highest, "epoch": int(row["epoch"]), "weights": weights}
 
