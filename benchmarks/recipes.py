@@ -28,7 +28,7 @@ from simtrail.evaluation.probe import linear_probe
 from simtrail.evaluation.tasks import main_task
 from simtrail.model.encoder import Encoder
 from simtrail.params import Evaluate, changed, load_params
-from simtrail.pipeline.pilot import PAIRS, SHARE, STEPS, recipes_for
+from simtrail.pipeline.pilot import SHARE, STEPS, recipes_for
 from simtrail.pipeline.plan import make_plan
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import Prepared, prepared
@@ -37,6 +37,7 @@ from simtrail.training.monitors import NEIGHBOURS
 
 RESULTS = Path(__file__).parent / "results/recipes.csv"
 KEY = ["set", "recipe", "seed", "length"]
+PAIRS = 512  # images whose views are compared
 COMMON = "sign"  # the recipe whose views are the same for all encoders: the mildest
 
 

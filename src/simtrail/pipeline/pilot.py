@@ -10,23 +10,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from simtrail.augment.views import TwoViews
-from simtrail.data.loader import TrainingData
 from simtrail.data.recipe import Recipe
-from simtrail.evaluation.geometry import lidar
 from simtrail.model.backbone import grids_of
 from simtrail.params import FEATURES, Params, Settings, changed
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import prepared, project_folder
 from simtrail.training.features import Judge, first_good
-from simtrail.training.loop import Trained, plan_steps
+from simtrail.training.loop import plan_steps
 from simtrail.training.monitors import Monitor
 
 SHARE = 0.2  # of the steps of the whole training, for all trainings of the pilot together
 STEPS = 20  # of each training at least: fewer say nothing about the recipe
-PAIRS = 512  # images whose views are compared without labels
 
 Log = Callable[[str], None]
 
@@ -39,34 +35,35 @@ class Result(NamedTuple):
     table: list[dict[str, Any]]
 
 
-class _Hits(NamedTuple):
-    right: np.ndarray  # (N, 2) of probe and kNN
-    block: np.ndarray
-    what: str  # the images
+class _Tried(NamedTuple):
+    row: dict[str, Any]
+    hits: np.ndarray  # (N, 2) of probe and kNN
 
 
 def choose_recipe(params: Params, log: Log) -> Result:
     """Chooses the recipe; `params` have the values of all other settings.
 
-    With labels it is the first, in the order of `recipes_for`, that is not clearly worse than the best.
+    It is the first, in the order of `recipes_for`, that is not clearly worse than the best. Without labels it is the
+    first: measures that need none were not good enough at choosing.
     """
     source = prepared()
+    data = training_run(params.pretrain, "pilot").data
+    monitor = Monitor(data, TwoViews(params.pretrain.augment, source.recipe), params.pretrain.seed)
     names = recipes_for(source.recipe)
-    steps = int(SHARE * plan_steps(len(source.pretraining_rows("train")), params.pretrain)[1] / len(names))
+    steps = int(SHARE * plan_steps(len(data.train), params.pretrain)[1] / len(names))
+    if not monitor.labelled:
+        return Result(names[0], "the usual one, because there are no labels on which others can be compared", [])
     if steps < STEPS:
         reason = f"the usual one, because the training is too short for a pilot ({steps} steps for each recipe)"
         return Result(names[0], reason, [])
     log(f"pilot: {len(names)} trainings of {steps} steps, {SHARE:.0%} of the whole training")
-    rows, hits = zip(*(_short_run(params, name, steps, log) for name in names), strict=True)
+    judge = Judge(monitor)
+    tried = [_short_run(params, name, steps, judge, log) for name in names]
     shutil.rmtree(project_folder() / ".simtrail" / "pilot", ignore_errors=True)  # only now: a killed pilot continues
-    if hits[0] is None:
-        number = int(np.argmax([row["val_lidar"] for row in rows]))
-        kind = "LiDAR of validation images, which have no labels"
-    else:
-        number = first_good([of_recipe.right for of_recipe in hits], hits[0].block)
-        kind = f"accuracy on {hits[0].what}"
-    scores = [f"{row['recipe']} {_score(row):.3f}" for row in rows]
-    return Result(names[number], f"pilot, {kind}: " + "; ".join([scores.pop(number), *scores]), list(rows))
+    number = first_good([each.hits for each in tried], judge.block)
+    scores = [f"{name} {each.hits.mean():.3f}" for name, each in zip(names, tried, strict=True)]
+    reason = f"pilot, accuracy on {judge.what}: " + "; ".join([scores.pop(number), *scores])
+    return Result(names[number], reason, [each.row for each in tried])
 
 
 def recipes_for(recipe: Recipe) -> list[str]:
@@ -78,7 +75,7 @@ def recipes_for(recipe: Recipe) -> list[str]:
     return [*spectral, "aerial", "specimen", "microscopy", "sign"]
 
 
-def _short_run(params: Params, name: str, steps: int, log: Log) -> tuple[dict[str, Any], _Hits | None]:
+def _short_run(params: Params, name: str, steps: int, judge: Judge, log: Log) -> _Tried:
     """Trains with a recipe for some steps, in an MLflow run of its own, and measures the encoder."""
     from simtrail.tracking.run import Trail, curve_logger, log_result
     from simtrail.tracking.run import run as mlflow_run
@@ -94,29 +91,10 @@ def _short_run(params: Params, name: str, steps: int, log: Log) -> tuple[dict[st
         resumed=bool(training.checkpoints),
         name=f"pilot {name}",
     ) as run_id:
-        trained = training.fit(validate=False, on_epoch=curve_logger(run_id))
+        encoder = training.fit(validate=False, on_epoch=curve_logger(run_id)).encoder
         training.checkpoints.finish()
-        views = TwoViews(short.pretrain.augment, training.data.images.recipe)
-        measures, hits = measure(trained, training.data, Monitor(training.data, views, short.pretrain.seed))
+        hits = judge.hits(judge.features(encoder, [grids_of(encoder.config.architecture)])[0])
+        measures = dict(zip(("val_probe", "val_knn"), hits.mean(0).tolist(), strict=True))
         log_result({f"pilot/{kind}": value for kind, value in measures.items()}, [])
     log(f"pilot: {name}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in measures.items()))
-    return {"recipe": name, "steps": steps, "run": run_id, **measures}, hits
-
-
-def measure(trained: Trained, data: TrainingData, monitor: Monitor) -> tuple[dict[str, float], _Hits | None]:
-    """The accuracies val_probe and val_knn with labels, and which images are right; val_lidar without."""
-    encoder = trained.encoder
-    if monitor.labelled:
-        judge = Judge(monitor)
-        right = judge.hits(judge.features(encoder, [grids_of(encoder.config.architecture)])[0])
-        probe, neighbours = right.mean(0).tolist()
-        return {"val_probe": probe, "val_knn": neighbours}, _Hits(right, judge.block, judge.what)
-    rows = monitor.val[:PAIRS] if len(monitor.val) > 1 else data.train[:PAIRS]
-    with torch.no_grad():
-        batches = enumerate(monitor.batches(rows, encoder.device))
-        pairs = [torch.stack(encoder(monitor.two_views(b, monitor.seed, i)).float().chunk(2), 1) for i, b in batches]
-    return {"val_lidar": lidar(torch.cat(pairs).cpu().numpy())}, None
-
-
-def _score(row: dict[str, Any]) -> float:
-    return float(np.mean([value for name, value in row.items() if name.startswith("val_")]))
+    return _Tried({"recipe": name, "steps": steps, "run": run_id, **measures}, hits)

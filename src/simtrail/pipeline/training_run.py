@@ -26,7 +26,7 @@ from simtrail.training.state import Checkpoints
 # the code that decides the result of training: after a change, no run resumes from an older checkpoint
 CODE = (
     *("augment", "data/loader.py", "data/pack.py", "data/recipe.py"),
-    *("evaluation/classifiers.py", "evaluation/geometry.py", "model", "training"),
+    *("evaluation/classifiers.py", "evaluation/difference.py", "evaluation/geometry.py", "model", "training"),
 )
 
 
