@@ -1,12 +1,12 @@
 """The defaults on image sets for which nobody set anything, beside their floors and Lightly's SimCLR.
 
-    python benchmarks/out_of_the_box.py FOLDER NAME=PATH[,LABEL[,GROUP]] …
+    python benchmarks/out_of_the_box.py FOLDER NAME[:COUNT]=PATH[,LABEL[,GROUP]] …
 
 For each set: `simtrail init`, `data add`, and all stages, with no key of params.yaml set but the name. Then, for each
 set, Lightly's SimCLR, with its own default views and a ResNet-18 at the same image size, trains for as many processor
 seconds as the stages plan and pretrain took, and is probed by our probe on the same split. PATH is a folder as `data
-add` takes it; `demo` without a path is the generated demo. Projects stay in FOLDER; finished sets are not run again.
-Adds rows to benchmarks/results/out_of_the_box.csv.
+add` takes it, of which COUNT images are drawn with seed 0; `demo` without a path is the generated demo. Projects stay
+in FOLDER; finished sets are not run again. Adds rows to benchmarks/results/out_of_the_box.csv.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -46,10 +47,13 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, object]] = {}
     for text in sets:
-        name, _, source = text.partition("=")
-        project = folder / name
+        title, _, given = text.partition("=")
+        name, _, count = title.partition(":")
+        project, source = folder / name, given.split(",") if given else []
         if not (project / "times.json").exists():
-            times = ours(project, name, source.split(",") if source else [])
+            if count:
+                source[0] = str(drawn(Path(source[0]), int(count), folder / f"{name}-drawn"))
+            times = ours(project, name, source)
             (project / "times.json").write_text(json.dumps(times))
         rows[name] = scores(project)
         save(name, rows[name])
@@ -66,6 +70,21 @@ def save(name: str, row: dict[str, object]) -> None:
     table = pd.concat([table[table["set"] != name], pd.DataFrame([{"set": name, **row}])])
     table.to_csv(RESULTS, index=False, float_format="%.4g")
     print(table.to_string(index=False), flush=True)
+
+
+def drawn(source: Path, count: int, folder: Path) -> Path:
+    """A folder with a seeded draw of the images of `source`, and with their rows of metadata.csv if there is one."""
+    sheet = source / "metadata.csv"
+    table = pd.read_csv(sheet, dtype=str, keep_default_na=False) if sheet.exists() else None
+    files = (file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file())
+    paths = sorted(files) if table is None else table["path"].to_list()
+    rows = np.sort(np.random.default_rng(0).permutation(len(paths))[:count])
+    for row in rows:
+        (folder / paths[row]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / paths[row], folder / paths[row])
+    if table is not None:
+        table.iloc[rows].to_csv(folder / "metadata.csv", index=False)
+    return folder
 
 
 def ours(project: Path, name: str, source: list[str]) -> dict[str, float]:

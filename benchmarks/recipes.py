@@ -67,11 +67,8 @@ def one_set(name: str, seed: int) -> None:
             table = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=KEY)
             if (table[KEY] == pd.Series(key)).all(axis=1).any():
                 continue
-            settings: dict[str, Any] = {"pretrain.max_steps": steps}
-            if length == "pilot":
-                settings |= {"pretrain.monitor.metric": "last", "pretrain.monitor.every": steps}
-            p = changed(params, settings, "benchmark").pretrain
-            encoder = training_run(p, "benchmark").fit().encoder
+            p = changed(params, {"pretrain.max_steps": steps}, "benchmark").pretrain
+            encoder = training_run(p, "benchmark").fit(validate=length == "full").encoder
             row = key | {"steps": steps} | scores(encoder, source) | label_free(encoder, source, p.augment)
             print(row, flush=True)
             pd.concat([table, pd.DataFrame([row])]).to_csv(RESULTS, index=False, float_format="%.4g")

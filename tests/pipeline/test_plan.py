@@ -22,6 +22,7 @@ from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.registration import facts
 from simtrail.pipeline.training_run import without_effect
 from simtrail.report.card import model_card
+from simtrail.tracking.run import Trail
 
 AUTOMATIC = dict.fromkeys([*AUTO, FEATURES], "auto")
 SMALL = {
@@ -108,6 +109,8 @@ def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_
     assert shown == {"pretrain": {"encoder": {"features": planned.pretrain.encoder.features}}}
     for key in [*load_params().auto, FEATURES]:
         assert training.data.params[key] == str(planned.flat()[key])
+    # so that the evaluation, which has these parameters, finds the run
+    assert training.data.tags["simtrail.params_hash"] == Trail(planned, "").params_hash
     history = pd.read_csv(ws.HISTORY).to_dict("records")
     card = model_card(facts(planned, ws.ENCODER, history, {"tasks": {}, "features": {}}, training.info.run_id))
     assert "\n\nChosen automatically:\n\n- pretrain." in card

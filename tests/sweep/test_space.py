@@ -128,9 +128,8 @@ def test_an_axis_can_be_named_sets_of_settings(tmp_path, monkeypatch):
     assert space.searched == ["pretrain.recipe"]
     assert space.space["views"].values == list(sets)
     assert current_values(params, space) == {"views": "present"}
-    assert (
-        current_values(with_changes({"pretrain.recipe": "sign"}), space)["views"] == "present"
-    )  # the first that matches
+    # the first that matches
+    assert current_values(with_changes({"pretrain.recipe": "sign"}), space)["views"] == "present"
     trial = trial_settings(params, space, {"views": "aerial"})
     assert trial.recipe == "aerial"
     assert trial.augment.geometry.quarter_turns.p == 0.75
