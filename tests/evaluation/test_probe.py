@@ -38,6 +38,20 @@ def test_logistic_regression_has_the_coefficients_of_scikit_learn(weighted):
         np.testing.assert_allclose(fit.probabilities(features), expected, atol=1e-3)
 
 
+def test_more_features_than_images_have_the_coefficients_of_scikit_learn():
+    rng, rows = np.random.default_rng(0), np.arange(40) * 2  # each second image
+    labels = np.arange(80) % 3
+    features = (rng.normal(size=(80, 100)) + 3 * np.eye(3, 100)[labels] + 5).astype(np.float32)
+    scaler = StandardScaler().fit(features[rows])
+    for c, fit in zip((0.01, 1.0), fit_logistic(features, labels, 3, (0.01, 1.0), rows=rows), strict=True):
+        oracle = LogisticRegression(C=c, tol=1e-10, max_iter=100_000)
+        oracle.fit(scaler.transform(features[rows]), labels[rows])
+        np.testing.assert_allclose(fit.weights * scaler.scale_[:, None], oracle.coef_.T, atol=1e-3)
+        np.testing.assert_allclose(
+            fit.probabilities(features), oracle.predict_proba(scaler.transform(features)), atol=2e-3
+        )
+
+
 def test_chunks_computed_again_give_the_same_result_as_kept_ones(monkeypatch):
     features, labels = overlapping(100)
     kept = next(fit_logistic(features, labels, 4, (0.1,)))
@@ -56,7 +70,7 @@ def test_a_constant_feature_and_a_class_without_image_change_nothing():
 
 
 def test_a_probe_that_does_not_converge_raises_an_error(monkeypatch):
-    monkeypatch.setattr(probe, "LIMITS", {"maxiter": 1})
+    monkeypatch.setattr(probe, "LIMITS", {"max_iter": 1})
     with pytest.raises(TrainingError, match="not converged after 1 iterations"):
         next(fit_logistic(*overlapping(100), 4, (10.0,)))
 
@@ -109,6 +123,25 @@ def test_the_probe_learns_from_views_but_not_from_views_of_test_images():
     np.testing.assert_array_equal(again, probabilities)
 
 
+def test_views_equal_to_their_images_change_nothing_at_the_same_penalty():
+    features, labels = overlapping(200)
+    same = Views(np.tile(features, (3, 1)), np.tile(np.arange(200), 3))
+    plain = linear_probe(features, labels, parts(200), 4)
+    with_views = linear_probe(features, labels, parts(200), 4, views=same, like=plain)
+    assert with_views.c == plain.c
+    np.testing.assert_allclose(with_views.probabilities, plain.probabilities, atol=2e-3)
+
+
+@pytest.mark.parametrize("images", [400, 8])
+def test_a_fit_from_other_weights_ends_at_the_same_ones(images):
+    features, labels = overlapping(400)
+    near, rows = features + RNG.normal(size=features.shape).astype(np.float32), np.arange(images)
+    start = next(fit_logistic(near, labels, 4, (10.0,)))
+    found = next(fit_logistic(features, labels, 4, (0.1,), rows=rows, start=start))
+    expected = next(fit_logistic(features, labels, 4, (0.1,), rows=rows))
+    np.testing.assert_allclose(found.probabilities(features), expected.probabilities(features), atol=2e-3)
+
+
 def test_the_svc_equals_scikit_learn_and_learns_from_a_limited_number_of_images(monkeypatch):
     (bank, labels), (queries, _) = overlapping(150), overlapping(60, seed=1)
     scaler = StandardScaler().fit(bank)
@@ -141,8 +174,8 @@ def test_labels_that_are_no_numbers_and_features_that_are_not_finite_raise_an_er
 def test_a_line_search_that_rounding_ends_is_accepted_only_near_the_minimum():
     def problem(curvature: float, of_bias: float) -> str:
         # the loss never falls, as if rounded: every line search ends early
-        loss_and_gradient = lambda flat: (1.0, np.array([0.002, of_bias]))  # noqa: E731
-        return probe._minimum(loss_and_gradient, np.zeros(2), 1e-5, 1, 1, curvature)[1]
+        loss_and_gradient = lambda u: (torch.tensor(1.0), torch.tensor([[0.002], [of_bias]]))  # noqa: E731
+        return probe._minimum(loss_and_gradient, torch.zeros(2, 1), 1e-5, curvature)[1]
 
     assert problem(curvature=4000, of_bias=1e-4) == ""  # 0.002² / 8000 above the minimum at most
     assert "iterations" in problem(curvature=1e-3, of_bias=1e-4)  # with a flatter penalty it may be far
@@ -155,10 +188,10 @@ def test_a_fit_that_rounding_ends_too_early_is_continued_in_float64(monkeypatch)
     expected = next(probe.fit_logistic(features, labels, 3, (0.1,)))
     kinds = []
 
-    def noisy(self, flat, c, original=probe._Objective.loss_and_gradient):
+    def noisy(self, weights, c, original=probe._Objective.loss_and_gradient):
         kinds.append(self.dtype)
-        loss, gradient = original(self, flat, c)
-        return (loss, gradient) if self.dtype == torch.float64 else (1.0, gradient)  # as if it never fell
+        loss, gradient = original(self, weights, c)
+        return (loss if self.dtype == torch.float64 else torch.tensor(1.0)), gradient  # as if it never fell
 
     monkeypatch.setattr(probe._Objective, "loss_and_gradient", noisy)
     found = next(probe.fit_logistic(features, labels, 3, (0.1,)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from simtrail.errors import InputError
 from simtrail.evaluation.classifiers import knn_probabilities
 from simtrail.evaluation.difference import paired
 from simtrail.evaluation.names import FLOORS, UNSEEN
-from simtrail.evaluation.probe import Views, linear_probe, svc_probe
+from simtrail.evaluation.probe import ProbeResult, Views, linear_probe, svc_probe
 from simtrail.evaluation.scores import Scores, scores_with_intervals
 from simtrail.params import Evaluate
 
@@ -96,9 +95,9 @@ def classify(
     fits = 2 + bool(views) + len(floors)
     bar = tqdm(total=fits, desc=task.name, unit="classifier", disable=None, leave=False)
 
-    def probe(vectors: np.ndarray, views: Views | None = None) -> Any:
+    def probe(vectors: np.ndarray, views: Views | None = None, like: ProbeResult | None = None) -> ProbeResult:
         bar.update()
-        return linear_probe(vectors, labels, task.split, classes, balanced=p.balanced, views=views)
+        return linear_probe(vectors, labels, task.split, classes, balanced=p.balanced, views=views, like=like)
 
     linear = probe(task_features)
     probabilities: dict[str, np.ndarray] = {"linear_probe": linear.probabilities}
@@ -107,7 +106,7 @@ def classify(
         index[task.rows] = np.arange(len(task.rows))
         in_task = index[views.rows] >= 0
         task_views = Views(views.features[in_task], index[views.rows[in_task]])
-        probabilities["probe_augmented"] = probe(task_features, task_views).probabilities
+        probabilities["probe_augmented"] = probe(task_features, task_views, linear).probabilities
     probabilities["knn"] = knn_probabilities(
         task_features[not_test], labels[not_test], task_features[task.test], p.knn.k, p.knn.temperature, classes
     )
