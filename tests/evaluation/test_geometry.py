@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from simtrail.evaluation.geometry import alignment, effective_rank, feature_std, lidar, uniformity
+from simtrail.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
 
 RNG = np.random.default_rng(0)
 
@@ -59,14 +59,3 @@ def test_zero_vectors_can_be_measured():
     zeros = np.zeros((4, 3))
     assert effective_rank(zeros) == pytest.approx(1)
     assert feature_std(zeros) == alignment(zeros, zeros) == 0
-
-
-def test_lidar_is_the_effective_rank_of_what_tells_images_apart():
-    n, q, d = 40, 6, 5
-    views = RNG.normal(size=(n, 1, d)) * [3, 2, 1, 0, 0] + RNG.normal(size=(n, q, d)) * [1, 0.5, 0.1, 4, 1]
-    means = views.mean(1)
-    between = sum(np.outer(m, m) for m in means - means.mean(0)) / (n - 1)
-    within = sum(np.outer(v - means[i], v - means[i]) for i in range(n) for v in views[i]) / (n * (q - 1))
-    values = np.linalg.eigvals(np.linalg.inv(within + 1e-4 * np.eye(d)) @ between).real
-    p = values / values.sum()
-    assert lidar(views) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)

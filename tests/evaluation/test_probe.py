@@ -70,7 +70,7 @@ def test_a_constant_feature_and_a_class_without_image_change_nothing():
 
 
 def test_a_probe_that_does_not_converge_raises_an_error(monkeypatch):
-    monkeypatch.setattr(probe, "LIMITS", {"max_iter": 1})
+    monkeypatch.setattr(probe, "LIMITS", {"max_iter": 1, "max_eval": 20})
     with pytest.raises(TrainingError, match="not converged after 1 iterations"):
         next(fit_logistic(*overlapping(100), 4, (10.0,)))
 

@@ -182,9 +182,14 @@ def test_without_auto_no_plan_is_needed(params):
 )
 def test_batch_and_epochs_fit_the_number_of_images(images, batch, count):
     assert plan.batch_size(images, CPU)[0] == batch
-    assert plan.epochs(images, CPU)[0] == count
-    assert plan.epochs(images, GPU)[0] >= count
+    assert plan.epochs(images, 3, CPU)[0] == count
+    assert plan.epochs(images, 3, GPU)[0] >= count
     assert plan.batch_size(images, GPU)[0] >= batch
+
+
+@pytest.mark.parametrize(("images", "bands", "count"), [(60, 24, 200), (60, 400, 60), (600, 400, 20), (6000, 400, 12)])
+def test_images_of_many_bands_are_repeated_less_often(images, bands, count):
+    assert plan.epochs(images, bands, CPU)[0] == count
 
 
 def test_the_stem_keeps_a_map_of_more_than_one_pixel(params):

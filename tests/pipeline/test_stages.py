@@ -208,7 +208,10 @@ def test_held_out_classes_and_further_seeds_and_columns_are_evaluated(copied):
     assert list(metrics["tasks"]) == ["species", "species (unseen)", "view"]
     assert metrics["seeds"]["linear_probe"]["seeds"] == 2
     assert "species (unseen)" in ws.REPORT.read_text()
-    assert (ws.ENCODER / "seeds/5/encoder.safetensors").exists()
+    (features,) = json.loads(ws.CHOSEN.read_text())["values"].values()
+    for folder in (ws.ENCODER, ws.SEEDS / "5"):  # the first seed chooses for all
+        assert json.loads((folder / "config.json").read_text())["architecture"]["features"] == features
+    assert (ws.SEEDS / "5/encoder.safetensors").exists()
     write_params(copied, evaluate__held_out_classes=["moth"])
     with pytest.raises(InputError, match=r"evaluate\.held_out_classes: 'moth': no such class; the classes are Aurora"):
         stages.prepare()

@@ -23,27 +23,6 @@ def effective_rank(vectors: Vectors) -> float:
     return float(torch.special.entr(p).sum().exp())
 
 
-def lidar(views: np.ndarray, noise: float = 1e-4) -> float:
-    """The effective rank of what distinguishes images, 1 to D, from (N, Q, D) features of Q views of N images.
-
-    It is that of S_w^(−1/2) S_b S_w^(−1/2), where S_b is the covariance of the means of images, and S_w the mean
-    covariance of the views of an image, plus `noise` times the identity (LiDAR, arXiv 2312.04000, section 3).
-    """
-    z_NQD = views.astype(np.float64)
-    rows, width = len(views) * views.shape[1], views.shape[2]
-    if width > rows:  # in the space of the views: the other directions have no variance
-        z_NQD = z_NQD @ np.linalg.qr(z_NQD.reshape(rows, width).T)[0]
-    means_ND = z_NQD.mean(1)
-    between_ND = means_ND - means_ND.mean(0)
-    within_MD = (z_NQD - means_ND[:, None]).reshape(-1, z_NQD.shape[2])
-    within_DD = within_MD.T @ within_MD / (len(z_NQD) * (z_NQD.shape[1] - 1)) + noise * np.eye(z_NQD.shape[2])
-    values, vectors = np.linalg.eigh(within_DD)
-    white_ND = between_ND @ (vectors / np.sqrt(values)) @ vectors.T / np.sqrt(len(means_ND) - 1)
-    spectrum = np.linalg.svd(white_ND, compute_uv=False) ** 2
-    p = torch.from_numpy(spectrum / spectrum.sum())
-    return float(torch.special.entr(p).sum().exp())
-
-
 def uniformity(vectors: Vectors, seed: int = 0, largest: int = 8192) -> float:
     """The log of the mean of exp(−2 d²) over all pairs of images; ≤ 0, lower is more uniform.
 

@@ -31,6 +31,8 @@ from simtrail.training.measure import bytes_per_image, step_seconds
 IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: six minutes on two cores at 64 px
 FEW = 4_000  # images: from here on, a training sees more, by the square root of their number
 EPOCHS = 200  # at most: with more repeats of a hundred images, encoders have become worse on others
+BANDS = 24  # images of more take longer in proportion, and are repeated less often, down to REPEATS
+REPEATS = 20
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 SMALLEST_BATCH, STEPS_PER_EPOCH = 16, 8  # unless there are fewer than 32 images
 RATES = {"adamw": 0.004, "sgd": 0.12, "lars": 0.3}
@@ -84,7 +86,7 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
     choose("pretrain.encoder.model", lambda p: model(p, given, images, device))
     choose("pretrain.encoder.stem", lambda p: stem(p, given, recipe))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
-    choose("pretrain.epochs", lambda p: epochs(images, device))
+    choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device))
     choose("pretrain.temperature", lambda p: (0.2, "between the paper's best for ImageNet, 0.1, and for CIFAR-10, 0.5"))
     choose("pretrain.learning_rate", lambda p: (RATES[p.optimiser], f"for {p.optimiser}, per 256 images"))
     choose("pretrain.precision", lambda p: precision(encoder_config(p, source), device))
@@ -131,11 +133,13 @@ def batch_size(images: int, device: torch.device) -> tuple[int, str]:
     return size, f"{images // size} steps per epoch of {images} images"
 
 
-def epochs(images: int, device: torch.device) -> tuple[int, str]:
+def epochs(images: int, bands: int, device: torch.device) -> tuple[int, str]:
     """As many epochs as make a budget of images, which grows with the square root of a large set."""
     seen = IMAGES[device.type] * max(1.0, math.sqrt(images / FEW))
-    count = min(EPOCHS, max(1, round(seen / max(1, images))))
-    return count, f"{count * images:,} images in all, for {images} on a {_name(device)}"
+    most = min(EPOCHS, max(1, round(seen / max(1, images))))
+    count = min(most, max(REPEATS, round(seen / max(1, images) * BANDS / bands)))
+    of_bands = f" of {bands} bands" if count < most else ""
+    return count, f"{count * images:,} images in all, for {images}{of_bands} on a {_name(device)}"
 
 
 def precision(config: EncoderConfig, device: torch.device) -> tuple[str, str]:
