@@ -243,12 +243,12 @@ def linear_probe(
 ) -> ProbeResult:
     """The class probabilities of every test image, and the C of the linear probe.
 
-    C is that of the probe `like` or, without it, chosen by the accuracy on validation images. Then the probe is fitted
-    again on training and validation images together (Kornblith et al. 2019, arXiv 1805.08974, appendix A.3). `balanced`
-    weighs images by the inverse frequency of their class, and chooses C by balanced accuracy. The probe also learns
-    from the `views` of the images that it learns from; an image and its views share the weight of the image. `split` is
-    train, val or test for every row. Raises InputError for labels that are not integers or features that are not
-    finite, and TrainingError if a fit does not converge.
+    C is that of the probe `like` or, without it, chosen by the accuracy on validation images, and of equals by the
+    cross entropy. Then the probe is fitted again on training and validation images together (Kornblith et al. 2019,
+    arXiv 1805.08974, appendix A.3). `balanced` weighs images by the inverse frequency of their class, also to choose C.
+    The probe also learns from the `views` of the images that it learns from; an image and its views share the weight of
+    the image. `split` is train, val or test for every row. Raises InputError for labels that are not integers or
+    features that are not finite, and TrainingError if a fit does not converge.
     """
     if labels.dtype.kind not in "iu":
         raise InputError(
@@ -277,11 +277,13 @@ def linear_probe(
     if like:
         c, start = like.c, like.fit
     else:
-        weight, queries, best = class_weight(labels[val]) if balanced else np.ones(len(val)), features[val], -1.0
+        weight, queries, best = class_weight(labels[val]) if balanced else np.ones(len(val)), features[val], (-1.0, 0.0)
         for each, fit in zip(C_VALUES, fits(train, C_VALUES, COARSE), strict=True):
-            correct = ((fit.probabilities(queries).argmax(1) == labels[val]) * weight).sum()
-            if correct > best:  # of equals, the first: the strongest regularisation
-                best, c, start = correct, each, fit
+            found = fit.probabilities(queries)
+            of_label = np.maximum(found[np.arange(len(val)), labels[val]], 1e-30)
+            score = ((found.argmax(1) == labels[val]) * weight).sum(), (np.log(of_label) * weight).sum()
+            if score > best:
+                best, c, start = score, each, fit
     fit = next(fits(np.flatnonzero(split != "test"), (c,), FINE, start))
     return ProbeResult(fit.probabilities(features[test]), c, fit)
 
