@@ -197,6 +197,7 @@ def test_training_and_choices_do_not_depend_on_the_test_split(copied):
 def test_held_out_classes_and_further_seeds_and_columns_are_evaluated(copied):
     held_out = sorted(pd.read_parquet(ws.SPLIT)["label"].unique())[:2]
     changes = {"evaluate__held_out_classes": held_out, "evaluate__labels": ["view"], "pretrain__seeds": [0, 5]}
+    changes["pretrain__encoder__features"] = "auto"
     write_params(copied, **changes, evaluate__fine_tune__fractions=[], evaluate__label_efficiency_seeds=0)
     for verb in VERBS[1:]:
         verb()
