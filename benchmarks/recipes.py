@@ -3,10 +3,10 @@
     python benchmarks/recipes.py SEEDS PROJECT …
 
 PROJECT is the folder of a prepared project, such as those that benchmarks/out_of_the_box.py leaves. All settings but
-the recipe are those that the plan's rules choose. Each training adds a row to benchmarks/results/recipes.csv; rows that
-are there are not computed again. At the end it prints, for each set, the choice that the pilot's measure makes and how
-much worse it is in full than the best recipe, and the rank correlation of each measure of the pilot with the linear
-probe in full.
+the recipe are those that the plan's rules choose. Recipes that are more than CLOSE below the best with seed 0 are not
+trained with other seeds. Each training adds a row to benchmarks/results/recipes.csv; rows that are there are not
+computed again. At the end it prints, for each set, the choice that the pilot's measure makes and how much worse it is
+in full than the best recipe, and the rank correlation of each measure of the pilot with the linear probe in full.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from simtrail.training.monitors import NEIGHBOURS
 RESULTS = Path(__file__).parent / "results/recipes.csv"
 KEY = ["set", "recipe", "seed", "length"]
 PAIRS = 512  # images whose views are compared
+CLOSE = 0.05  # of accuracy: seeds do not make up for more
 COMMON = "sign"  # the recipe whose views are the same for all encoders: the mildest
 
 
@@ -47,7 +48,7 @@ def main() -> None:
         for project in projects:
             os.chdir(project)
             one_set(project.name, seed)
-    table = pd.read_csv(RESULTS)
+    table = results()
     print(table.to_string(index=False))
     print(choices(table).to_string(index=False))
 
@@ -64,14 +65,25 @@ def one_set(name: str, seed: int) -> None:
         short = max(STEPS, int(SHARE * total / len(names)))
         for length, steps in (("pilot", short), ("full", total)):
             key = dict(zip(KEY, (name, recipe, seed, length), strict=True))
-            table = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=KEY)
-            if (table[KEY] == pd.Series(key)).all(axis=1).any():
+            if (results()[KEY] == pd.Series(key)).all(axis=1).any() or (seed and not is_close(name, recipe)):
                 continue
             p = changed(params, {"pretrain.max_steps": steps}, "benchmark").pretrain
             encoder = training_run(p, "benchmark").fit(validate=length == "full").encoder
             row = key | {"steps": steps} | scores(encoder, source) | label_free(encoder, source, p.augment)
             print(row, flush=True)
-            pd.concat([table, pd.DataFrame([row])]).to_csv(RESULTS, index=False, float_format="%.4g")
+            pd.concat([results(), pd.DataFrame([row])]).to_csv(RESULTS, index=False, float_format="%.4g")
+
+
+def results() -> pd.DataFrame:
+    return pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=KEY)
+
+
+def is_close(name: str, recipe: str) -> bool:
+    """Whether a recipe is close to the best of this set with seed 0."""
+    table = results()
+    full = table[(table["set"] == name) & (table["seed"] == 0) & (table["length"] == "full")]
+    accuracy = full.set_index("recipe")["test_probe"]
+    return bool(accuracy[recipe] >= accuracy.max() - CLOSE)
 
 
 def scores(encoder: Encoder, source: Prepared) -> dict[str, float]:
