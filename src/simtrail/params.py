@@ -530,8 +530,15 @@ class Checkpoint(_Section):
     """How many checkpoints are kept: if the newest can't be read, an older one is used."""
 
 
+SIDE = "prepare.size (or pretrain.view_size, if it is set)"  # in messages: the side of what the network sees
+
+
 class Pretrain(_Section):
     encoder: Architecture = Architecture()
+    view_size: int | None = Field(None, ge=8)
+    """Side of what the network sees, in pixels: 8 to prepare.size. Views are cropped from the packed image without
+    aliasing, so that a small crop shows more than if images were packed at this size; a whole image is reduced to it.
+    null: prepare.size."""
     weights: str = "random"
     """Initial weights: random, pretrained (timm's, usually for ImageNet), the folder of an encoder, or the registered
     model models:/NAME@ALIAS."""
@@ -723,6 +730,15 @@ class Params(_Section):
         params = validate(_pruned(given, AUTO))
         params._tree = given
         return params
+
+    @model_validator(mode="after")
+    def _views_of_packed_images(self) -> Params:
+        if (self.pretrain.view_size or 0) > self.prepare.size:
+            raise ValueError(
+                f"pretrain.view_size = {self.pretrain.view_size}: must be ≤ prepare.size = {self.prepare.size}; "
+                "lower it, or raise prepare.size"
+            )
+        return self
 
     @property
     def tree(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.interpolate import RBFInterpolator
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
@@ -261,3 +262,53 @@ def test_quarter_turns_are_exact_and_each_is_as_frequent(augment):
     counts = [sum(torch.allclose(v, images[0].rot90(turns, (1, 2)), atol=1e-5) for v in views) for turns in range(4)]
     assert sum(counts) == 800
     assert min(counts) > 150
+
+
+def overlaps(middles: np.ndarray, side: float, size: int) -> np.ndarray:
+    """The parts (h, size) of h intervals of this length, in pixels, that lie in each pixel of a row; float64."""
+    edges = np.arange(size + 1, dtype=np.float64)
+    edges[[0, -1]] = -np.inf, np.inf  # the outermost pixels go on
+    low, high = middles[:, None] - side / 2, middles[:, None] + side / 2
+    return np.clip(np.minimum(high, edges[1:]) - np.maximum(low, edges[:-1]), 0, None) / side
+
+
+@pytest.mark.parametrize("u", [0.1, 0.5, 0.6])
+@pytest.mark.parametrize("times", [1.5, 2, 3])
+def test_a_crop_from_a_larger_image_is_the_mean_over_the_area_of_each_pixel(augment, fixed_draws, u, times):
+    large = int(SIZE * times)
+    images = torch.rand(1, 3, large, large)
+    settings = augment({"geometry.crop.p": 1.0, "geometry.crop.min_area": 0.2}).geometry
+    places = sampling_grid(images, settings, GREY, fixed_draws(u), SIZE)[0].double().numpy()
+    pixels = (places + 1) * large / 2
+    x, y = pixels[0, 0], pixels[1, :, 0]
+    across, down = (overlaps(line, max(1, line[1] - line[0]), large) for line in (x, y))
+    expected = np.einsum("ij,ncjk,lk->ncil", down, images.double().numpy(), across)
+    views = warp(images, settings, GREY, fixed_draws(u), SIZE)
+    assert np.abs(views.numpy() - expected).max() < 0.1 / 255
+
+
+def test_views_of_the_size_of_the_images_are_the_same_bit_for_bit_as_without_a_size(augment):
+    geometry, images = augment(EVERY).geometry, pictures(20)
+    views = warp(images, geometry, GREY, Draws((0,), 10), SIZE)
+    assert views.equal(warp(images, geometry, GREY, Draws((0,), 10)))
+
+
+def test_turned_and_mirrored_views_of_larger_images_are_turned_means(augment):
+    images = torch.rand(1, 3, 16, 16).repeat(200, 1, 1, 1)
+    settings = augment({"geometry.quarter_turns.p": 0.75, "geometry.horizontal_flip.p": 0.5}).geometry
+    views = warp(images, settings, Background([0.0], 1), Draws((0,), 100), 8)
+    small = F.avg_pool2d(images[0], 2)
+    expected = [mirrored.rot90(turns, (1, 2)) for mirrored in (small, small.flip(2)) for turns in range(4)]
+    matches = torch.stack([(views - each).abs().amax((1, 2, 3)) < 1e-5 for each in expected])
+    assert (matches.sum(0) == 1).all()
+    assert matches.any(1).all()
+
+
+def test_fine_stripes_become_grey_in_turned_views(augment):
+    stripes = (torch.arange(2 * SIZE) % 2).float().expand(40, 1, 2 * SIZE, 2 * SIZE)
+    settings = augment({"geometry.rotation.p": 1.0, "geometry.rotation.degrees": 60.0}).geometry
+    middle = slice(SIZE // 4, -SIZE // 4)
+    views = warp(stripes, settings, GREY, Draws((0,), 20), SIZE)[..., middle, middle]
+    aliased = warp(stripes, settings, GREY, Draws((0,), 20))[..., ::2, ::2][..., middle, middle]
+    assert views.std((1, 2, 3)).mean() < 0.3 * aliased.std((1, 2, 3)).mean()
+    assert (views.mean((1, 2, 3)) - 0.5).abs().max() < 0.02

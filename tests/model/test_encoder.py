@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import photographs
 
 from simtrail import load_encoder
@@ -55,6 +56,20 @@ def test_any_number_of_bands_gives_features_and_projections(bands):
     assert encoder(batch).shape == (2, encoder.width)
     assert encoder.project(batch).shape == (2, 8)
     torch.testing.assert_close(encoder.project(batch), encoder.head(encoder(batch)))
+
+
+def test_packed_images_are_reduced_to_what_the_network_sees():
+    small = encoder_of()
+    recipe = small.config.recipe.model_copy(update={"size": 64})
+    large = Encoder(small.config.model_copy(update={"recipe": recipe, "view_size": 32})).eval()
+    large.load_state_dict(small.state_dict())
+    packed = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    seen = F.avg_pool2d(torch.from_numpy(packed) / 255, 2)
+    torch.testing.assert_close(torch.from_numpy(large.features(iter([packed]))), small(seen))
+    views = torch.rand(2, 3, 32, 32)
+    assert large(views).equal(small(views))
+    assert large.project(views).equal(small.project(views))
+    assert large.features_on([[1]], torch.from_numpy(packed) / 255)[0].shape == (3, small.width)
 
 
 def test_without_a_head_the_projections_are_the_features():

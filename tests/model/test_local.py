@@ -16,7 +16,7 @@ from simtrail.errors import InputError
 from simtrail.model.backbone import Backbone
 from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
 from simtrail.model.local import patch_contrast, patch_projections, positives
-from simtrail.params import Architecture, Head, Terms, Vit
+from simtrail.params import SIDE, Architecture, Head, Terms, Vit
 
 DECOUPLED = pytest.mark.parametrize("decoupled", [False, True])
 SIZE, COUNT, DIMENSIONS = 32, 9, 4  # pixels of a view's side, patches, dimensions
@@ -377,9 +377,9 @@ def test_without_the_local_term_an_encoder_has_no_local_head():
 @pytest.mark.parametrize(
     ("model", "size", "message"),
     [
-        ("test_resnet", 32, "'test_resnet' gives 1×1 for images of 32×32 pixels; raise prepare.size to 64; or set "
-                            "pretrain.encoder.stem: small"),
-        ("test_convnext", 32, "'test_convnext' gives 1×1 for images of 32×32 pixels; raise prepare.size to 64"),
+        ("test_resnet", 32, "'test_resnet' gives 1×1 for images of 32×32 pixels; raise " + SIDE + " to 64; "
+                            "or set pretrain.encoder.stem: small"),
+        ("test_convnext", 32, "'test_convnext' gives 1×1 for images of 32×32 pixels; raise " + SIDE + " to 64"),
         ("pixels", 4, "'test_vit' gives 4×4 for images of 4×4 pixels; raise pretrain.encoder.vit.patch_size"),
         ("coat_tiny", 64, "'coat_tiny' gives none (its last features are not a map); choose another "
                           "pretrain.encoder.model, or set 0"),

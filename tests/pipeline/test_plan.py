@@ -195,7 +195,7 @@ def test_images_of_many_bands_are_repeated_less_often(images, bands, count):
 def test_the_stem_keeps_a_map_of_more_than_one_pixel(params):
     def stem(size: int, network: str = "resnet10t", given: dict | None = None) -> str:
         encoder = params.pretrain.encoder.model_copy(update={"model": network})
-        return plan.stem(params.pretrain.model_copy(update={"encoder": encoder}), given, rgb_recipe(size))[0]
+        return plan.stem(params.pretrain.model_copy(update={"encoder": encoder}), given, size)[0]
 
     sizes = {16: "small", 32: "small", 48: "standard", 64: "standard", 224: "standard"}
     assert {size: stem(size) for size in sizes} == sizes

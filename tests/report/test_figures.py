@@ -251,8 +251,9 @@ def band_names(figure_texts: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("bands", [["grey"], ["a", "b"], ["red", "green", "blue", "uv1", "uv2"], NAMES[:7], NAMES[:9]])
 def test_views_of_up_to_nine_bands_are_drawn_in_all_bands(tmp_path, figure_texts, bands):
-    views = TwoViews(with_changes({}).pretrain.augment, recipe(bands))
-    pictures.view_grid(packed(tmp_path, bands), np.arange(6), views, 0, tmp_path / "views.png")
+    images = packed(tmp_path, bands)
+    views = TwoViews(with_changes({}).pretrain.augment, images.recipe, images.recipe.size // 2)
+    pictures.view_grid(images, np.arange(6), views, 0, tmp_path / "views.png")
     assert band_names(figure_texts) == (set(bands) if len(bands) > 3 else set())
     assert any(text.startswith(f"All {len(bands)} bands;") for text in figure_texts) == (len(bands) > 3)
 

@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 def train():
     torch.manual_seed(0)
     settings = {"mean": [0.5] * 3, "std": [0.3] * 3, "terms": p.terms}
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **settings)
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, **settings)
     encoder = Encoder(config).train()
     learner = Learner(encoder, TwoViews(p.augment, recipe, coordinates=p.terms.local > 0), p)
     size = len(batch) // world()

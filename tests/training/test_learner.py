@@ -35,7 +35,7 @@ def learner(changes: dict, bands: int = 3, batch_size: int = 4, size: int = 32) 
     )  # fmt: skip
     torch.manual_seed(0)
     settings = {"mean": [0.5] * bands, "std": [0.3] * bands, "terms": p.terms}
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **settings)
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, **settings)
     batch = torch.rand(batch_size, bands, size, size, generator=torch.Generator().manual_seed(1))
     return Learner(Encoder(config).train(), TwoViews(p.augment, recipe, coordinates=p.terms.local > 0), p), batch
 

@@ -51,7 +51,7 @@ def prepared(tmp_path_factory):
 def fit(prepared, changes=None, train=TRAIN, labels=True, **kwargs):
     images, recipe, classes, normalisation = prepared
     p = with_changes({**TINY, **(changes or {})}).pretrain
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **normalisation)
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, **normalisation)
     return loop.fit(TrainingData(images, train, VAL, classes if labels else None), config, p, **kwargs)
 
 
@@ -88,6 +88,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(prepared):
             "pretrain.precision": "bf16",
         },
         {"pretrain.objective": "dcl", "pretrain.micro_batch_size": 4, "pretrain.gradient_checkpointing": True},
+        {
+            "pretrain.view_size": 16,
+            "pretrain.encoder.stem": "small",
+            "pretrain.terms": {"fused": 1.0, "intra": 0.0, "cross": 0.0, "local": 1.0},
+        },
     ],
 )
 def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupted_run(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
+from simtrail.data.area import area_means, pixel_centres
 from simtrail.params import Geometry
 
 CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
@@ -17,31 +18,37 @@ TRIES = 10  # crops drawn for each view, as in torchvision's RandomResizedCrop
 POINTS = 12  # along each side of a crop: they measure how much of the organism the crop contains
 
 
-def warp(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
-    """The views (V, C, S, S), each resampled once, bilinearly; everything outside the image is background."""
-    return resample(views, sampling_grid(views, params, background, draws), background)
+def warp(
+    images: torch.Tensor, params: Geometry, background: Background, draws: Draws, size: int | None = None
+) -> torch.Tensor:
+    """A view (V, C, size, size) of each of the images (V, C, S, S), resampled once; outside the image is background.
+
+    With a `size` other than S, it is without aliasing.
+    """
+    return resample(images, sampling_grid(images, params, background, draws, size), background)
 
 
-def sampling_grid(views: torch.Tensor, params: Geometry, background: Background, draws: Draws) -> torch.Tensor:
-    """The position in the image that each pixel of a view shows, (V, 2, S, S): x and y, NaN outside the image.
+def sampling_grid(
+    images: torch.Tensor, params: Geometry, background: Background, draws: Draws, size: int | None = None
+) -> torch.Tensor:
+    """The position in the image that each pixel of a view shows, (V, 2, size, size): x and y, NaN outside the image.
 
     Coordinates run from −1 to 1 over the image. The image is rotated, warped, cropped, then mirrored. So a point of the
     view is mapped back to the image in the opposite order.
     """
-    n, size = len(views), views.shape[-1]
+    n, size = len(images), size or images.shape[-1]
     crops, signs = _crops(n, params, draws)
-    homography = (_rotation(n, params, draws) @ _perspective(n, params, draws)).to(views.device)
+    homography = (_rotation(n, params, draws) @ _perspective(n, params, draws)).to(images.device)
     if params.crop.min_cover:
-        crops.valid &= _cover_enough(crops, homography, views, background, params.crop.min_cover)
-    crop = _crop_matrix(crops, signs).to(views.device)
+        crops.valid &= _cover_enough(crops, homography, images, background, params.crop.min_cover)
+    crop = _crop_matrix(crops, signs).to(images.device)
     spline = _thin_plate_spline(params, draws)
-    pixel_centres = (torch.arange(size, device=views.device) * 2 + 1) / size - 1
-    y, x = torch.meshgrid(pixel_centres, pixel_centres, indexing="ij")
-    pixels = torch.stack([x, y, torch.ones_like(x)]).reshape(3, -1).expand(n, 3, size**2)
+    centres = pixel_centres(size, images.device)
+    pixels = torch.cat([centres, torch.ones_like(centres[:1])]).reshape(3, -1).expand(n, 3, size**2)
     if spline:
         from kornia.geometry.transform import warp_points_tps  # slow to import, and rarely used
 
-        rows, *weights = (t.to(views.device) for t in spline)
+        rows, *weights = (t.to(images.device) for t in spline)
         points = crop @ pixels
         points[rows, :2] = warp_points_tps(points[rows, :2].mT, *weights).mT
         points = homography @ points
@@ -53,11 +60,26 @@ def sampling_grid(views: torch.Tensor, params: Geometry, background: Background,
     return positions.masked_fill(outside, torch.nan).reshape(n, 2, size, size)
 
 
-def resample(views: torch.Tensor, places: torch.Tensor, background: Background) -> torch.Tensor:
-    """The views (V, C, S, S) at the positions `places` (V, 2, S, S), bilinearly; background where these are NaN."""
-    grid = places.permute(0, 2, 3, 1)
-    resampled = F.grid_sample(views, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return background.fill(resampled, places[:, :1].isnan())
+def resample(images: torch.Tensor, places: torch.Tensor, background: Background) -> torch.Tensor:
+    """The images (V, C, S, S) at the positions `places` (V, 2, size, size); background where these are NaN.
+
+    Bilinear if size is S, or else the mean over the area that a pixel of the view shows.
+    """
+    if places.shape[-1] == images.shape[-1]:
+        grid = places.permute(0, 2, 3, 1)
+        views = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    else:
+        views = area_means(images, places, _sides(places))
+    return background.fill(views, places[:, :1].isnan())
+
+
+def _sides(places: torch.Tensor) -> torch.Tensor:
+    """Width and height of what a pixel of each view shows, the mean over the view, (V, 2, 1, 1).
+
+    A turned pixel becomes an upright one with the same variance along x and y.
+    """
+    across, down = (places.diff(dim=axis).nanmean((2, 3), keepdim=True) for axis in (3, 2))
+    return torch.hypot(across, down)
 
 
 @dataclass
@@ -82,22 +104,22 @@ def _crops(n: int, params: Geometry, draws: Draws) -> tuple[_Crops, torch.Tensor
 
 
 def _cover_enough(
-    crops: _Crops, homography: torch.Tensor, views: torch.Tensor, background: Background, min_cover: float
+    crops: _Crops, homography: torch.Tensor, images: torch.Tensor, background: Background, min_cover: float
 ) -> torch.Tensor:
     """Whether each crop contains this fraction of all pixels that are not background, (n, TRIES).
 
     It is estimated from a grid of points in the crop.
     """
     _, n, tries = crops.sides.shape
-    organism = (~background.mask(views)).float()
+    organism = (~background.mask(images)).float()
     steps = (torch.arange(POINTS) * 2 + 1) / POINTS - 1
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy")).reshape(2, 1, 1, -1)
     points = crops.centres[..., None] + crops.sides[..., None] * grid  # (2, n, TRIES, P)
-    points = torch.cat([points, torch.ones_like(points[:1])]).permute(1, 0, 2, 3).reshape(n, 3, -1).to(views.device)
+    points = torch.cat([points, torch.ones_like(points[:1])]).permute(1, 0, 2, 3).reshape(n, 3, -1).to(images.device)
     points = homography @ points
     positions = (points[:, :2] / points[:, 2:]).mT.reshape(n, tries, -1, 2)
     hits = F.grid_sample(organism, positions, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0].mean(2)
-    cover = hits * crops.sides.prod(0).to(views.device) / organism.mean((2, 3)).clamp_min(1e-9)
+    cover = hits * crops.sides.prod(0).to(images.device) / organism.mean((2, 3)).clamp_min(1e-9)
     return (cover >= min_cover).cpu()
 
 

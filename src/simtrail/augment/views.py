@@ -19,12 +19,13 @@ SPECTRAL = 7  # part of the seed of spectral draws, so that spectral settings do
 class TwoViews:
     """Draws the views of (B, C, S, S) float32 batches in [0, 1]; every view of every image has its own draws.
 
-    Bands that are left out of a view are NaN. With `coordinates`, views have two more channels: x and y, from −1 to 1
-    over the image, of the position that each pixel shows, NaN where it shows background or lies outside the image.
+    The views are `size` × `size`, by default S × S. Bands that are left out of a view are NaN. With `coordinates`,
+    views have two more channels: x and y, from −1 to 1 over the image, of the position that each pixel shows, NaN where
+    it shows background or lies outside the image.
     """
 
-    def __init__(self, params: Augment, recipe: Recipe, *, coordinates: bool = False):
-        self.params, self.recipe, self.coordinates = params, recipe, coordinates
+    def __init__(self, params: Augment, recipe: Recipe, size: int | None = None, *, coordinates: bool = False):
+        self.params, self.recipe, self.size, self.coordinates = params, recipe, size, coordinates
         self.wavelengths = recipe.wavelengths or [None] * len(recipe.bands)
         self.modalities = recipe.modalities or {"all": list(range(len(recipe.bands)))}
         self.background = Background(recipe.background, recipe.full_scale)
@@ -48,16 +49,16 @@ class TwoViews:
 
     @torch.no_grad()
     def __call__(self, batch: torch.Tensor, *seed: int, start: int = 0, total: int | None = None) -> torch.Tensor:
-        """The views of a (B, C, S, S) batch as (2B, C, S, S), C + 2 channels with `coordinates`.
+        """The views of a (B, C, S, S) batch as (2B, C, size, size), C + 2 channels with `coordinates`.
 
         Rows i and i + B are the two views of image i. `seed` (run, epoch, step, …) decides every draw: the same seed
         gives the same views, whatever was drawn before. A part of a batch gets the views that it has in the whole
         batch if `start` is the position of its first image among the `total` images.
         """
         draws, background = Draws(seed, len(batch), start, total), self.background
-        views = batch.repeat(2, 1, 1, 1)
-        positions = sampling_grid(views, self.params.geometry, background, draws)
-        views = resample(views, positions, background)
+        images = batch.repeat(2, 1, 1, 1)
+        positions = sampling_grid(images, self.params.geometry, background, draws, self.size)
+        views = resample(images, positions, background)
         masked = background.mask(views) if self.recipe.masked else None  # before values change
         if self.coordinates:
             positions.masked_fill_(background.mask(views), torch.nan)

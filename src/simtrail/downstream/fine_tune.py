@@ -91,7 +91,8 @@ def fine_tune(
         linear = nn.Linear(encoder.width, classes)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
-        trainer = _Trainer(nn.Sequential(deepcopy(encoder), linear).to(device), images, train, tuning)
+        model = nn.Sequential(deepcopy(encoder), linear).to(device)
+        trainer = _Trainer(model, encoder.config.size, images, train, tuning)
         for epoch in tqdm(range(1, tuning.epochs + 1), desc="fine-tune", unit="epoch", disable=None, leave=False):
             row = trainer.epoch(epoch, rng) | _validation(probabilities(trainer.model, images, val.rows), val.labels)
             history.append(row)
@@ -108,8 +109,8 @@ def fine_tune(
 class _Trainer:
     """Trains the model, one epoch at a time."""
 
-    def __init__(self, model: nn.Sequential, images: PackedImages, train: Labelled, tuning: Tuning):
-        self.model, self.images, self.train, self.tuning = model, images, train, tuning
+    def __init__(self, model: nn.Sequential, size: int, images: PackedImages, train: Labelled, tuning: Tuning):
+        self.model, self.size, self.images, self.train, self.tuning = model, size, images, train, tuning
         self.batch = min(BATCH, len(train.rows)) // 2 * 2
         steps_per_pass = len(train.rows) // self.batch
         self.passes = math.ceil(LEAST_STEPS / tuning.epochs / steps_per_pass)
@@ -133,7 +134,7 @@ class _Trainer:
             views = to_unit(self.images.rows(self.train.rows[chosen]), self.images.recipe.full_scale, self.device)
             # Draws makes numbers for two views of each image; here an image has one view: half as many images
             draws = Draws((tuning.seed, epoch, step), self.batch // 2)
-            views = warp(views, tuning.geometry, self.background, draws)
+            views = warp(views, tuning.geometry, self.background, draws, self.size)
             with torch.autocast(self.device.type, LOW[tuning.precision], enabled=tuning.precision != "fp32"):
                 logits = self.model(views)
             loss = F.cross_entropy(logits.float(), self.targets[chosen])

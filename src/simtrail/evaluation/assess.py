@@ -69,7 +69,7 @@ def assess(
     encoder, images, test_features = embedded.encoder, embedded.images, features[test]
     all_tasks = tasks(table, p.labels)
     log("features of augmented views")
-    first, second = _views(encoder, images, test, TwoViews(augment, images.recipe), p.seed)
+    first, second = _views(encoder, images, test, TwoViews(augment, images.recipe, encoder.config.size), p.seed)
     metrics: dict[str, Any] = {
         "features": {
             "effective_rank": effective_rank(test_features),
@@ -191,7 +191,7 @@ def _probe_views(encoder: Encoder, images: PackedImages, rows: np.ndarray, augme
     """Features of `probe_views` views of every image of `rows`; only their geometry is augmented."""
     groups = ("color", "texture", "spectral")
     off = {group: getattr(augment, group).model_copy(update={"strength": 0.0}) for group in groups}
-    two_views = TwoViews(augment.model_copy(update=off), images.recipe)
+    two_views = TwoViews(augment.model_copy(update=off), images.recipe, encoder.config.size)
     pairs = [_views(encoder, images, rows, two_views, p.seed, pair) for pair in range((p.probe_views + 1) // 2)]
     views = [view for pair in pairs for view in pair][: p.probe_views]
     return Views(np.concatenate(views), np.tile(rows, len(views)))

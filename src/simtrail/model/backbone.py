@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from simtrail.errors import InputError
-from simtrail.params import Architecture, Vit
+from simtrail.params import SIDE, Architecture, Vit
 
 
 class Backbone(nn.Module):
@@ -44,7 +44,7 @@ class Backbone(nn.Module):
         except Exception as error:  # each timm model raises its own errors
             raise InputError(
                 f"pretrain.encoder.model = {architecture.model!r}: can't take images of {bands} bands and "
-                f"{size}×{size} pixels ({_one_line(error)}); choose another model, or another prepare.size"
+                f"{size}×{size} pixels ({_one_line(error)}); choose another model, or another {SIDE}"
             ) from None
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -247,14 +247,14 @@ def _check(net: Any, a: Architecture, size: int) -> None:
     patch = next((m.patch_size[0] for m in net.modules() if isinstance(m, PatchEmbed)), 1)
     if size % patch:  # some timm models would ignore the last rows and columns
         raise InputError(
-            f"prepare.size = {size}: must be a multiple of {patch}, the patch size of {a.model!r}"
+            f"{SIDE} = {size}: must be a multiple of {patch}, the patch size of {a.model!r}"
             + ("; or set pretrain.encoder.vit.patch_size" if isinstance(net, VisionTransformer) else "")
         )
     reduction = max((info.get("reduction", 1) for info in getattr(net, "feature_info", [])), default=1)
     if a.stem == "standard" and size < reduction:
         # the last stage would stride over single pixels; there, oneDNN's bf16 weight gradients are uninitialised memory
         raise InputError(
-            f"prepare.size = {size}: must be ≥ {reduction} with {a.model!r}, whose map is {reduction} times smaller"
+            f"{SIDE} = {size}: must be ≥ {reduction} with {a.model!r}, whose map is {reduction} times smaller"
             + ("; or use pretrain.encoder.stem: small" if isinstance(net, ResNet) else "")
         )
     if a.vit is None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
+from simtrail.data.area import shrunk
 from simtrail.data.loader import to_unit
 from simtrail.data.reading.readers import SUFFIXES, image_of, open_image, walk
 from simtrail.data.recipe import Recipe, conform
@@ -40,22 +41,29 @@ class EncoderConfig(BaseModel):
     recipe: Recipe
     mean: list[float]  # per band, on the 0 to 1 scale, of the training split
     std: list[float]
+    view_size: int | None = None  # side of what the network sees; null: that of the packed images
     terms: Terms = Terms(fused=1.0, intra=0.0, cross=0.0)  # of the loss: the encoder has only the heads that they train
+
+    @property
+    def size(self) -> int:
+        """The side, in pixels, of what the network sees."""
+        return self.view_size or self.recipe.size
 
 
 class Encoder(nn.Module):
-    """Maps images to features, (B, bands, size, size) float32 in [0, 1] → (B, width), from the bands that it uses.
+    """Maps images to features, (B, bands, S, S) float32 in [0, 1] → (B, width), from the bands that it uses.
 
-    With `head_layers` = k, the features are taken after the first k layers of the projection head, where SimCLRv2
-    starts to fine-tune (arXiv 2006.10029, section 2.3). `modalities` are the names of the modalities that have a branch
-    each; with fusion concat there are none. `branches` are the backbones by name; with concat there is one. Called with
-    a `modality`, the encoder gives the features of only its bands, at unit length. Raises InputError for settings that
-    are not possible, and for a modality that it can't use.
+    S is `config.size`; packed images, of a larger `config.recipe.size`, are reduced to it. With `head_layers` = k, the
+    features are taken after the first k layers of the projection head, where SimCLRv2 starts to fine-tune (arXiv
+    2006.10029, section 2.3). `modalities` are the names of the modalities that have a branch each; with fusion concat
+    there are none. `branches` are the backbones by name; with concat there is one. Called with a `modality`, the
+    encoder gives the features of only its bands, at unit length. Raises InputError for settings that are not possible,
+    and for a modality that it can't use.
     """
 
     def __init__(self, config: EncoderConfig, head_layers: int = 0):
         super().__init__()
-        architecture, terms, size = config.architecture, config.terms, config.recipe.size
+        architecture, terms, size = config.architecture, config.terms, config.size
         # no heads that no term of the loss trains: they would be noise, and DDP would wait for their gradient
         depth = config.head.depth if terms.fused else 0
         if not 0 <= head_layers <= depth:
@@ -94,7 +102,7 @@ class Encoder(nn.Module):
             if not self.head_layers:
                 return self.backbone.features(*inputs)
             return self.head[: self.head_layers](self.backbone(*inputs))
-        return self.backbone.part(index, self.inputs[index](batch))
+        return self.backbone.part(index, self.inputs[index](self._seen(batch)))
 
     def features_on(self, choices: Sequence[list[int]], batch: torch.Tensor) -> list[torch.Tensor]:
         """The features (B, width) that the encoder would have with each choice of `architecture.features`."""
@@ -176,7 +184,12 @@ class Encoder(nn.Module):
 
     def _branch_inputs(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """For each branch its bands, normalised."""
+        batch = self._seen(batch)
         return [branch_input(batch) for branch_input in self.inputs]
+
+    def _seen(self, batch: torch.Tensor) -> torch.Tensor:
+        """What the network sees of packed images, or of views, which have its size."""
+        return shrunk(batch, self.config.size) if batch.shape[-1] == self.config.recipe.size else batch
 
     def _branch_index(self, modality: str) -> int | None:
         """The index of a modality's branch; None if the encoder sees only this modality."""
@@ -321,7 +334,7 @@ def load_weights(encoder: Encoder, weights: str) -> list[str]:
     if weights == "random":
         return []
     if weights == "pretrained":
-        of_timm = pretrained_weights(encoder.config.architecture, encoder.config.recipe.size)
+        of_timm = pretrained_weights(encoder.config.architecture, encoder.config.size)
         return _adopt(encoder, dict.fromkeys(encoder.names, of_timm))
     if not Path(weights).is_dir():
         raise InputError(

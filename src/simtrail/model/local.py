@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from simtrail.errors import InputError
 from simtrail.model.backbone import Backbone
-from simtrail.params import Architecture
+from simtrail.params import SIDE, Architecture
 
 NEAR = 0.5  # in sides of the larger patch: two patches nearer than this show the same position
 FAR = 2.0  # two patches of one image further apart than this show different positions; in between, neither is true
@@ -45,7 +45,7 @@ def map_shape(backbone: Backbone, architecture: Architecture, size: int, weight:
     pixels = size // math.isqrt(height * width)
     raise InputError(
         f"{prefix}{architecture.model!r} gives {height}×{width} for images of {size}×{size} pixels; "
-        + (f"raise prepare.size to {2 * size}{small}" if pixels > 1 else "raise pretrain.encoder.vit.patch_size")
+        + (f"raise {SIDE} to {2 * size}{small}" if pixels > 1 else "raise pretrain.encoder.vit.patch_size")
     )
 
 

@@ -48,7 +48,8 @@ def choose_recipe(params: Params, log: Log) -> Result:
     """
     source = prepared()
     data = training_run(params.pretrain, "pilot").data
-    monitor = Monitor(data, TwoViews(params.pretrain.augment, source.recipe), params.pretrain.seed)
+    p = params.pretrain
+    monitor = Monitor(data, TwoViews(p.augment, source.recipe, p.view_size), p.seed)
     names = recipes_for(source.recipe)
     steps = int(SHARE * plan_steps(len(data.train), params.pretrain)[1] / len(names))
     if not monitor.labelled:

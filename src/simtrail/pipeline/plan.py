@@ -16,7 +16,6 @@ import psutil
 import torch
 import yaml
 
-from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.model import CONFIG
 from simtrail.model.backbone import is_resnet
@@ -84,7 +83,7 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
             log(f"{key} = {shown(values[key])}: {reasons[key]}")
 
     choose("pretrain.encoder.model", lambda p: model(p, given, images, device))
-    choose("pretrain.encoder.stem", lambda p: stem(p, given, recipe))
+    choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_size or recipe.size))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
     choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device))
     choose("pretrain.temperature", lambda p: (0.2, "between the paper's best for ImageNet, 0.1, and for CIFAR-10, 0.5"))
@@ -111,14 +110,14 @@ def model(p: Pretrain, given: dict[str, Any] | None, images: int, device: torch.
     return "resnet50", f"the network of the paper, for {images} images on a GPU"
 
 
-def stem(p: Pretrain, given: dict[str, Any] | None, recipe: Recipe) -> tuple[str, str]:
-    """The stem: small where a standard one would leave a single pixel."""
+def stem(p: Pretrain, given: dict[str, Any] | None, size: int) -> tuple[str, str]:
+    """The stem: small where a standard one would leave a single pixel of the `size` × `size` that the network sees."""
     if given:
         return given["stem"], f"the stem of {p.weights}"
-    side = math.ceil(recipe.size / 32)
+    side = math.ceil(size / 32)
     if not is_resnet(p.encoder.model):
         return "standard", "only ResNets have another"
-    text = f"a standard stem leaves a map of {side}×{side} for images of {recipe.size} px"
+    text = f"a standard stem leaves a map of {side}×{side} for images of {size} px"
     return ("small", text) if side < 2 else ("standard", text)
 
 

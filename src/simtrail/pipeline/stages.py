@@ -192,7 +192,7 @@ def preview(images: int, seed: int, recipe: str | None = None, settings: Sequenc
     from simtrail.report.figures.pictures import view_grid
 
     source = ws.prepared()
-    views = TwoViews(params.pretrain.augment, source.recipe)
+    views = TwoViews(params.pretrain.augment, source.recipe, params.pretrain.view_size)
     rows = np.random.default_rng(seed).permutation(source.pretraining_rows("train"))[:images]
     ws.fresh_folder(ws.PREVIEW.parent)
     view_grid(source.images, rows, views, seed, ws.PREVIEW)
@@ -374,7 +374,7 @@ def _draw_views(params: Params, images: PackedImages, rows: np.ndarray, folder: 
     from simtrail.augment.views import TwoViews
     from simtrail.report.figures.pictures import view_grid
 
-    views = TwoViews(params.pretrain.augment, images.recipe)
+    views = TwoViews(params.pretrain.augment, images.recipe, params.pretrain.view_size)
     view_grid(images, rows[:4], views, params.pretrain.seed, folder / "views.png")
 
 

@@ -25,7 +25,7 @@ from simtrail.training.state import Checkpoints
 
 # the code that decides the result of training: after a change, no run resumes from an older checkpoint
 CODE = (
-    *("augment", "data/loader.py", "data/pack.py", "data/recipe.py"),
+    *("augment", "data/area.py", "data/loader.py", "data/pack.py", "data/recipe.py"),
     *("evaluation/classifiers.py", "evaluation/difference.py", "evaluation/geometry.py", "model", "training"),
 )
 
@@ -63,7 +63,7 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     data = TrainingData(images, train, val, pd.factorize(source.table["label"])[0], source.table["block"].to_numpy())
     checkpoints = Checkpoints(project_folder() / ".simtrail" / group, key, p.checkpoint.keep)
     p = p.model_copy(update={"weights": weights.location})
-    warnings = [*without_effect(TwoViews(p.augment, bands), p.recipe), *_without_effect(p)]
+    warnings = [*without_effect(TwoViews(p.augment, bands, p.view_size), p.recipe), *_without_effect(p)]
     start = partial(fit, data, config, p, checkpoints=checkpoints)
     return TrainingRun(key, origin, statistics["data_md5"], weights.stamp, data, warnings, checkpoints, start)
 
@@ -77,6 +77,7 @@ def encoder_config(p: Pretrain, source: Prepared) -> EncoderConfig:
         mean=source.statistics["mean"],
         std=source.statistics["std"],
         terms=p.terms,
+        view_size=p.view_size,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from simtrail.evaluation.tasks import small_pixels
 from simtrail.model.backbone import Backbone
 from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
-from simtrail.params import Pretrain
+from simtrail.params import SIDE, Pretrain
 from simtrail.training.monitors import Monitor
 
 STUCK = 0.98  # of the loss at the start: above this, almost nothing was learnt
@@ -69,11 +69,11 @@ def early_truth(
 
 def faults(row: Mapping[str, float], encoder: Encoder, monitor: Monitor, params: Pretrain) -> list[str]:
     """Settings with which no encoder can be good, each known from something that was measured."""
-    lines, size = [], encoder.config.recipe.size
+    lines, size = [], encoder.config.size
     if {_map_side(branch, size, encoder.device) for branch in encoder.branches.values()} == {1}:
         lines.append(
             f"the stem leaves a map of one pixel for images of {size}×{size}; set pretrain.encoder.stem: small, or a "
-            "larger prepare.size"
+            f"larger {SIDE}"
         )
     if monitor.labelled and (kept := views_keep(monitor)) < LOST:
         lines.append(

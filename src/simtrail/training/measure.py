@@ -50,9 +50,9 @@ def bytes_per_image(encoder: Encoder, precision: str, images: int = 4) -> float:
 
 def _passes(encoder: Encoder, precision: str, images: int) -> None:
     """The forward and backward pass of two views of grey images."""
-    recipe, device = encoder.config.recipe, encoder.device
-    coordinates = 2 if encoder.config.terms.local else 0
-    views = torch.full((2 * images, len(recipe.bands) + coordinates, recipe.size, recipe.size), 0.5, device=device)
+    config, device = encoder.config, encoder.device
+    channels = len(config.recipe.bands) + (2 if config.terms.local else 0)
+    views = torch.full((2 * images, channels, config.size, config.size), 0.5, device=device)
     state = {name: value.clone() for name, value in encoder.named_buffers()}
     with torch.autocast(device.type, LOW[precision], enabled=precision != "fp32"):
         projections = encoder.projections(views)

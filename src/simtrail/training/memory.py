@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from simtrail.errors import OutOfMemory
+from simtrail.params import SIDE
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -40,5 +41,5 @@ def batch_too_large(batch_size: int, images: int, attempt: Callable[[int], Any])
             )
     return OutOfMemory(
         f"pretrain.batch_size = {batch_size}: out of memory with the views of {size} images at once; "
-        "lower prepare.size, or choose a smaller pretrain.encoder.model"
+        f"lower {SIDE}, or choose a smaller pretrain.encoder.model"
     )

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from simtrail.augment.views import TwoViews
+from simtrail.data.area import shrunk
 from simtrail.data.loader import to_unit
 from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
@@ -90,7 +91,8 @@ def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed:
     recipe, all_bands = images.recipe, len(images.recipe.bands) <= ALL
     batch = to_unit(images.rows(rows), recipe.full_scale, torch.device("cpu"))
     views = [view for pair in (0, 1) for view in two_views(batch, seed, pair).chunk(2)]
-    stack = torch.cat([batch, *views]).numpy()
+    size = views[0].shape[-1]
+    stack = torch.cat([shrunk(batch, size), *views]).numpy()
     left_out = np.isnan(stack).all((2, 3)).reshape(5, len(rows), -1)  # per view, image and band
     stack = np.where(np.isnan(stack), recipe.packed_background / recipe.full_scale, stack)
     first = display_bands(recipe)
@@ -109,7 +111,7 @@ def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed:
     for column, title in enumerate(["image", *(f"pair {i}\nview {j}" for i in (1, 2) for j in (1, 2))]):
         axis.text(margin + column * side, header - 0.06, title, fontsize=8, linespacing=1.0)
     for j, bands in enumerate(band_rows):
-        grid = rgb(stack, recipe, bands, len(rows)).reshape(5, len(rows), recipe.size, recipe.size, 3)
+        grid = rgb(stack, recipe, bands, len(rows)).reshape(5, len(rows), size, size, 3)
         if j:  # ultraviolet, for example, is too dark beside the visible bands
             grid = np.clip(grid / max(float(np.percentile(grid[0], 99)), 1e-3), 0, 1)
         names = "\n".join(_band_label(recipe, bands[c]) for c in CHANNELS.get(len(bands), (0, 1, 2)))
