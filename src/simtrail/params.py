@@ -542,6 +542,9 @@ class Pretrain(_Section):
     weights: str = "random"
     """Initial weights: random, pretrained (timm's, usually for ImageNet), the folder of an encoder, or the registered
     model models:/NAME@ALIAS."""
+    positives: Literal["view", "group"] = "view"
+    """Which views are positives of a view. view: the other view of the same image. group: also all views of the other
+    images of its group (`group` in dataset.yaml: a specimen, a place); batches then hold pairs of a group."""
     head: Head = Head()
     objective: Literal["nt_xent", "dcl"] = "nt_xent"
     """The contrastive loss. nt_xent: NT-Xent, as in the paper. dcl: the decoupled contrastive loss, for small

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from conftest import photographs, with_changes
 
 from simtrail.data import pack as packing
 from simtrail.data.dataset import Dataset
-from simtrail.data.loader import epoch_batches
+from simtrail.data.loader import batches, epoch_rows
 from simtrail.data.manifest import scan
 from simtrail.data.reading.readers import read_image
 from simtrail.data.recipe import conform, make_recipe
@@ -79,7 +80,7 @@ def test_an_epoch_is_a_seeded_order_of_full_batches_of_the_given_rows(packed):
     rows = np.arange(0, 36, 2)
 
     def epoch(seed, number):
-        return torch.cat(list(epoch_batches(images, rows, 4, seed, number, torch.device("cpu"))))
+        return torch.cat(list(batches(images, epoch_rows(rows, 4, seed, number), torch.device("cpu"))))
 
     first = epoch(0, 0)
     assert first.shape == (16, 3, 16, 16)
@@ -92,3 +93,18 @@ def test_an_epoch_is_a_seeded_order_of_full_batches_of_the_given_rows(packed):
     drawn = [(image * 255).round().to(torch.uint8).numpy().tobytes() for image in first]
     assert set(drawn) <= allowed
     assert len(set(drawn)) == 16
+
+
+def test_images_of_a_group_are_drawn_in_pairs_and_with_others_in_every_epoch():
+    group = np.repeat(np.arange(12), [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6])
+    rows = np.arange(3, 40)
+    pairs = []
+    for epoch in range(8):
+        order = epoch_rows(rows, 1, 0, epoch, group).ravel()
+        assert sorted(order) == rows.tolist()
+        assert order.tolist() == epoch_rows(rows, 1, 0, epoch, group).ravel().tolist()
+        together = {tuple(sorted(two)) for two in pairwise(order.tolist()) if group[two[0]] == group[two[1]]}
+        assert len(together) >= sum(np.bincount(group[rows]) // 2)
+        pairs.append(together)
+    assert len(set.union(*pairs)) > 2 * len(pairs[0])
+    assert epoch_rows(rows, 5, 0, 0, group).shape == (7, 5)

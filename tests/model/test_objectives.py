@@ -215,3 +215,60 @@ def test_the_cross_term_is_low_only_if_the_modalities_of_an_image_agree():
         for other in (one, shifted)
     )
     assert agree < 0.5 * differ
+
+
+GROUPS = [[0, 0, 1, 1, 2], [3, 7, 3, 3, 9], [0, 1, 2, 3, 4]]
+
+
+def loss_of_groups(z: torch.Tensor, groups: list[int], temperature: float, decoupled: bool) -> torch.Tensor:
+    """Equation 2 of arXiv 2004.11362, one pair at a time; decoupled: without positives in the denominator."""
+    z, group = F.normalize(z, dim=1), groups * 2
+    terms_of_views = []
+    for i in range(len(z)):
+        positives = [j for j in range(len(z)) if j != i and group[j] == group[i]]
+        keys = [k for k in range(len(z)) if k != i and not (decoupled and k in positives)]
+        denominator = torch.stack([(z[i] @ z[k] / temperature).exp() for k in keys]).sum()
+        each = [-((z[i] @ z[j] / temperature).exp() / denominator).log() for j in positives]
+        terms_of_views.append(torch.stack(each).mean())
+    return torch.stack(terms_of_views).mean()
+
+
+@BOTH
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("rows", [3, 1024])
+def test_loss_and_gradient_of_groups_equal_their_equation(objective, groups, rows):
+    z, same_z = views(5).requires_grad_(), views(5).requires_grad_()
+    loss = objective(z, 0.3, groups=torch.tensor(groups), rows=rows)
+    expected = loss_of_groups(same_z, groups, 0.3, objective is dcl)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(z.grad, same_z.grad)
+    assert torch.autograd.gradcheck(lambda z: objective(z, 0.3, groups=torch.tensor(groups), rows=rows), z)
+
+
+@BOTH
+def test_groups_of_one_image_give_the_loss_of_views(objective):
+    torch.testing.assert_close(objective(views(6), 0.2, groups=torch.arange(6)), objective(views(6), 0.2))
+
+
+def test_the_decoupled_loss_of_one_group_is_refused():
+    with pytest.raises(ValueError, match="no negatives"):
+        dcl(views(3), 0.2, groups=torch.zeros(3))
+
+
+def test_groups_reach_the_terms_of_images():
+    z, groups = views(5, 10), torch.tensor(GROUPS[0])
+    weights = Terms(fused=0, intra=1, cross=1)
+    loss, _ = terms(z, [5, 5], weights, partial(nt_xent, temperature=0.2), NO_PATCHES, groups)
+    a, b = z.split(5, 1)
+    pairs = [torch.cat([a[:5], b[5:]]), torch.cat([b[:5], a[5:]])]
+    halves = [sum(nt_xent(x, 0.2, groups=groups) for x in two) / 2 for two in ((a, b), pairs)]
+    torch.testing.assert_close(loss, sum(halves))
+
+
+def test_top1_counts_any_view_of_the_group():
+    a, b, c = torch.eye(3)
+    z = torch.stack([a, a + 0.1 * b, c, b, b + 0.1 * a, c])  # each of the first two images is nearest to itself turned
+    assert contrastive_top1(z) == pytest.approx(1 / 3)
+    assert contrastive_top1(z, groups=torch.tensor([5, 5, 1])) == 1

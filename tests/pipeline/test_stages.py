@@ -35,7 +35,8 @@ from simtrail.pipeline.training_run import training_run
 from simtrail.tracking import pull
 
 SMALL = {
-    "prepare.size": 32,
+    "prepare.size": 48,
+    "pretrain.view_size": 32,
     "pretrain.encoder.model": "test_resnet",
     "pretrain.monitor.every": 2,
     "pretrain.epochs": 2,
@@ -250,6 +251,24 @@ def test_a_preview_needs_no_training(copied):
     write_params(copied, pretrain__augment__geometry__strength=0.0)
     stages.preview(images=3, seed=1)
     assert ws.PREVIEW.read_bytes() != first
+
+
+def test_positives_are_the_groups_of_the_split_or_refused(copied):
+    write_params(copied, pretrain__positives="group")
+    table = pd.read_parquet(ws.SPLIT)
+    number = training_run(load_params().pretrain).data.group
+    assert pd.Series(number).groupby(table["group"]).nunique().eq(1).all()
+    assert len(set(number)) == table["group"].nunique()
+    table.assign(group=table["group"].where(table.index < 6)).to_parquet(ws.SPLIT)
+    number = training_run(load_params().pretrain).data.group
+    assert len(set(number)) == table["group"][:6].nunique() + len(table) - 6
+    table.assign(group="one").to_parquet(ws.SPLIT)
+    write_params(copied, pretrain__positives="group", pretrain__objective="dcl")
+    with pytest.raises(InputError, match=r"'dcl': \d+ training images are of the group 'one', and fill a batch of 16"):
+        training_run(load_params().pretrain)
+    table.assign(group=None).to_parquet(ws.SPLIT)
+    with pytest.raises(InputError, match=r"positives = 'group': no two training images are of one group; name the"):
+        training_run(load_params().pretrain)
 
 
 def test_the_key_of_a_run_depends_on_what_decides_its_result_and_on_nothing_else(copied):

@@ -34,13 +34,14 @@ def train():
     settings = {"mean": [0.5] * 3, "std": [0.3] * 3, "terms": p.terms}
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, **settings)
     encoder = Encoder(config).train()
-    learner = Learner(encoder, TwoViews(p.augment, recipe, coordinates=p.terms.local > 0), p)
+    learner = Learner(encoder, TwoViews(p.augment, recipe, config.size, coordinates=p.terms.local > 0), p)
     size = len(batch) // world()
     part = batch[rank() * size : (rank() + 1) * size]
-    loss, _, projections = learner._gradient(part, (0, 0, 0))
+    groups = torch.arange(len(batch)) // 2 if p.positives == "group" else None
+    loss, _, projections = learner._gradient(part, (0, 0, 0), groups)
     grads = {k: w.grad.clone() for k, w in encoder.named_parameters()}
     buffers = {k: b.clone() for k, b in encoder.named_buffers()}
-    later = [learner.step(part, 0.001, 0, 0, step)[0].item() for step in (1, 2)]
+    later = [learner.step(part, 0.001, 0, 0, step, groups=groups)[0].item() for step in (1, 2)]
     return {"loss": loss.item(), "projections": projections, "grads": grads, "buffers": buffers, "later": later}
 
 
@@ -66,6 +67,7 @@ with processes():
                 "pretrain.encoder.model": "test_convnext",
                 "pretrain.head.batch_norm": False,
                 "pretrain.micro_batch_size": 2,
+                "pretrain.positives": "group",
             },
             id="cached",
             marks=pytest.mark.slow,
@@ -89,6 +91,7 @@ with processes():
                 "pretrain.encoder.model": "test_resnet",
                 "pretrain.encoder.stem": "small",
                 "pretrain.terms": {"fused": 0.0, "intra": 0.0, "cross": 0.0, "local": 1.0},
+                "pretrain.view_size": 16,
                 "pretrain.optimiser": "sgd",
             },
             id="local",

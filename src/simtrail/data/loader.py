@@ -20,6 +20,7 @@ class TrainingData(NamedTuple):
     val: np.ndarray  # rows of the validation split
     labels: np.ndarray | None = None  # class number of every packed row, −1 without a label; None if all are without
     block: np.ndarray | None = None  # of every packed row: images of one block are never split apart; None: all differ
+    group: np.ndarray | None = None  # of every packed row: images of one group are positives; None: only views are
 
 
 def to_unit(batch: np.ndarray, full_scale: int, device: torch.device) -> torch.Tensor:
@@ -29,32 +30,37 @@ def to_unit(batch: np.ndarray, full_scale: int, device: torch.device) -> torch.T
     return torch.from_numpy(batch).to(device, non_blocking=True).float().div_(full_scale)
 
 
-def epoch_batches(
-    images: PackedImages,
-    indices: np.ndarray,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-    skip: int = 0,
-    shard: tuple[int, int] = (0, 1),
-) -> Iterator[torch.Tensor]:
-    """The batches of one epoch, (B, bands, size, size) float32 in [0, 1], in an order drawn from (seed, epoch).
+def epoch_rows(rows: np.ndarray, batch_size: int, seed: int, epoch: int, group: np.ndarray | None = None) -> np.ndarray:
+    """The packed rows of each batch of one epoch, (batches, B), in an order drawn from (seed, epoch).
 
     Every batch is full. The images left over at the end of an epoch are used in later epochs, which have other orders.
-    `skip` leaves out the first batches. `shard` = (k, n) yields the k-th of n equal parts of each batch. The next batch
-    is read in advance.
+    With the `group` of every packed row, images of a group are drawn in pairs, other pairs in every epoch.
     """
-    order = indices[np.random.default_rng((seed, epoch)).permutation(len(indices))]
+    rng = np.random.default_rng((seed, epoch))
+    order = rows[rng.permutation(len(rows))]
+    if group is not None:
+        order = order[np.argsort(group[order], kind="stable")]
+        _, start, count = np.unique(group[order], return_index=True, return_counts=True)
+        pair = (np.arange(len(order)) - np.repeat(start, count)) // 2  # within its group
+        _, number = np.unique(np.stack([group[order], pair], 1), axis=0, return_inverse=True)
+        order = order[np.argsort(rng.permutation(number.max() + 1)[number], kind="stable")]
+    return order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+
+
+def batches(
+    images: PackedImages, rows: np.ndarray, device: torch.device, shard: tuple[int, int] = (0, 1)
+) -> Iterator[torch.Tensor]:
+    """The batches (B, bands, size, size) float32 in [0, 1] of packed `rows` (batches, B).
+
+    `shard` = (k, n) yields the k-th of n equal parts of each batch. The next batch is read in advance.
+    """
     number, count = shard
-    size = batch_size // count
-    starts = range(skip * batch_size, len(order) - batch_size + 1, batch_size)
-    batches = [order[i + number * size : i + (number + 1) * size] for i in starts]
-    if not batches:
+    if not len(rows):
         return
+    parts = np.array_split(rows, count, axis=1)[number]
     with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(images.rows, batches[0])
-        for next_rows in [*batches[1:], None]:
+        reading = reader.submit(images.rows, parts[0])
+        for next_rows in [*parts[1:], None]:
             batch = reading.result()
             if next_rows is not None:
                 reading = reader.submit(images.rows, next_rows)

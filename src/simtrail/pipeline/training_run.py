@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -60,7 +61,8 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     with torch.random.fork_rng([]):
         Encoder(config)  # errors in the encoder's settings must come before any file is replaced
     train, val = (source.pretraining_rows(part) for part in ("train", "val"))
-    data = TrainingData(images, train, val, pd.factorize(source.table["label"])[0], source.table["block"].to_numpy())
+    labels, block = pd.factorize(source.table["label"])[0], source.table["block"].to_numpy()
+    data = TrainingData(images, train, val, labels, block, _groups(p, source.table["group"], train))
     checkpoints = Checkpoints(project_folder() / ".simtrail" / group, key, p.checkpoint.keep)
     p = p.model_copy(update={"weights": weights.location})
     warnings = [*without_effect(TwoViews(p.augment, bands, p.view_size), p.recipe), *_without_effect(p)]
@@ -91,6 +93,26 @@ def without_effect(views: TwoViews, recipe_name: str | None) -> list[str]:
     of_recipe, present = recipe(recipe_name) if recipe_name else {}, views.params.model_dump()
     lines = {line.split(":")[0].removeprefix("pretrain.augment."): line for line in views.without_effect()}
     return [line for key, line in lines.items() if value_of(of_recipe, key) != value_of(present, key)]
+
+
+def _groups(p: Pretrain, names: pd.Series, train: np.ndarray) -> np.ndarray | None:
+    """The number of each image's group, if positives are those of groups; an image without a group is its own."""
+    if p.positives == "view":
+        return None
+    number, _ = pd.factorize(names)
+    group = np.where(number < 0, len(names) + np.arange(len(names)), number)
+    largest = names.iloc[train].value_counts()
+    if largest.max(skipna=True) < 2 or not len(largest):
+        raise InputError(
+            "pretrain.positives = 'group': no two training images are of one group; name the column of groups in "
+            "dataset.yaml (group: COLUMN), or set view"
+        )
+    if p.objective == "dcl" and largest.iloc[0] >= p.batch_size:
+        raise InputError(
+            f"pretrain.objective = 'dcl': {largest.iloc[0]} training images are of the group {largest.index[0]!r}, and "
+            f"fill a batch of {p.batch_size} without negatives; set nt_xent, or a larger pretrain.batch_size"
+        )
+    return group
 
 
 class _FirstWeights(NamedTuple):

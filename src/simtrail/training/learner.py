@@ -70,15 +70,18 @@ class Learner:
         """The encoder that is validated and kept: the moving average if there is one."""
         return self.average.module if self.average else self.encoder  # type: ignore[return-value]
 
-    def step(self, batch: torch.Tensor, rate: float, *seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def step(
+        self, batch: torch.Tensor, rate: float, *seed: int, groups: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Trains on a batch; returns the loss of the whole batch, and further measures of it by name.
 
-        `batch` is the part of this process. The measures are contrastive_top1, gradient_norm (before clipping) and, if
-        the loss has several terms, each of them: loss_fused, loss_intra, loss_cross, loss_local.
+        `batch` is the part of this process; `groups` are those of the whole batch (see `nt_xent`). The measures are
+        contrastive_top1, gradient_norm (before clipping) and, if the loss has several terms, each of them: loss_fused,
+        loss_intra, loss_cross, loss_local.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss, terms_of_loss, projections = self._gradient(batch, seed)
+        loss, terms_of_loss, projections = self._gradient(batch, seed, groups)
         self.scaler.unscale_(self.optimiser)
         norm = self._clipped_norm()
         self.scaler.step(self.optimiser)
@@ -87,7 +90,7 @@ class Learner:
         if self.average:
             self.average.update_parameters(self.encoder)
         term_losses = {f"loss_{name}": value for name, value in terms_of_loss.items() if len(terms_of_loss) > 1}
-        top1 = contrastive_top1(self.encoder.joined(projections))
+        top1 = contrastive_top1(self.encoder.joined(projections), groups=groups)
         return loss, {"contrastive_top1": top1, "gradient_norm": norm, **term_losses}
 
     def _clipped_norm(self) -> torch.Tensor:
@@ -100,7 +103,7 @@ class Learner:
         return torch.where(norm.isfinite(), norm, 0.0)
 
     def _gradient(
-        self, batch: torch.Tensor, seed: tuple[int, ...]
+        self, batch: torch.Tensor, seed: tuple[int, ...], groups: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         whole = self.params.batch_size
 
@@ -108,7 +111,8 @@ class Learner:
             return self.views(images, *seed, start=rank() * len(batch) + start, total=whole)
 
         def attempt(images: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-            return backward(self.network, batch[:images], draw, self.objective, self.scaler, self.autocast, at_once)
+            objective = self.objective if groups is None else partial(self.objective, groups=groups[: images * world()])
+            return backward(self.network, batch[:images], draw, objective, self.scaler, self.autocast, at_once)
 
         at_once = min(self.params.micro_batch_size or len(batch), len(batch))
         try:

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from simtrail.augment.views import TwoViews
-from simtrail.data.loader import TrainingData, epoch_batches
+from simtrail.data.loader import TrainingData, batches, epoch_rows
 from simtrail.errors import InputError, TrainingError
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device, load_weights
 from simtrail.params import Checkpoint, Pretrain
@@ -87,17 +87,17 @@ def fit(
                 log(f"stopped after epoch {epoch}: {metric} did not rise in {state.validations_since_best} validations")
                 break
             start, first_step, so_far = time.perf_counter(), state.step, _so_far(epoch, epochs, state.history)
-            batches = _Timed(epoch_batches(
-                data.images, data.train, params.batch_size, params.seed, epoch, device,
-                skip=first_step - epoch * per_epoch, shard=(rank(), world()),
-            ))  # fmt: skip
-            for batch in batches:
+            rows = epoch_rows(data.train, params.batch_size, params.seed, epoch, data.group)
+            rows = rows[first_step - epoch * per_epoch :]
+            read = _Timed(batches(data.images, rows, device, shard=(rank(), world())))
+            for rows_of_batch, batch in zip(rows, read, strict=True):
                 rate = learning_rate(state.step, steps, peak, params.warmup)
-                loss, measures = learner.step(batch, rate, params.seed, epoch, state.step)
+                groups = None if data.group is None else torch.from_numpy(data.group[rows_of_batch]).to(device)
+                loss, measures = learner.step(batch, rate, params.seed, epoch, state.step, groups=groups)
                 state.add({"loss": loss, **measures})
                 finite.check(loss, state.step, rate)
                 if not bar.disable:
-                    speed = _speed((state.step - first_step) * params.batch_size, start, batches.seconds)
+                    speed = _speed((state.step - first_step) * params.batch_size, start, read.seconds)
                     bar.set_postfix_str(f"{so_far}, {_speed_text(speed)}", refresh=False)
                 bar.update()
                 if state.step == steps:
@@ -112,7 +112,7 @@ def fit(
                 "step": state.step,
                 **{name: float(total) / (state.step - epoch * per_epoch) for name, total in state.sums.items()},
                 "learning_rate": learning_rate(state.step - 1, steps, peak, params.warmup),
-                **_speed((state.step - first_step) * params.batch_size, start, batches.seconds),
+                **_speed((state.step - first_step) * params.batch_size, start, read.seconds),
             }
             early = epoch + 1 == early_epoch(epochs)
             if validate and ((epoch + 1) % params.monitor.every == 0 or state.step == steps or early):
