@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from simtrail.errors import InputError
-from simtrail.model.backbone import Backbone, adapt_bands, pretrained_weights
+from simtrail.model.backbone import Backbone, adapt_bands
+from simtrail.model.weights import pretrained_weights
 from simtrail.params import Architecture, Vit
 
 

@@ -10,7 +10,8 @@ from simtrail import load_encoder
 from simtrail.data.reading.readers import read_image
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
-from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
+from simtrail.model.encoder import Encoder, EncoderConfig
+from simtrail.model.weights import load_weights
 from simtrail.params import Architecture, Head, Vit
 
 

@@ -11,8 +11,9 @@ from conftest import photographs
 from simtrail import load_encoder
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
-from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
+from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.fusion import BranchInput, Fusion, branch_bands
+from simtrail.model.weights import load_weights
 from simtrail.params import Architecture, Head, Terms
 
 GROUPS = {"rgb": [0, 1, 2], "uv": [4, 3], "nir": [5, 6, 7]}  # uv: not in order

@@ -14,8 +14,9 @@ from simtrail.augment.draws import Draws
 from simtrail.data.recipe import Recipe
 from simtrail.errors import InputError
 from simtrail.model.backbone import Backbone
-from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
+from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.local import patch_contrast, patch_projections, positives
+from simtrail.model.weights import load_weights
 from simtrail.params import SIDE, Architecture, Head, Terms, Vit
 
 DECOUPLED = pytest.mark.parametrize("decoupled", [False, True])

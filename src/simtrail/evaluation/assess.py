@@ -20,8 +20,9 @@ from simtrail.evaluation.geometry import alignment, effective_rank, feature_std,
 from simtrail.evaluation.probe import Views
 from simtrail.evaluation.structure import retrieval_between
 from simtrail.evaluation.tasks import Result, Task, classify, small_pixels, tasks
-from simtrail.model.encoder import Encoder, load_weights
+from simtrail.model.encoder import Encoder
 from simtrail.model.fusion import branch_bands
+from simtrail.model.weights import load_weights
 from simtrail.params import Augment, Evaluate
 
 BATCH = 256

@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.bands, self.vit, self.grids = bands, architecture.vit, grids_of(architecture)
         try:
-            self.net: Any = _net(architecture, bands, size)
+            self.net: Any = network(architecture, bands, size)
             _check(self.net, architecture, size)
             if self.grids != [1]:
                 self._check_grids(architecture.model, size)
@@ -44,7 +44,7 @@ class Backbone(nn.Module):
         except Exception as error:  # each timm model raises its own errors
             raise InputError(
                 f"pretrain.encoder.model = {architecture.model!r}: can't take images of {bands} bands and "
-                f"{size}×{size} pixels ({_one_line(error)}); choose another model, or another {SIDE}"
+                f"{size}×{size} pixels ({one_line(error)}); choose another model, or another {SIDE}"
             ) from None
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -150,27 +150,6 @@ class Backbone(nn.Module):
         return pooled.shape[1], features.shape[1]
 
 
-def pretrained_weights(architecture: Architecture, size: int) -> dict[str, torch.Tensor]:
-    """The weights that timm offers for a model, by their names in a Backbone; downloaded if not yet in timm's cache.
-
-    Raises InputError if there are none, or they can't be downloaded.
-    """
-    if architecture.width > 1:
-        raise InputError(f"pretrain.weights = 'pretrained': needs pretrain.encoder.width: 1, not {architecture.width}")
-    try:
-        pretrained_config: Any = timm.get_pretrained_cfg(architecture.model)
-        standard = architecture.model_copy(update={"stem": "standard"})
-        net = _net(standard, pretrained_config.input_size[0], size, pretrained=True)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"pretrain.weights = 'pretrained': no weights for pretrain.encoder.model = {architecture.model!r} "
-            f"({_one_line(error)}); check the network, and timm.list_models(pretrained=True), or set random"
-        ) from None
-    return {f"net.{name}": value for name, value in net.state_dict().items()}
-
-
 def grids_of(architecture: Architecture) -> list[int]:
     """The grids of the features; while they are not chosen, the mean of the last map."""
     return [1] if isinstance(architecture.features, str) else architecture.features
@@ -195,7 +174,7 @@ def adapt_bands(filters: torch.Tensor, bands: int) -> torch.Tensor:
     return torch.einsum("oihw,ib->obhw", filters, pairs / pairs.sum(1, keepdim=True))
 
 
-def _net(a: Architecture, bands: int, size: int, pretrained: bool = False) -> Any:
+def network(a: Architecture, bands: int, size: int, pretrained: bool = False) -> Any:
     if not timm.is_model(a.model):
         similar = difflib.get_close_matches(a.model, timm.list_models(), n=3)
         raise InputError(
@@ -304,5 +283,5 @@ def _shape(tensor: torch.Tensor) -> str:
     return "×".join(map(str, tensor.shape))
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -10,7 +10,8 @@ import torch
 
 from simtrail.evaluation.tasks import small_pixels
 from simtrail.model.backbone import Backbone
-from simtrail.model.encoder import Encoder, EncoderConfig, load_weights
+from simtrail.model.encoder import Encoder, EncoderConfig
+from simtrail.model.weights import load_weights
 from simtrail.params import SIDE, Pretrain
 from simtrail.training.monitors import Monitor
 

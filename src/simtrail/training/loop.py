@@ -15,7 +15,8 @@ from tqdm import tqdm
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import TrainingData, batches, epoch_rows
 from simtrail.errors import InputError, TrainingError
-from simtrail.model.encoder import Encoder, EncoderConfig, best_device, load_weights
+from simtrail.model.encoder import Encoder, EncoderConfig, best_device
+from simtrail.model.weights import load_weights
 from simtrail.params import Checkpoint, Pretrain
 from simtrail.training.distributed import from_first, rank, world
 from simtrail.training.early import early_epoch, early_truth
