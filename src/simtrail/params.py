@@ -540,7 +540,8 @@ class Pretrain(_Section):
     aliasing, so that a small crop shows more than if images were packed at this size; a whole image is reduced to it.
     null: prepare.size."""
     weights: str = "random"
-    """Initial weights: random, pretrained (timm's, usually for ImageNet), the folder of an encoder, or the registered
+    """Initial weights: random, pretrained (timm's, usually for ImageNet), hf-hub:OWNER/NAME, a file of weights
+    (.safetensors, .pth, …) of timm, torchvision, DINO, MoCo or others, the folder of an encoder, or the registered
     model models:/NAME@ALIAS."""
     positives: Literal["view", "group"] = "view"
     """Which views are positives of a view. view: the other view of the same image. group: also all views of the other

@@ -91,6 +91,16 @@ def test_a_pretrained_floor_starts_from_the_named_model(images, monkeypatch):
         assessed(images, **{"evaluate.pretrained": "resnet99"})
 
 
+def test_the_first_weights_are_a_floor_unless_they_are_random(images, tmp_path):
+    net = encoder(images)
+    net.save(tmp_path)
+    embedded = Embedded(net, images, TABLE, features_of(net, images))
+    params = with_changes({"evaluate.probe_views": 0})
+    scores = assess(embedded, params.pretrain.augment, params.evaluate, first_weights=str(tmp_path)).results[0].scores
+    assert scores["first_weights"] == scores["linear_probe"]
+    assert scores["random_encoder"] != scores["linear_probe"]
+
+
 def test_scores_over_seeds_have_mean_and_standard_deviation(images):
     first = assessed(images)
     encoders = [encoder(images, seed) for seed in (2, 3)]

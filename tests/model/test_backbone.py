@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from simtrail.errors import InputError
-from simtrail.model.backbone import Backbone, adapt_bands
+from simtrail.model.backbone import Backbone
+from simtrail.model.first_layer import by_number
 from simtrail.model.weights import pretrained_weights
 from simtrail.params import Architecture, Vit
 
@@ -148,16 +149,9 @@ def test_adapted_filters_give_the_same_response_to_a_grey_image(old, new):
     filters = torch.randn(5, old, 3, 3, dtype=torch.float64)
     grey = torch.rand(1, 1, 8, 8, dtype=torch.float64)
     before = nn.functional.conv2d(grey.expand(-1, old, -1, -1), filters)
-    after = nn.functional.conv2d(grey.expand(-1, new, -1, -1), adapt_bands(filters, new))
+    adapted = torch.einsum("oihw,ib->obhw", filters, by_number(old, new))
+    after = nn.functional.conv2d(grey.expand(-1, new, -1, -1), adapted)
     torch.testing.assert_close(after, before)
-
-
-def test_filters_are_assigned_to_bands_cyclically():
-    filters = torch.randn(5, 3, 2, 2)
-    a, b, c = filters.unbind(1)
-    torch.testing.assert_close(adapt_bands(filters, 4), torch.stack([a / 2, b, c, a / 2], 1))
-    torch.testing.assert_close(adapt_bands(filters, 2), torch.stack([a + c, b], 1))
-    assert torch.equal(adapt_bands(filters, 3), filters)
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"])

@@ -142,7 +142,10 @@ def test_a_different_head_keeps_its_random_weights_and_is_named(tmp_path):
 def test_weights_for_other_bands_give_the_same_features_for_a_grey_image(tmp_path):
     source, target = encoder_of(), encoder_of(seed=1, bands=7)
     source.save(tmp_path)
-    assert load_weights(target, str(tmp_path)) == ["net.conv1.0.weight adapted from 3 to 7 bands"]
+    assert load_weights(target, str(tmp_path)) == [
+        "net.conv1.0.weight adapted from 3 to 7 bands",
+        "filters of bands: b0 ← b0, b1 ← b1, b2 ← b2, b3 ← b0 (by number), b4 ← b1 (by number) and 2 more",
+    ]
     grey = torch.rand(2, 1, 32, 32)
     torch.testing.assert_close(target(grey.repeat(1, 7, 1, 1)), source(grey.repeat(1, 3, 1, 1)))
 

@@ -327,7 +327,10 @@ def test_timms_weights_go_to_every_branch(monkeypatch):
     timm_weights = Encoder(config(groups={}, bands=3)).backbone.net.state_dict()
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(timm_weights))
     encoder = encoder_of(fusion="separate")
-    assert load_weights(encoder, "pretrained") == ["uv: net.conv1.0.weight adapted from 3 to 2 bands"]
+    assert load_weights(encoder, "pretrained") == [
+        "uv: net.conv1.0.weight adapted from 3 to 2 bands",
+        "uv: filters of bands: b4 ← red + blue (by number), b3 ← green (by number)",
+    ]
     assert torch.equal(encoder.branches["nir"].net.state_dict()["conv1.0.weight"], timm_weights["conv1.0.weight"])
 
 

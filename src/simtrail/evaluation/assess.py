@@ -55,11 +55,16 @@ class Assessment:
 
 
 def assess(
-    embedded: Embedded, augment: Augment, p: Evaluate, log: Callable[[str], None] = lambda line: None
+    embedded: Embedded,
+    augment: Augment,
+    p: Evaluate,
+    log: Callable[[str], None] = lambda line: None,
+    first_weights: str = "random",
 ) -> Assessment:
     """The metrics of the test split; hyperparameters are chosen on the validation split.
 
-    `log` gets a line for each step. Raises InputError for features that are not finite.
+    `first_weights`, as `load_weights` takes them, are those that the training started from: a floor, unless they are
+    random. `log` gets a line for each step. Raises InputError for features that are not finite.
     """
     features, table, test = embedded.features, embedded.table, embedded.test
     if len(not_finite := np.flatnonzero(~np.isfinite(features).all(1))):
@@ -83,7 +88,7 @@ def assess(
     if not all_tasks:
         return Assessment([], [], metrics)
     log("features of the floors")
-    floors = _floors(encoder, images, p)
+    floors = _floors(encoder, images, p, first_weights)
     views = (
         _probe_views(encoder, images, np.flatnonzero(table["split"] != "test"), augment, p) if p.probe_views else None
     )
@@ -165,8 +170,8 @@ def _batches(rows: np.ndarray, images: PackedImages, batch_size: int = BATCH) ->
     return tqdm(batches, "images", unit="batch", disable=None, leave=False)
 
 
-def _floors(encoder: Encoder, images: PackedImages, p: Evaluate) -> dict[str, np.ndarray]:
-    """Features that learnt nothing from these images: pixels, random weights and, if set, pretrained weights."""
+def _floors(encoder: Encoder, images: PackedImages, p: Evaluate, first_weights: str) -> dict[str, np.ndarray]:
+    """Features that learnt nothing from these images: pixels, random weights, those that training started from."""
     config, recipe = encoder.config, images.recipe
     bands = sorted({band for branch in branch_bands(config.architecture, recipe).values() for band in branch})
     batches = _batches(np.arange(len(images)), images)
@@ -175,6 +180,9 @@ def _floors(encoder: Encoder, images: PackedImages, p: Evaluate) -> dict[str, np
         torch.manual_seed(p.seed)
         untrained = Encoder(config).to(encoder.device)
         floors = {"raw_pixels": np.concatenate(pixels), "random_encoder": features_of(untrained, images)}
+        if first_weights != "random":
+            load_weights(untrained, first_weights)
+            floors["first_weights"] = features_of(untrained, images)
         if p.pretrained:
             architecture = config.architecture.model_copy(
                 update={"model": p.pretrained, "width": 1, "stem": "standard", "vit": None}

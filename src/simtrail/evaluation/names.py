@@ -9,6 +9,7 @@ TITLES = {
     "svc": "SVC",
     "raw_pixels": "floor: 16×16 pixels",
     "random_encoder": "floor: random weights",
+    "first_weights": "floor: first weights",
     "pretrained": "floor: pretrained",
     "majority": "floor: majority class",
 }

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from simtrail.errors import InputError
+from simtrail.model.first_layer import by_number
 from simtrail.params import SIDE, Architecture, Vit
 
 
@@ -93,15 +94,19 @@ class Backbone(nn.Module):
         """Normalises by `norm`, or by `fc_norm` in models that pool the patches; the other one is an identity."""
         return self.net.fc_norm(self.net.norm(tokens))
 
-    def adopt(self, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    def adopt(self, weights: Mapping[str, torch.Tensor], shares: torch.Tensor | None = None) -> list[str]:
         """Takes over weights of the same model; returns one line for each tensor that did not fit unchanged.
 
-        Filters of the first layer go through `adapt_bands`. Patch filters and position embeddings of vision
+        Filters of the first layer become sums by `shares` (old bands, new bands), by default those of `by_number`, if
+        their number or order differs. Patch filters and position embeddings of vision
         transformers are resampled. A tensor without a counterpart keeps its (random) values and is named.
         """
-        lines = []
-        for name, current in self.state_dict().items():
+        lines, state = [], self.state_dict()
+        first = next(name for name, current in state.items() if current.ndim == 4)
+        for name, current in state.items():
             new = weights.get(name)
+            if new is None and name.endswith("num_batches_tracked"):  # a counter of steps, which many files leave out
+                continue
             if new is None:
                 lines.append(f"{name} stays random: the weights do not contain it")
                 continue
@@ -110,9 +115,12 @@ class Backbone(nn.Module):
                 new = resample_abs_pos_embed(new, list(self.net.patch_embed.grid_size), num_prefix_tokens=prefix)
             if isinstance(self.net, VisionTransformer) and name == "net.patch_embed.proj.weight":
                 new = resample_patch_embed(new, list(current.shape[2:]))
-            if new.ndim == 4 and new.shape[1] != current.shape[1] == self.bands and new.shape[2:] == current.shape[2:]:
-                lines.append(f"{name} adapted from {new.shape[1]} to {current.shape[1]} bands")
-                new = adapt_bands(new, self.bands)
+            if new.ndim == 4 and current.shape[1] == self.bands and new.shape[2:] == current.shape[2:]:
+                old = new.shape[1]
+                known = shares if shares is not None and len(shares) == old else by_number(old, self.bands)
+                if old != self.bands or (name == first and not known.equal(torch.eye(old, dtype=known.dtype))):
+                    lines.append(f"{name} adapted from {old} to {self.bands} bands")
+                    new = torch.einsum("oihw,ib->obhw", new, known.to(new))
             if new.shape == current.shape:
                 current.copy_(new)
             else:
@@ -159,19 +167,6 @@ def is_resnet(model: str) -> bool:
     """Whether a name is that of a ResNet of timm, which can have a small stem."""
     with torch.device("meta"):
         return timm.is_model(model) and isinstance(timm.create_model(model), ResNet)
-
-
-def adapt_bands(filters: torch.Tensor, bands: int) -> torch.Tensor:
-    """First-layer filters for another number of bands, (O, I, h, w) → (O, bands, h, w).
-
-    Old and new bands are paired cyclically. A filter that goes to n bands is divided by n; filters that go to the same
-    band are added. So an image that is the same in all bands gives the same response as before.
-    """
-    old_bands = filters.shape[1]
-    pairs = torch.zeros(old_bands, bands, dtype=filters.dtype, device=filters.device)
-    steps = torch.arange(max(old_bands, bands), device=filters.device)
-    pairs[steps % old_bands, steps % bands] = 1
-    return torch.einsum("oihw,ib->obhw", filters, pairs / pairs.sum(1, keepdim=True))
 
 
 def network(a: Architecture, bands: int, size: int, pretrained: bool = False) -> Any:

@@ -42,6 +42,8 @@ class EncoderConfig(BaseModel):
     mean: list[float]  # per band, on the 0 to 1 scale, of the training split
     std: list[float]
     view_size: int | None = None  # side of what the network sees; null: that of the packed images
+    first_weights: str | None = None  # that the training started from: random, a name, or a sha256; null: not recorded
+    filters_from: dict[str, str] = {}  # for bands whose first filters are adapted from other weights, of which bands
     terms: Terms = Terms(fused=1.0, intra=0.0, cross=0.0)  # of the loss: the encoder has only the heads that they train
 
     @property

@@ -197,7 +197,7 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 def _architecture(weights: str) -> dict[str, Any] | None:
     """The architecture of the encoder whose weights training starts from; None if it is not an encoder of simtrail."""
     location = first_weights(weights).location
-    if location in ("random", "pretrained"):
+    if not Path(location).is_dir():
         return None
     return json.loads((Path(location) / CONFIG).read_text(encoding="utf-8"))["architecture"]
 

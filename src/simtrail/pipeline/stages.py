@@ -226,6 +226,7 @@ def evaluate(settings: Sequence[str] = ()) -> None:
     from simtrail.model.encoder import Encoder
     from simtrail.pipeline.headline import headline, write_plots
     from simtrail.pipeline.registration import log_evaluation
+    from simtrail.pipeline.training_run import first_weights
     from simtrail.training.monitors import kept_epoch
 
     p, source, encoder = params.evaluate, ws.prepared(), Encoder.load(ws.ENCODER)
@@ -237,7 +238,13 @@ def evaluate(settings: Sequence[str] = ()) -> None:
     def log(line: str) -> None:
         echo(f"evaluate: {line}")
 
-    assessment = assess(embedded, params.pretrain.augment, p, log)
+    first = first_weights(params.pretrain.weights)
+    if encoder.config.first_weights not in (None, first.stamp):
+        raise InputError(
+            f"pretrain.weights = {params.pretrain.weights!r}: now other weights than those that the training started "
+            "from; train again (simtrail pretrain), or name these weights"
+        )
+    assessment = assess(embedded, params.pretrain.augment, p, log, first.location)
     if not assessment.tasks:
         log("no labels of two classes or more: label-free measures only")
     evidence = gather(assessment, embedded, p, log)

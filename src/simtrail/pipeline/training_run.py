@@ -18,6 +18,7 @@ from simtrail.data.loader import TrainingData
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, WEIGHTS
 from simtrail.model.encoder import Encoder, EncoderConfig
+from simtrail.model.weights import CHOICES, HUB, is_file
 from simtrail.params import FEATURES, Params, Pretrain, changed, recipe, value_of
 from simtrail.pipeline.workspace import Prepared, prepared, project_folder
 from simtrail.training.features import Chosen
@@ -53,6 +54,7 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     statistics, _, bands, images = source = prepared()
     config = encoder_config(p, source)
     weights, code = first_weights(p.weights), _code_hash(*CODE)
+    config = config.model_copy(update={"first_weights": weights.stamp})
     settings = p.model_dump(exclude={"checkpoint"})  # how often a run is saved does not change its result
     key, origin = (
         hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -122,9 +124,11 @@ class _FirstWeights(NamedTuple):
 
 def first_weights(weights: str) -> _FirstWeights:
     """First weights as the training core takes them; a registered model is downloaded."""
-    if weights in ("random", "pretrained"):
+    if weights in ("random", "pretrained") or weights.startswith(HUB):
         return _FirstWeights(weights, weights)
     folder = Path(weights)
+    if is_file(weights) and folder.is_file():
+        return _FirstWeights(str(folder), hashlib.sha256(folder.read_bytes()).hexdigest())
     if weights.startswith("models:/"):
         from simtrail.tracking.pull import fetch
 
@@ -132,8 +136,7 @@ def first_weights(weights: str) -> _FirstWeights:
     files = [folder / WEIGHTS, folder / CONFIG]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(
-            f"pretrain.weights = {weights!r}: must be random, pretrained, models:/NAME@ALIAS, or the folder of an "
-            f"encoder; {missing[0]}: no such file"
+            f"pretrain.weights = {weights!r}: {CHOICES}; {folder if is_file(weights) else missing[0]}: no such file"
         )
     return _FirstWeights(str(folder), hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest())
 
