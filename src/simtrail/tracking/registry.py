@@ -196,14 +196,15 @@ def _description(tags: dict[str, str], metrics: dict[str, float], deciding: str)
             interval = f"{cell(name, 'accuracy_low')} – {cell(name, 'accuracy_high')}"
             scores = f"{cell(name, 'accuracy')} | {interval} | {cell(name, 'balanced_accuracy')} | {cell(name, 'f1')}"
             lines.append(f"| {TITLES.get(name, name)} | {scores} |")
-    features = ", ".join(
-        f"{k.split('/')[1].replace('_', ' ')} {v:.3g}" for k, v in metrics.items() if k.startswith("features/")
-    )
+    measures = {k.removeprefix("features/"): v for k, v in metrics.items() if k.startswith("features/")}
+    components = {k.removeprefix("components_"): measures.pop(k) for k in [*measures] if k.startswith("components_")}
+    texts = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in measures.items()]
+    texts += [f"{percent} % of the variance in {count:.0f} components" for percent, count in components.items()]
     return "\n".join(
         [
             *lines,
             "",
-            f"- features: {features}",
+            f"- features: {', '.join(texts)}",
             f"- data: `{tags['data']}` {tags['data_md5']}, checks {tags['checks']}",
             f"- code: commit {tags['git_commit']}, parameters {tags['params_hash']}",
             f"- encoder: sha256 {tags['encoder_sha256']}",
