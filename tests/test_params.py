@@ -42,6 +42,11 @@ def message(changes: dict[str, object]) -> str:
             96,
             "pretrain.view_size = 96: must be ≤ prepare.size = 64; lower it, or raise prepare.size",
         ),
+        (
+            "pretrain.augment.geometry.crop.max_area",
+            0.1,
+            "pretrain.augment.geometry.crop.max_area = 0.1: must be ≥ min",
+        ),
         ("pretrain.micro_batch_size", 5, "pretrain.micro_batch_size = 5: must divide pretrain.batch_size = 64"),
         ("prepare.background", 1.5, "prepare.background = 1.5: must be a number from 0 to 1, or mean"),
         ("prepare.background", "median", "prepare.background = 'median': must be a number from 0 to 1, or mean"),

@@ -210,9 +210,19 @@ class Crop(_Section):
     """Probability of a random resized crop."""
     min_area: float = Field(0.4, gt=0, le=1)
     """Smallest fraction of the image's area that a crop keeps, above 0, up to 1; aspect ratios are from 3/4 to 4/3."""
+    max_area: float = Field(1.0, gt=0, le=1)
+    """Largest fraction of the image's area that a crop keeps, min_area to 1."""
     min_cover: float = Field(0.0, ge=0, le=1)
     """Smallest fraction, 0 to 1, of the organism (the pixels that are not background) that a crop keeps. The view is
     the whole image if none of ten random crops keeps it."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Crop:
+        if self.max_area < self.min_area:
+            raise ValueError(
+                f"pretrain.augment.geometry.crop.max_area = {self.max_area}: must be ≥ min_area = {self.min_area}"
+            )
+        return self
 
 
 class QuarterTurns(_Section):
@@ -539,6 +549,9 @@ class Pretrain(_Section):
     """Side of what the network sees, in pixels: 8 to prepare.size. Views are cropped from the packed image without
     aliasing, so that a small crop shows more than if images were packed at this size; a whole image is reduced to it.
     null: prepare.size."""
+    local_views: int = Field(0, ge=0, le=16)
+    """Number of further views of each image: small crops of 5 to 25 % of it, at half the size (multi-crop). They are
+    compared with the two views of all images, not with each other."""
     weights: str = "random"
     """Initial weights: random, pretrained (timm's, usually for ImageNet), hf-hub:OWNER/NAME, a file of weights
     (.safetensors, .pth, …) of timm, torchvision, DINO, MoCo or others, the folder of an encoder, or the registered
@@ -630,6 +643,15 @@ class Pretrain(_Section):
             raise ValueError(
                 f"pretrain.micro_batch_size = {self.micro_batch_size}: must divide "
                 f"pretrain.batch_size = {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patches_of_one_size(self) -> Pretrain:
+        if self.local_views and self.terms.local:
+            raise ValueError(
+                f"pretrain.local_views = {self.local_views}: not possible with pretrain.terms.local, which pairs the "
+                "patches of two views; set one of them to 0"
             )
         return self
 

@@ -6,7 +6,7 @@ import torch
 from simtrail.augment import geometry
 from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
-from simtrail.augment.views import TwoViews
+from simtrail.augment.views import LocalViews, TwoViews
 from simtrail.data.recipe import Recipe
 
 SEVEN = ["uv", "red", "nir", "green", "violet", "blue", "swir"]
@@ -214,3 +214,22 @@ def test_background_of_the_image_has_no_coordinates_even_if_its_values_change(au
     assert positions[..., :8].isnan().all()
     x = (15 - 2 * torch.arange(8.0, 16.0)) / 16
     torch.testing.assert_close(positions[:, 0, :, 8:], x.expand(12, 16, 8), rtol=0, atol=1e-5)
+
+
+def test_local_views_show_small_parts_at_half_the_size_and_change_no_other_draws(augment):
+    settings, size = augment({"geometry.crop.p": 1.0, "color.strength": 0.0, "texture.strength": 0.0}), 32
+    centres = (torch.arange(size) + 0.5) / size
+    ramps = torch.stack([centres.expand(size, size), centres[:, None].expand(size, size)]).expand(60, 2, -1, -1)
+    xy = recipe(["x", "y"])
+    views = LocalViews(settings, xy, size, 3)(ramps, 5)
+    assert views.shape == (180, 2, 16, 16)
+    width, height = views[:, 0, 8, -1] - views[:, 0, 8, 0], views[:, 1, -1, 8] - views[:, 1, 0, 8]
+    area = (width * height).abs() * (16 / 15) ** 2
+    assert 0.04 < area.min() < 0.09
+    assert 0.2 < area.max() < 0.26
+    first, second, third = views.chunk(3)
+    assert not first.equal(second)
+    assert not first.equal(third)
+    assert views[:120].equal(LocalViews(settings, xy, size, 2)(ramps, 5))
+    part = LocalViews(settings, xy, size, 3)(ramps[20:30], 5, start=20, total=60)
+    assert part.equal(views.unflatten(0, (3, 60))[:, 20:30].flatten(0, 1))

@@ -221,12 +221,16 @@ GROUPS = [[0, 0, 1, 1, 2], [3, 7, 3, 3, 9], [0, 1, 2, 3, 4]]
 
 
 def loss_of_groups(z: torch.Tensor, groups: list[int], temperature: float, decoupled: bool) -> torch.Tensor:
-    """Equation 2 of arXiv 2004.11362, one pair at a time; decoupled: without positives in the denominator."""
-    z, group = F.normalize(z, dim=1), groups * 2
+    """Equation 2 of arXiv 2004.11362, one pair at a time; decoupled: without positives in the denominator.
+
+    Rows after the first two of each image are local views, which are no keys.
+    """
+    z, group = F.normalize(z, dim=1), groups * (len(z) // len(groups))
     terms_of_views = []
     for i in range(len(z)):
-        positives = [j for j in range(len(z)) if j != i and group[j] == group[i]]
-        keys = [k for k in range(len(z)) if k != i and not (decoupled and k in positives)]
+        others = [k for k in range(2 * len(groups)) if k != i]
+        positives = [j for j in others if group[j] == group[i]]
+        keys = [k for k in others if not (decoupled and k in positives)]
         denominator = torch.stack([(z[i] @ z[k] / temperature).exp() for k in keys]).sum()
         each = [-((z[i] @ z[j] / temperature).exp() / denominator).log() for j in positives]
         terms_of_views.append(torch.stack(each).mean())
@@ -248,6 +252,30 @@ def test_loss_and_gradient_of_groups_equal_their_equation(objective, groups, row
 
 
 @BOTH
+@pytest.mark.parametrize("groups", [*GROUPS, None])
+@pytest.mark.parametrize("local", [1, 3])
+@pytest.mark.parametrize("rows", [3, 7, 1024])
+def test_loss_and_gradient_of_local_views_equal_their_equation(objective, groups, local, rows):
+    count = 5 * (2 + local)
+    z = torch.randn(count, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(local)).requires_grad_()
+    same_z = z.detach().clone().requires_grad_()
+    settings = {"groups": None if groups is None else torch.tensor(groups), "images": 5, "rows": rows}
+    loss = objective(z, 0.3, **settings)
+    expected = loss_of_groups(same_z, groups or list(range(5)), 0.3, objective is dcl)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(z.grad, same_z.grad)
+
+
+@BOTH
+def test_without_local_views_the_number_of_images_changes_nothing(objective):
+    assert objective(views(6), 0.2, images=6) == objective(views(6), 0.2)
+    with pytest.raises(ValueError, match="must be"):
+        objective(views(6), 0.2, images=5)
+
+
+@BOTH
 def test_groups_of_one_image_give_the_loss_of_views(objective):
     torch.testing.assert_close(objective(views(6), 0.2, groups=torch.arange(6)), objective(views(6), 0.2))
 
@@ -265,6 +293,16 @@ def test_groups_reach_the_terms_of_images():
     pairs = [torch.cat([a[:5], b[5:]]), torch.cat([b[:5], a[5:]])]
     halves = [sum(nt_xent(x, 0.2, groups=groups) for x in two) / 2 for two in ((a, b), pairs)]
     torch.testing.assert_close(loss, sum(halves))
+
+
+def test_local_views_are_part_of_the_terms_but_not_of_cross():
+    z = torch.randn(15, 10, dtype=torch.float64)
+    weights = Terms(fused=0, intra=1, cross=1)
+    loss, values = terms(z, [5, 5], weights, partial(nt_xent, temperature=0.2), NO_PATCHES, images=5)
+    _, of_two = terms(z[:10], [5, 5], weights, partial(nt_xent, temperature=0.2), NO_PATCHES)
+    torch.testing.assert_close(values["cross"], of_two["cross"])
+    torch.testing.assert_close(values["intra"], sum(nt_xent(x, 0.2, images=5) for x in z.split(5, 1)) / 2)
+    torch.testing.assert_close(loss, values["cross"] + values["intra"])
 
 
 def test_top1_counts_any_view_of_the_group():

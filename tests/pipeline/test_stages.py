@@ -271,6 +271,17 @@ def test_positives_are_the_groups_of_the_split_or_refused(copied):
         training_run(load_params().pretrain)
 
 
+def test_local_views_that_the_network_can_not_take_are_refused(copied):
+    write_params(copied, pretrain__local_views=2)
+    with pytest.raises(InputError, match=r"local_views = 2: 'test_resnet' does not take views of half its size, 16×16"):
+        training_run(load_params().pretrain)
+    write_params(copied, pretrain__local_views=2, pretrain__encoder__model="vit_tiny_patch16_224")
+    with pytest.raises(InputError, match=r"local_views = 2: 'vit_tiny_patch16_224' does not take views of half its s"):
+        training_run(load_params().pretrain)
+    write_params(copied, pretrain__local_views=2, pretrain__encoder__stem="small")
+    training_run(load_params().pretrain)
+
+
 def test_the_key_of_a_run_depends_on_what_decides_its_result_and_on_nothing_else(copied):
     def key(**changes: object) -> str:
         write_params(copied, **changes)

@@ -82,7 +82,7 @@ with processes():
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            {"pretrain.encoder.fusion": "attention", "pretrain.optimiser": "sgd"},
+            {"pretrain.encoder.fusion": "attention", "pretrain.local_views": 2, "pretrain.optimiser": "sgd"},
             id="attention",
             marks=pytest.mark.slow,
         ),

@@ -23,23 +23,31 @@ def two_views(images: torch.Tensor, start: int) -> torch.Tensor:
     return torch.cat([images + 0.1 * positions, images * 2 - 0.1 * positions])
 
 
-def gradients(norm: nn.Module, micro: int | None, objective) -> tuple[float, list[torch.Tensor], nn.Module]:
+def three_views(images: torch.Tensor, start: int) -> torch.Tensor:
+    return torch.cat([two_views(images, start), images.square()])
+
+
+def gradients(norm: nn.Module, micro: int | None, objective, draw=two_views) -> tuple[float, list, nn.Module]:
     net = network(norm)
     batch = torch.rand(12, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     batch = batch.double()
-    loss, term_values, projections = backward(
-        net, batch, two_views, lambda z: (objective(z, 0.2), {"one": objective(z, 0.2)}), OFF, nullcontext(), micro
-    )
+
+    def loss_and_terms(z):
+        value = objective(z, 0.2, images=12)
+        return value, {"one": value.detach()}
+
+    loss, term_values, projections = backward(net, batch, draw, loss_and_terms, OFF, nullcontext(), micro)
     assert term_values["one"] == loss
-    assert projections.shape == (24, 8)
+    assert projections.shape == (24 if draw is two_views else 36, 8)
     return loss.item(), [p.grad for p in net.parameters()], net
 
 
 @pytest.mark.parametrize("objective", [nt_xent, dcl])
 @pytest.mark.parametrize("micro", [1, 3, 4, 6])
-def test_cached_gradients_equal_the_gradients_of_the_whole_batch(micro, objective):
-    loss, expected, _ = gradients(nn.LayerNorm(16), None, objective)
-    cached_loss, cached, _ = gradients(nn.LayerNorm(16), micro, objective)
+@pytest.mark.parametrize("draw", [two_views, three_views])
+def test_cached_gradients_equal_the_gradients_of_the_whole_batch(micro, objective, draw):
+    loss, expected, _ = gradients(nn.LayerNorm(16), None, objective, draw)
+    cached_loss, cached, _ = gradients(nn.LayerNorm(16), micro, objective, draw)
     assert cached_loss == pytest.approx(loss, rel=1e-6)  # the loss is computed from float32 projections
     for a, b in zip(cached, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

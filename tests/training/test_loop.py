@@ -91,6 +91,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(prepared):
         {
             "pretrain.objective": "dcl",
             "pretrain.positives": "group",
+            "pretrain.local_views": 3,
+            "pretrain.encoder.stem": "small",
             "pretrain.micro_batch_size": 4,
             "pretrain.gradient_checkpointing": True,
         },

@@ -93,8 +93,8 @@ class _Crops:
 
 def _crops(n: int, params: Geometry, draws: Draws) -> tuple[_Crops, torch.Tensor]:
     """The crops to choose from, and the signs of the axes, (n, 2): −1 if mirrored."""
-    smallest = 1 - params.strength * (1 - params.crop.min_area)
-    area = draws.between(smallest, 1, TRIES)
+    smallest, largest = (1 - params.strength * (1 - area) for area in (params.crop.min_area, params.crop.max_area))
+    area = draws.between(smallest, largest, TRIES)
     ratio = draws.between(math.log(3 / 4), math.log(4 / 3), TRIES).exp()
     sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()])  # width, height
     valid = (sides <= 1).all(0) & (draws.uniform(1) < params.crop.p)

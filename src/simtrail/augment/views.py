@@ -13,6 +13,8 @@ from simtrail.augment.texture import retexture
 from simtrail.data.recipe import Recipe
 from simtrail.params import Augment
 
+LOCAL_AREA = (0.05, 0.25)  # of the image that a local view shows
+LOCAL = 11  # part of the seed of local views, so that the other views don't depend on their number
 SPECTRAL = 7  # part of the seed of spectral draws, so that spectral settings don't change the other draws
 
 
@@ -72,3 +74,24 @@ class TwoViews:
         views = retexture(views, self.params.texture, background, draws)
         views = spectral.drop_bands(views, self.params.spectral, self.modalities, spectral_draws)
         return torch.cat([views, positions], 1) if self.coordinates else views
+
+
+class LocalViews:
+    """Draws `count` small views of every image, at half the `size` of the two views (multi-crop, arXiv 2006.09882)."""
+
+    def __init__(self, params: Augment, recipe: Recipe, size: int, count: int):
+        smallest, largest = LOCAL_AREA
+        crop = params.geometry.crop.model_copy(
+            update={"p": 1.0, "min_area": smallest, "max_area": largest, "min_cover": 0.0}
+        )
+        geometry = params.geometry.model_copy(update={"crop": crop, "strength": 1.0})
+        self.pair, self.count = TwoViews(params.model_copy(update={"geometry": geometry}), recipe, size // 2), count
+
+    def __call__(self, batch: torch.Tensor, *seed: int, start: int = 0, total: int | None = None) -> torch.Tensor:
+        """The views of a (B, C, S, S) batch as (count · B, C, size/2, size/2): rows i, i + B, … are of image i.
+
+        Seed, start and total are as in TwoViews.
+        """
+        pairs = range((self.count + 1) // 2)
+        views = [self.pair(batch, *seed, LOCAL, pair, start=start, total=total) for pair in pairs]
+        return torch.cat(views)[: self.count * len(batch)]

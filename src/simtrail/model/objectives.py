@@ -2,7 +2,9 @@
 
 Shapes: V = 2B views, D dimensions, R rows of the similarity matrix at a time. Rows i and i + B (mod 2B) of a (2B, D)
 tensor are the two views of an image. Each is the partner of the other. `groups`, (B,) integers, makes all views of the
-images of a group positives of each other; without it, only the two views of an image are.
+images of a group positives of each other; without it, only the two views of an image are. Further rows, B at a time,
+are local views. They are compared with the first K = 2B rows, of which those of their image or group are positives, but
+not with each other; the number `images` = B is then given.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ def nt_xent(
     *,
     normalise: bool = True,
     groups: torch.Tensor | None = None,
+    images: int | None = None,
     rows: int = 1024,
 ) -> torch.Tensor:
     """The NT-Xent loss, a scalar (Chen et al. 2020, arXiv 2002.05709, equation 1).
 
-    `projections` is (2B, D) with B ≥ 2; other shapes raise ValueError. s(a, b) is the cosine similarity, or without
-    `normalise` the dot product (Table 5). Each of the 2B views i, with its partner j, contributes
+    `projections` is (2B, D) with B ≥ 2, or more with local views; other shapes raise ValueError. s(a, b) is the cosine
+    similarity, or without `normalise` the dot product (Table 5). Each view i, with its partner j, contributes
 
         −log( exp(s(i, j)/τ) / Σ_{k ≠ i} exp(s(i, k)/τ) ).
 
@@ -38,7 +41,7 @@ def nt_xent(
     is computed in float32 (float64 stays float64), also under autocast. `rows` is the number of rows of the similarity
     matrix in memory at a time; it changes the result only by rounding.
     """
-    return _mean_loss(projections, temperature, normalise, groups, rows, decoupled=False)
+    return _mean_loss(projections, temperature, normalise, groups, images, rows, decoupled=False)
 
 
 def dcl(
@@ -47,6 +50,7 @@ def dcl(
     *,
     normalise: bool = True,
     groups: torch.Tensor | None = None,
+    images: int | None = None,
     rows: int = 1024,
 ) -> torch.Tensor:
     """The decoupled contrastive loss, a scalar (Yeh et al. 2022, arXiv 2110.06848, section 3).
@@ -55,7 +59,7 @@ def dcl(
     weaken every gradient in small batches. Without groups, 2B equal vectors give log(2B − 2). Raises ValueError if all
     images are of one group.
     """
-    return _mean_loss(projections, temperature, normalise, groups, rows, decoupled=True)
+    return _mean_loss(projections, temperature, normalise, groups, images, rows, decoupled=True)
 
 
 OBJECTIVES = {"nt_xent": nt_xent, "dcl": dcl}
@@ -68,31 +72,33 @@ def terms(
     objective: Callable[..., torch.Tensor],
     local: Callable[[torch.Tensor], torch.Tensor],
     groups: torch.Tensor | None = None,
+    images: int | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss Σ weight · term, a scalar, and the terms whose weight is above 0, by name, without gradient.
 
     `projections` is (2B, Σ widths + rest). First come the projections z of the whole encoder, if `weights.whole`. Then
     come the projections z_m of each of M modalities, if intra or cross is above 0. The rest, if local is above 0, are
-    patches, from which `local` computes a scalar. `groups` goes to the objective. With L the objective of a (2B, D)
-    tensor, whose halves are the two views:
+    patches, from which `local` computes a scalar. `groups` and `images` go to the objective. With L the objective of a
+    (2B, D) tensor, whose halves are the two views:
 
         fused = L(z),  intra = mean_m L(z_m),  cross = mean_{m ≠ n} L(first half of z_m, second half of z_n).
 
-    The mean for cross is over all ordered pairs, so that both views of each modality are compared (as in Tian et al.
-    2020, arXiv 1906.05849, eq. 6, over the full graph of views).
+    Local views are part of fused and intra. The mean for cross is over all ordered pairs, so that both views of each
+    modality are compared (as in Tian et al. 2020, arXiv 1906.05849, eq. 6, over the full graph of views).
     """
     if groups is not None:
         objective = partial(objective, groups=groups)
+    of_all_views = objective if images is None else partial(objective, images=images)
+    images = images or len(projections) // 2
     heads, rest = list(projections[:, : sum(widths)].split(list(widths), 1)), projections[:, sum(widths) :]
     whole = [heads.pop(0)] if weights.whole else []
     values = {}
     if weights.fused:
-        values["fused"] = objective(*whole)
+        values["fused"] = of_all_views(*whole)
     if weights.intra:
-        values["intra"] = torch.stack([objective(z_VD) for z_VD in heads]).mean()
+        values["intra"] = torch.stack([of_all_views(z_VD) for z_VD in heads]).mean()
     if weights.cross:
-        images = len(projections) // 2
-        pairs = [torch.cat([a_VD[:images], b_VD[images:]]) for a_VD, b_VD in permutations(heads, 2)]
+        pairs = [torch.cat([a_VD[:images], b_VD[images : 2 * images]]) for a_VD, b_VD in permutations(heads, 2)]
         values["cross"] = torch.stack([objective(z_VD) for z_VD in pairs]).mean()
     if weights.local:
         values["local"] = local(rest)
@@ -115,8 +121,9 @@ def contrastive_top1(
     return torch.cat(correct).float().mean()
 
 
-def _prepared(projections: torch.Tensor, normalise: bool) -> torch.Tensor:
-    if projections.ndim != 2 or len(projections) % 2 or len(projections) < 4:
+def _prepared(projections: torch.Tensor, normalise: bool, images: int | None = None) -> torch.Tensor:
+    of_image = 2 if images is None else len(projections) // max(1, images)
+    if projections.ndim != 2 or of_image < 2 or len(projections) % (images or 2) or len(projections) < 2 * of_image:
         raise ValueError(f"projections of shape {tuple(projections.shape)}: must be (2B, D) with B ≥ 2")
     z_VD = projections.to(torch.promote_types(projections.dtype, torch.float32))
     return F.normalize(z_VD, dim=1) if normalise else z_VD
@@ -127,75 +134,99 @@ def _mean_loss(
     temperature: float,
     normalise: bool,
     groups: torch.Tensor | None,
+    images: int | None,
     rows: int,
     decoupled: bool,
 ) -> torch.Tensor:
     with torch.autocast(projections.device.type, enabled=False):
-        z_VD = _prepared(projections, normalise) * temperature**-0.5  # so that dot products are s/τ
-        images = len(z_VD) // 2
-        if groups is None:
-            return _Contrast.apply(z_VD, None, (0, images, -images) if decoupled else (0,), rows)
-        if decoupled and bool((groups == groups[0]).all()):
+        z_VD = _prepared(projections, normalise, images) * temperature**-0.5  # so that dot products are s/τ
+        images = images or len(z_VD) // 2
+        if groups is None and len(z_VD) == 2 * images:
+            return _Contrast.apply(z_VD, None, 2 * images, (0, images, -images) if decoupled else (0,), rows)
+        group_B = torch.arange(images, device=z_VD.device) if groups is None else groups
+        if decoupled and bool((group_B == group_B[0]).all()):
             raise ValueError("all images are of one group: the decoupled loss has no negatives")
-        return _Contrast.apply(z_VD, groups.repeat(2), None if decoupled else (0,), rows)
+        group_V = group_B.repeat(len(z_VD) // images)
+        return _Contrast.apply(z_VD, group_V, 2 * images, None if decoupled else (0,), rows)
 
 
 def _similarities(
-    z_VD: torch.Tensor, left_out: tuple[int, ...] | None, rows: int, group_V: torch.Tensor | None = None
+    z_VD: torch.Tensor,
+    left_out: tuple[int, ...] | None,
+    rows: int,
+    keys: int | None = None,
+    group_V: torch.Tensor | None = None,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The matrix z zᵀ in (R, V) pieces, each after the slice of its rows.
+    """The similarities of all rows of z to the first `keys` of them in (R, K) pieces, each after the slice of its rows.
 
-    It is −∞ on the diagonals `left_out`, or, if this is None, where both are of one group.
+    They are −∞ on the diagonals `left_out`, or, if this is None, where both are of one group.
     """
+    keys = len(z_VD) if keys is None else keys
     for start in range(0, len(z_VD), rows):
         piece = slice(start, start + rows)
-        s_RV = z_VD[piece] @ z_VD.T
+        s_RK = z_VD[piece] @ z_VD[:keys].T
         if left_out is None:
             assert group_V is not None
-            s_RV.masked_fill_(group_V[piece, None] == group_V, -torch.inf)
+            s_RK.masked_fill_(group_V[piece, None] == group_V[:keys], -torch.inf)
         for offset in left_out or ():
-            s_RV.diagonal(start + offset).fill_(-torch.inf)
-        yield piece, s_RV
+            if start + offset < keys:  # local views are no keys
+                s_RK.diagonal(start + offset).fill_(-torch.inf)
+        yield piece, s_RK
 
 
-def _mean_positives(z_VD: torch.Tensor, group_V: torch.Tensor | None) -> torch.Tensor:
-    """For each view the mean of its positives, (V, D)."""
+def _mean_positives(z_VD: torch.Tensor, group_V: torch.Tensor | None, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each row the mean of its positives, and the sum of the rows of which it is one, each divided by their number.
+
+    Both are (V, D), and the same without local views: the two halves of a group then have as many positives.
+    """
     if group_V is None:
-        return z_VD.roll(len(z_VD) // 2, 0)
-    _, number_V, count_G = group_V.unique(return_inverse=True, return_counts=True)
-    sum_GD = z_VD.new_zeros(len(count_G), z_VD.shape[1]).index_add_(0, number_V, z_VD)
-    return (sum_GD[number_V] - z_VD) / (count_G[number_V, None] - 1)
+        partner_VD = z_VD.roll(len(z_VD) // 2, 0)
+        return partner_VD, partner_VD
+    _, number_V = group_V.unique(return_inverse=True)
+    number_K, number_L = number_V.split([keys, len(z_VD) - keys])
+    z_KD, z_LD = z_VD.split([keys, len(z_VD) - keys])
+    zeros_GD = z_VD.new_zeros(int(number_V.max()) + 1, z_VD.shape[1])
+    sum_GD, local_GD = (zeros_GD.index_add(0, number, z) for number, z in ((number_K, z_KD), (number_L, z_LD)))
+    count_G1 = number_K.bincount(minlength=len(zeros_GD))[:, None]
+    others_KD = (sum_GD[number_K] - z_KD) / (count_G1[number_K] - 1)
+    mean_VD = torch.cat([others_KD, (sum_GD / count_G1)[number_L]])
+    return mean_VD, torch.cat([others_KD + (local_GD / count_G1)[number_K], torch.zeros_like(z_LD)])
 
 
 class _Contrast(torch.autograd.Function):
-    """mean_i( log Σ_k exp(z_i·z_k) − z_i·m_i ); m_i is the mean of the positives of i, k is not `left_out`.
+    """mean_i( log Σ_k exp(z_i·z_k) − z_i·m_i ); m_i is the mean of the positives of i, k is a key that is not left out.
 
-    With P the softmax over k, the gradient is ( (P + Pᵀ) z − 2 m ) / V, because every view is a query in its own row
-    and a key in all other rows, and because all views of a group have as many positives. The loss is a scalar, so the
+    With P the softmax over k, and n_k the sum of the rows of which k is a positive, each divided by the number of its
+    positives, the gradient is ( P z + Pᵀ z − m − n ) / V, because a key is in all rows. The loss is a scalar, so the
     gradient is known before backward, up to a factor. Therefore each piece is computed only once.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, z_VD: torch.Tensor, group_V: torch.Tensor | None, left_out: tuple[int, ...] | None, rows: int
+        ctx: Any,
+        z_VD: torch.Tensor,
+        group_V: torch.Tensor | None,
+        keys: int,
+        left_out: tuple[int, ...] | None,
+        rows: int,
     ) -> torch.Tensor:
-        mean_VD = _mean_positives(z_VD, group_V)
+        mean_VD, of_which_VD = _mean_positives(z_VD, group_V, keys)
         loss_V = -(z_VD * mean_VD).sum(1)
-        grad_VD = mean_VD.mul_(-2)
-        for piece, s_RV in _similarities(z_VD, left_out, rows, group_V):
-            largest_R1 = s_RV.amax(1, keepdim=True)
-            e_RV = s_RV.sub_(largest_R1).exp_()
-            sum_R1 = e_RV.sum(1, keepdim=True)
+        grad_VD = (mean_VD + of_which_VD).neg_()
+        for piece, s_RK in _similarities(z_VD, left_out, rows, keys, group_V):
+            largest_R1 = s_RK.amax(1, keepdim=True)
+            e_RK = s_RK.sub_(largest_R1).exp_()
+            sum_R1 = e_RK.sum(1, keepdim=True)
             loss_V[piece] += (largest_R1 + sum_R1.log()).squeeze(1)
             if ctx.needs_input_grad[0]:
-                grad_VD[piece] += e_RV @ z_VD / sum_R1
-                grad_VD.addmm_(e_RV.T, z_VD[piece] / sum_R1)
+                grad_VD[piece] += e_RK @ z_VD[:keys] / sum_R1
+                grad_VD[:keys].addmm_(e_RK.T, z_VD[piece] / sum_R1)
         ctx.save_for_backward(grad_VD.div_(len(z_VD)))
         return loss_V.mean()
 
     @staticmethod
-    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         if torch.is_grad_enabled():  # with create_graph=True, autograd would treat this gradient as a constant
             raise RuntimeError("contrastive objectives have no second derivative")
         (grad_VD,) = ctx.saved_tensors
-        return grad_VD * factor, None, None, None
+        return grad_VD * factor, None, None, None, None

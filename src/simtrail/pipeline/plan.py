@@ -152,7 +152,7 @@ def precision(config: EncoderConfig, device: torch.device) -> tuple[str, str]:
 
 def micro_batch_size(p: Pretrain, config: EncoderConfig, device: torch.device) -> tuple[int | None, str]:
     """The largest half, quarter, … of a batch that fits in memory; None: the whole batch does."""
-    each = bytes_per_image(Encoder(config).to(device).train(), p.precision)
+    each = bytes_per_image(Encoder(config).to(device).train(), p.precision, p.local_views)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     size = p.batch_size
     while size > 2 and size % 2 == 0 and size * each > MEMORY * free:

@@ -61,7 +61,9 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
         for parts in ([statistics, settings, weights.stamp, code], [statistics, weights.stamp, code])
     )
     with torch.random.fork_rng([]):
-        Encoder(config)  # errors in the encoder's settings must come before any file is replaced
+        encoder = Encoder(config)  # errors in the encoder's settings must come before any file is replaced
+        if p.local_views:
+            _check_local_views(encoder, p)
     train, val = (source.pretraining_rows(part) for part in ("train", "val"))
     labels, block = pd.factorize(source.table["label"])[0], source.table["block"].to_numpy()
     data = TrainingData(images, train, val, labels, block, _groups(p, source.table["group"], train))
@@ -95,6 +97,21 @@ def without_effect(views: TwoViews, recipe_name: str | None) -> list[str]:
     of_recipe, present = recipe(recipe_name) if recipe_name else {}, views.params.model_dump()
     lines = {line.split(":")[0].removeprefix("pretrain.augment."): line for line in views.without_effect()}
     return [line for key, line in lines.items() if value_of(of_recipe, key) != value_of(present, key)]
+
+
+def _check_local_views(encoder: Encoder, p: Pretrain) -> None:
+    """Raises InputError unless the network takes views of half the size, too."""
+    half = encoder.config.size // 2
+    try:
+        Encoder(encoder.config.model_copy(update={"view_size": half}))
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, len(encoder.config.recipe.bands), half, half))
+    except (AssertionError, InputError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"pretrain.local_views = {p.local_views}: {p.encoder.model!r} does not take views of half its size, "
+            f"{half}×{half} ({reason}); choose a larger size or another network, or set 0"
+        ) from None
 
 
 def _groups(p: Pretrain, names: pd.Series, train: np.ndarray) -> np.ndarray | None:

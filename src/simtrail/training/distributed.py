@@ -63,25 +63,28 @@ def from_first(value: T) -> T:
     return values[0]
 
 
-def gathered(projections: torch.Tensor) -> torch.Tensor:
+def gathered(projections: torch.Tensor, images: int) -> torch.Tensor:
     """The projections of the whole batch, (2B, D), in its order, from the (2B/N, D) of each of N processes.
+
+    `images` is B/N; there may be more than two views of each.
 
     Every process then computes the same loss of the whole batch, and keeps N times the gradient of its rows. After
     DDP's mean over the processes, weights have the same gradient as in one process with the whole batch.
     """
-    return projections if world() == 1 else _Gathered.apply(projections)
+    return projections if world() == 1 else _Gathered.apply(projections, images)
 
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, local: torch.Tensor, images: int) -> torch.Tensor:
         parts = [torch.empty_like(local) for _ in range(world())]
         dist.all_gather(parts, local.contiguous())
-        return torch.stack([part.unflatten(0, (2, -1)) for part in parts], 1).flatten(0, 2)
+        ctx.images = images
+        return torch.stack([part.unflatten(0, (-1, images)) for part in parts], 1).flatten(0, 2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return world() * grads[0].unflatten(0, (2, world(), -1))[:, rank()].flatten(0, 1)
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return world() * grads[0].unflatten(0, (-1, world(), ctx.images))[:, rank()].flatten(0, 1), None
 
 
 class _Sum(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from simtrail.augment.views import TwoViews
+from simtrail.augment.views import LocalViews, TwoViews
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
 from simtrail.model.local import patch_contrast
@@ -33,6 +33,8 @@ class Learner:
 
     def __init__(self, encoder: Encoder, views: TwoViews, params: Pretrain):
         self.encoder, self.views, self.params = encoder, views, params
+        size, count = encoder.config.size, params.local_views
+        self.local_views = LocalViews(params.augment, views.recipe, size, count) if count else None
         self.device = encoder.device
         if params.gradient_checkpointing:
             try:
@@ -90,7 +92,8 @@ class Learner:
         if self.average:
             self.average.update_parameters(self.encoder)
         term_losses = {f"loss_{name}": value for name, value in terms_of_loss.items() if len(terms_of_loss) > 1}
-        top1 = contrastive_top1(self.encoder.joined(projections), groups=groups)
+        two_views = self.encoder.joined(projections)[: 2 * world() * len(batch)]
+        top1 = contrastive_top1(two_views, groups=groups)
         return loss, {"contrastive_top1": top1, "gradient_norm": norm, **term_losses}
 
     def _clipped_norm(self) -> torch.Tensor:
@@ -107,11 +110,16 @@ class Learner:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         whole = self.params.batch_size
 
-        def draw(images: torch.Tensor, start: int) -> torch.Tensor:
-            return self.views(images, *seed, start=rank() * len(batch) + start, total=whole)
+        def draw(images: torch.Tensor, start: int) -> list[torch.Tensor]:
+            kinds: list[TwoViews | LocalViews] = [self.views, *([self.local_views] if self.local_views else [])]
+            return [views(images, *seed, start=rank() * len(batch) + start, total=whole) for views in kinds]
 
         def attempt(images: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-            objective = self.objective if groups is None else partial(self.objective, groups=groups[: images * world()])
+            objective = self.objective
+            if groups is not None:
+                objective = partial(objective, groups=groups[: images * world()])
+            if self.local_views is not None:
+                objective = partial(objective, images=images * world())
             return backward(self.network, batch[:images], draw, objective, self.scaler, self.autocast, at_once)
 
         at_once = min(self.params.micro_batch_size or len(batch), len(batch))
@@ -141,5 +149,6 @@ class _Projections(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, views: torch.Tensor) -> torch.Tensor:
-        return self.encoder.projections(views)
+    def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
+        parts = [self.encoder.projections(views_of_one_size) for views_of_one_size in views]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]

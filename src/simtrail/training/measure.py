@@ -30,8 +30,8 @@ def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) 
     return seconds
 
 
-def bytes_per_image(encoder: Encoder, precision: str, images: int = 4) -> float:
-    """The bytes that the backward pass of one image needs, two views: all that the forward pass stores for it.
+def bytes_per_image(encoder: Encoder, precision: str, local_views: int = 0, images: int = 4) -> float:
+    """The bytes that the backward pass of one image needs, all its views: all that the forward pass stores for it.
 
     Weights are not counted, because their number does not depend on the batch.
     """
@@ -44,18 +44,19 @@ def bytes_per_image(encoder: Encoder, precision: str, images: int = 4) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _passes(encoder, precision, images)
+        _passes(encoder, precision, images, local_views)
     return sum(stored.values()) / images
 
 
-def _passes(encoder: Encoder, precision: str, images: int) -> None:
-    """The forward and backward pass of two views of grey images."""
+def _passes(encoder: Encoder, precision: str, images: int, local_views: int = 0) -> None:
+    """The forward and backward pass of two views of grey images, and of smaller ones."""
     config, device = encoder.config, encoder.device
     channels = len(config.recipe.bands) + (2 if config.terms.local else 0)
-    views = torch.full((2 * images, channels, config.size, config.size), 0.5, device=device)
+    shapes = [(2 * images, channels, config.size, config.size)]
+    shapes += [(local_views * images, channels, config.size // 2, config.size // 2)] if local_views else []
     state = {name: value.clone() for name, value in encoder.named_buffers()}
     with torch.autocast(device.type, LOW[precision], enabled=precision != "fp32"):
-        projections = encoder.projections(views)
+        projections = torch.cat([encoder.projections(torch.full(shape, 0.5, device=device)) for shape in shapes])
     projections.float().square().mean().backward()
     encoder.zero_grad(set_to_none=True)
     for name, value in encoder.named_buffers():
