@@ -3,7 +3,7 @@
     python benchmarks/first_weights.py MODEL FILE PROJECT …
 
 PROJECT is the folder of a prepared project, such as those that benchmarks/out_of_the_box.py leaves. Prints the test
-accuracy of the linear probe and of kNN for features of the last map, and of three maps on grids.
+accuracy of the linear probe and of kNN for each of the features that `encoder.features: auto` chooses from.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from simtrail.model.weights import load_weights
 from simtrail.params import Evaluate, load_params
 from simtrail.pipeline.training_run import encoder_config
 from simtrail.pipeline.workspace import prepared
-
-FEATURES = ([1], [1, 2, 3])
+from simtrail.training.features import CHOICES
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
         torch.manual_seed(0)
         encoder = Encoder(encoder_config(load_params(settings=settings).pretrain, source))
         print("\n".join(load_weights(encoder, file)))
-        for features in FEATURES:
+        for features in CHOICES:
             batches = np.array_split(task.rows, len(task.rows) // 256 + 1)
             x = encoder.with_features(features).features(source.images.rows(rows) for rows in batches)
             probe = linear_probe(x, task.labels, task.split, len(task.names)).probabilities

@@ -17,6 +17,7 @@ from simtrail.augment.views import TwoViews
 from simtrail.data.loader import TrainingData
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, WEIGHTS
+from simtrail.model.backbone import one_line
 from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.weights import CHOICES, HUB, is_file
 from simtrail.params import FEATURES, Params, Pretrain, changed, recipe, value_of
@@ -107,10 +108,9 @@ def _check_local_views(encoder: Encoder, p: Pretrain) -> None:
         with torch.no_grad():
             encoder.eval()(torch.zeros(1, len(encoder.config.recipe.bands), half, half))
     except (AssertionError, InputError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"pretrain.local_views = {p.local_views}: {p.encoder.model!r} does not take views of half its size, "
-            f"{half}×{half} ({reason}); choose a larger size or another network, or set 0"
+            f"{half}×{half} ({one_line(error)}); choose a larger size or another network, or set 0"
         ) from None
 
 
@@ -121,7 +121,7 @@ def _groups(p: Pretrain, names: pd.Series, train: np.ndarray) -> np.ndarray | No
     number, _ = pd.factorize(names)
     group = np.where(number < 0, len(names) + np.arange(len(names)), number)
     largest = names.iloc[train].value_counts()
-    if largest.max(skipna=True) < 2 or not len(largest):
+    if not (largest > 1).any():
         raise InputError(
             "pretrain.positives = 'group': no two training images are of one group; name the column of groups in "
             "dataset.yaml (group: COLUMN), or set view"
