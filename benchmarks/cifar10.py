@@ -76,6 +76,7 @@ DEFAULTS: dict[str, tuple[int, dict[str, Any]]] = {
             "pretrain.head.batch_norm": False,
             "pretrain.epochs": 500,
             "pretrain.batch_size": 512,
+            "pretrain.precision": "bf16",
             "pretrain.optimiser": "sgd",
             "pretrain.learning_rate": 0.03,
             "pretrain.weight_decay": 5e-4,

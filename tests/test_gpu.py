@@ -8,6 +8,8 @@ import torch
 from conftest import with_changes
 
 from simtrail.augment.views import TwoViews
+from simtrail.data.loader import batches, epoch_rows
+from simtrail.data.pack import PackedImages
 from simtrail.data.recipe import Recipe
 from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.objectives import OBJECTIVES
@@ -55,7 +57,7 @@ def test_objectives_equal_objectives_on_the_cpu(objective):
     z = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
     results = []
     for device in ("cpu", "cuda"):
-        projections = z.to(device).requires_grad_()
+        projections = z.to(device, copy=True).requires_grad_()
         loss = objective(projections, 0.1, rows=100)
         loss.backward()
         results.append((loss.cpu(), projections.grad.cpu()))
@@ -65,6 +67,31 @@ def test_objectives_equal_objectives_on_the_cpu(objective):
 def test_the_loss_of_a_step_equals_the_loss_on_the_cpu():
     cpu, gpu = (learner(d, {}).step(batch(d), 0.001, 0, 0, 0)[0].item() for d in ("cpu", "cuda"))
     assert gpu == pytest.approx(cpu, rel=1e-3)
+
+
+def test_the_losses_of_twenty_steps_are_those_on_the_cpu():
+    curves = []
+    for device in ("cpu", "cuda"):
+        trained = learner(device, {})
+        curves.append([trained.step(batch(device), 0.001, 0, 0, step)[0].item() for step in range(20)])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.03)
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING | {"pretrain.augment.geometry.crop.min_cover": 0.5}])
+def test_reading_and_a_step_never_wait_for_the_gpu(tmp_path, changes):
+    np.save(tmp_path / "images-0000.npy", np.random.default_rng(0).integers(0, 256, (64, 5, 32, 32), dtype=np.uint8))
+    read = batches(PackedImages(tmp_path, RECIPE), epoch_rows(np.arange(64), 16, 0, 0), torch.device("cuda"))
+    trained = learner("cuda", changes | {"pretrain.precision": "bf16"})
+    for step in range(2):  # allocates
+        trained.step(next(read), 0.001, 0, 0, step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.profiler.profile() as profile:
+            trained.step(next(read), 0.001, 0, 0, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    copies = {event.key for event in profile.key_averages() if "Memcpy HtoD" in event.key}
+    assert copies == {"Memcpy HtoD (Pinned -> Device)"}  # from other memory, a copy waits for the work before it
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from simtrail.data.loader import on_device
+
 
 class Background:
     """The background of images packed with this full scale: `values`, 0 to 1, one for each band, or one for all.
@@ -21,8 +23,8 @@ class Background:
         """The views (V, C, S, S), changed in place: background where the mask `where` (V, 1, S, S) is true."""
         if len(self.values) == 1:
             return views.masked_fill_(where, float(self.values))
-        return torch.where(where, self.values.to(views.device), views, out=views)
+        return torch.where(where, on_device(self.values, views.device), views, out=views)
 
     def mask(self, views: torch.Tensor) -> torch.Tensor:
         """The mask (V, 1, S, S) of the pixels of the views (V, C, S, S) that are background in all bands."""
-        return ((views - self.values.to(views.device)).abs() < self.near).all(1, keepdim=True)
+        return ((views - on_device(self.values, views.device)).abs() < self.near).all(1, keepdim=True)

@@ -7,6 +7,7 @@ import math
 import torch
 
 from simtrail.augment.draws import Draws
+from simtrail.data.loader import on_device
 from simtrail.params import Color
 
 # NTSC luma and chroma (YIQ). The first row is the grey of ITU-R BT.601; hue is an angle in the plane of the other two
@@ -46,9 +47,9 @@ def _jitter_rgb(views: torch.Tensor, params: Color, jittered: torch.Tensor, draw
     grey_rows = draws.chosen(params.grayscale.p)
     matrix[grey_rows] = YIQ[0].expand(3, 3) @ matrix[grey_rows]
     pixels = views.flatten(2)
-    mean_grey = YIQ[0].to(views.device) @ pixels.mean(2, keepdim=True)
-    offset = (brightness * (1 - contrast)).to(views.device) * mean_grey
-    return torch.baddbmm(offset[:, :, None].expand(n, 3, 1), matrix.to(views.device), pixels).reshape(views.shape)
+    mean_grey = on_device(YIQ[0], views.device) @ pixels.mean(2, keepdim=True)
+    matrix, offset = on_device(matrix, views.device), on_device(brightness * (1 - contrast), views.device) * mean_grey
+    return torch.baddbmm(offset[:, :, None].expand(n, 3, 1), matrix, pixels).reshape(views.shape)
 
 
 def _jitter_bands(views: torch.Tensor, params: Color, jittered: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -56,7 +57,8 @@ def _jitter_bands(views: torch.Tensor, params: Color, jittered: torch.Tensor, dr
     bands = views.shape[1]
     brightness = _factors(params, params.jitter.brightness, bands, jittered, draws)
     contrast = _factors(params, params.jitter.contrast, bands, jittered, draws)
-    scale, shift = (t.to(views.device)[:, :, None, None] for t in (brightness * contrast, brightness * (1 - contrast)))
+    factors = (brightness * contrast, brightness * (1 - contrast))
+    scale, shift = (on_device(t, views.device)[:, :, None, None] for t in factors)
     return torch.addcmul(views.mean((2, 3), keepdim=True) * shift, views, scale)
 
 
@@ -70,8 +72,8 @@ def _posterize(views: torch.Tensor, params: Color, draws: Draws) -> torch.Tensor
     most_dropped = int(params.strength * (8 - params.posterize.bits) + 0.5)
     rows, bits = draws.chosen(params.posterize.p), 1 + draws.between(0, most_dropped)[:, 0].floor()
     if most_dropped and len(rows):
-        step = (2 ** bits[rows] / 255).to(views.device)[:, None, None, None]
-        rows = rows.to(views.device)
+        step = on_device(2 ** bits[rows] / 255, views.device)[:, None, None, None]
+        rows = on_device(rows, views.device)
         # 8-bit values are exactly on a step: without 1e-4, rounding errors could take them one step down
         views[rows] = (views[rows] / step + 1e-4).floor_() * step
     return views

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
 from simtrail.data.area import area_means, pixel_centres
+from simtrail.data.loader import on_device
 from simtrail.params import Geometry
 
 CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
@@ -36,19 +37,19 @@ def sampling_grid(
     Coordinates run from −1 to 1 over the image. The image is rotated, warped, cropped, then mirrored. So a point of the
     view is mapped back to the image in the opposite order.
     """
-    n, size = len(images), size or images.shape[-1]
-    crops, signs = _crops(n, params, draws)
-    homography = (_rotation(n, params, draws) @ _perspective(n, params, draws)).to(images.device)
+    n, device, size = len(images), images.device, size or images.shape[-1]
+    crops, signs = _crops(n, params, draws, device)
+    homography = on_device(_rotation(n, params, draws) @ _perspective(n, params, draws), device)
     if params.crop.min_cover:
         crops.valid &= _cover_enough(crops, homography, images, background, params.crop.min_cover)
-    crop = _crop_matrix(crops, signs).to(images.device)
+    crop = _crop_matrix(crops, signs)
     spline = _thin_plate_spline(params, draws)
-    centres = pixel_centres(size, images.device)
+    centres = pixel_centres(size, device)
     pixels = torch.cat([centres, torch.ones_like(centres[:1])]).reshape(3, -1).expand(n, 3, size**2)
     if spline:
         from kornia.geometry.transform import warp_points_tps  # slow to import, and rarely used
 
-        rows, *weights = (t.to(images.device) for t in spline)
+        rows, *weights = (on_device(t, device) for t in spline)
         points = crop @ pixels
         points[rows, :2] = warp_points_tps(points[rows, :2].mT, *weights).mT
         points = homography @ points
@@ -91,8 +92,8 @@ class _Crops:
     valid: torch.Tensor  # (n, TRIES) whether the crop may be used
 
 
-def _crops(n: int, params: Geometry, draws: Draws) -> tuple[_Crops, torch.Tensor]:
-    """The crops to choose from, and the signs of the axes, (n, 2): −1 if mirrored."""
+def _crops(n: int, params: Geometry, draws: Draws, device: torch.device) -> tuple[_Crops, torch.Tensor]:
+    """The crops to choose from, and the signs of the axes, (n, 2): −1 if mirrored; on the device."""
     smallest, largest = (1 - params.strength * (1 - area) for area in (params.crop.min_area, params.crop.max_area))
     area = draws.between(smallest, largest, TRIES)
     ratio = draws.between(math.log(3 / 4), math.log(4 / 3), TRIES).exp()
@@ -100,7 +101,7 @@ def _crops(n: int, params: Geometry, draws: Draws) -> tuple[_Crops, torch.Tensor
     valid = (sides <= 1).all(0) & (draws.uniform(1) < params.crop.p)
     centres = (1 - sides) * draws.between(-1, 1, 2).T[..., None]
     signs = 1 - 2 * (draws.uniform(2) < torch.tensor([params.horizontal_flip.p, params.vertical_flip.p])).float()
-    return _Crops(sides, centres, valid), signs
+    return _Crops(*(on_device(t, device) for t in (sides, centres, valid))), on_device(signs, device)
 
 
 def _cover_enough(
@@ -112,15 +113,15 @@ def _cover_enough(
     """
     _, n, tries = crops.sides.shape
     organism = (~background.mask(images)).float()
-    steps = (torch.arange(POINTS) * 2 + 1) / POINTS - 1
+    steps = (torch.arange(POINTS, device=images.device) * 2 + 1) / POINTS - 1
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy")).reshape(2, 1, 1, -1)
     points = crops.centres[..., None] + crops.sides[..., None] * grid  # (2, n, TRIES, P)
-    points = torch.cat([points, torch.ones_like(points[:1])]).permute(1, 0, 2, 3).reshape(n, 3, -1).to(images.device)
+    points = torch.cat([points, torch.ones_like(points[:1])]).permute(1, 0, 2, 3).reshape(n, 3, -1)
     points = homography @ points
     positions = (points[:, :2] / points[:, 2:]).mT.reshape(n, tries, -1, 2)
     hits = F.grid_sample(organism, positions, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0].mean(2)
-    cover = hits * crops.sides.prod(0).to(images.device) / organism.mean((2, 3)).clamp_min(1e-9)
-    return (cover >= min_cover).cpu()
+    cover = hits * crops.sides.prod(0) / organism.mean((2, 3)).clamp_min(1e-9)
+    return cover >= min_cover
 
 
 def _crop_matrix(crops: _Crops, signs: torch.Tensor) -> torch.Tensor:
@@ -131,7 +132,7 @@ def _crop_matrix(crops: _Crops, signs: torch.Tensor) -> torch.Tensor:
         torch.where(crops.valid.any(1), values.gather(2, first)[..., 0], whole_image)
         for values, whole_image in ((crops.sides, 1.0), (crops.centres, 0.0))
     )
-    matrix = torch.zeros(n, 3, 3)
+    matrix = torch.zeros(n, 3, 3, device=signs.device)
     matrix[:, :2, :2] = torch.diag_embed((sides * signs.T).T)
     matrix[:, :2, 2] = centres.T
     matrix[:, 2, 2] = 1

@@ -6,6 +6,7 @@ import torch
 
 from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
+from simtrail.data.loader import on_device
 from simtrail.params import Spectral
 
 
@@ -35,21 +36,23 @@ def perturb(
     changed = ((shift != 0) | (gain != 1) | (gamma != 1) | (noise != 0)).any(1)
     if changed.any():
         rows = changed.nonzero()[:, 0]
-        pixels = values = views[rows.to(views.device)]
+        rows_there = on_device(rows, views.device)
+        pixels = values = views[rows_there]
         if shift.any():
             values = _shifted(values, shift[rows], wavelengths)
-        gain, gamma, noise = (t[rows].to(views.device)[:, :, None, None] for t in (gain, gamma, noise))
+        gain, gamma, noise = (on_device(t[rows], views.device)[:, :, None, None] for t in (gain, gamma, noise))
         if params.gamma.p:
             values = values**gamma
         values = torch.addcmul(noise, values, gain).clamp_(0, 1)
-        views[rows.to(views.device)] = torch.where(background.mask(pixels), pixels, values)
+        views[rows_there] = torch.where(background.mask(pixels), pixels, values)
     return views
 
 
 def drop_bands(views: torch.Tensor, params: Spectral, modalities: dict[str, list[int]], draws: Draws) -> torch.Tensor:
     """The views (V, C, S, S), changed in place: the bands left out of a view are NaN, as encoders expect it."""
-    view, band = _dropped(params, _members(modalities, views.shape[1]), draws).nonzero().T.to(views.device)
-    views[view, band] = torch.nan
+    dropped = _dropped(params, _members(modalities, views.shape[1]), draws)
+    if dropped.any():
+        views.masked_fill_(on_device(dropped, views.device)[:, :, None, None], torch.nan)
     return views
 
 
@@ -113,7 +116,7 @@ def _shifted(values: torch.Tensor, shift: torch.Tensor, wavelengths: list[float 
     weight[:, order] = ((read_at - nm[above - 1]) / (nm[above] - nm[above - 1])).float()
     # each value is read from two bands: at 400 bands, a matrix of all bands by all bands would do 200 times the work
     view = torch.arange(len(values), device=values.device)[:, None]
-    lower, upper, weight = (t.to(values.device) for t in (lower, upper, weight))
+    lower, upper, weight = (on_device(t, values.device) for t in (lower, upper, weight))
     return values[view, lower].lerp_(values[view, upper], weight[:, :, None, None])
 
 
@@ -152,5 +155,5 @@ def _dropped(params: Spectral, members: torch.Tensor, draws: Draws) -> torch.Ten
 
 def _keep_at_most(dropped: torch.Tensor, rows: torch.Tensor, kept: torch.Tensor, order: torch.Tensor) -> None:
     """Drops bands in these rows until at most `kept` (V, 1) are left, at least one: those with the lowest `order`."""
-    rank = order.masked_fill(dropped, 2).argsort(1).argsort(1)  # bands already dropped come last
-    dropped[rows] |= (rank >= kept.clamp(min=1))[rows]
+    rank = order[rows].masked_fill(dropped[rows], 2).argsort(1).argsort(1)  # bands already dropped come last
+    dropped[rows] |= rank >= kept[rows].clamp(min=1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from simtrail.augment.background import Background
 from simtrail.augment.draws import Draws
+from simtrail.data.loader import on_device
 from simtrail.params import Texture
 
 
@@ -17,11 +18,11 @@ def retexture(views: torch.Tensor, params: Texture, background: Background, draw
     largest_sigma, largest_factor = params.strength * params.blur.sigma, params.strength * params.sharpness.factor
     rows, sigma = draws.chosen(params.blur.p), draws.between(0.1, largest_sigma)
     if len(rows) and largest_sigma > 0.1:
-        sigma, rows = sigma[rows].to(views.device), rows.to(views.device)
+        sigma, rows = on_device(sigma[rows], views.device), on_device(rows, views.device)
         views[rows] = _blurred(views[rows], sigma)
     rows, factor = draws.chosen(params.sharpness.p), draws.between(0, largest_factor)
     if len(rows) and largest_factor:
-        factor, rows = factor[rows].to(views.device), rows.to(views.device)
+        factor, rows = on_device(factor[rows], views.device), on_device(rows, views.device)
         views[rows] = _sharpened(views[rows], factor)
     return _erased(views.clamp_(0, 1), params, background, draws)
 
@@ -59,7 +60,7 @@ def _erased(views: torch.Tensor, params: Texture, background: Background, draws:
     size = views.shape[-1]
     pixels = (torch.arange(size) * 2 + 1) / size - 1
     covered = (pixels - centre[rows, :, None]).abs() < half_sides[rows, :, None]  # (rows, 2, S)
-    mask = (covered[:, 0, None, :] & covered[:, 1, :, None])[:, None].to(views.device)
-    rows = rows.to(views.device)
+    covered, rows = on_device(covered, views.device), on_device(rows, views.device)
+    mask = (covered[:, 0, None, :] & covered[:, 1, :, None])[:, None]
     views[rows] = background.fill(views[rows], mask)
     return views

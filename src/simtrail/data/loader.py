@@ -23,11 +23,16 @@ class TrainingData(NamedTuple):
     group: np.ndarray | None = None  # of every packed row: images of one group are positives; None: only views are
 
 
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; for a GPU, from pinned memory, because a copy from other memory waits for its work."""
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def to_unit(batch: np.ndarray, full_scale: int, device: torch.device) -> torch.Tensor:
     """Packed rows as float32 in [0, 1] on the device."""
     if batch.dtype == np.uint16:  # torch has few operations for uint16
         batch = batch.astype(np.int32)
-    return torch.from_numpy(batch).to(device, non_blocking=True).float().div_(full_scale)
+    return on_device(torch.from_numpy(batch), device).float().div_(full_scale)
 
 
 def epoch_rows(rows: np.ndarray, batch_size: int, seed: int, epoch: int, group: np.ndarray | None = None) -> np.ndarray:
