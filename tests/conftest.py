@@ -28,6 +28,7 @@ FIXED = {
     "pretrain.learning_rate": 0.004,
     "pretrain.precision": "bf16",
     "pretrain.recipe": None,
+    "pretrain.positives": "view",
 }
 DATASETS = ROOT.parent / "shared" / "datasets"
 

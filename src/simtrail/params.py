@@ -44,6 +44,7 @@ RENAMED = {  # key of an earlier version → its present name
 AUTO = (  # keys that can be auto, which is their default: the plan stage chooses the value from the prepared images
     *("pretrain.recipe", "pretrain.encoder.model", "pretrain.encoder.stem", "pretrain.temperature", "pretrain.epochs"),
     *("pretrain.batch_size", "pretrain.micro_batch_size", "pretrain.learning_rate", "pretrain.precision"),
+    "pretrain.positives",
 )
 FEATURES = "pretrain.encoder.features"  # auto until the encoder is trained: its training chooses the value at its end
 RECIPES = Path(__file__).parent / "augment" / "recipes"
@@ -518,6 +519,19 @@ class Terms(_Section):
         return self
 
 
+class Teacher(_Section):
+    """A frozen encoder whose features of the whole image the encoder learns to predict from every view (distillation):
+    a further term of the loss."""
+
+    weights: str | None = None
+    """Its weights, with the choices of pretrain.weights except random; null: there is no teacher."""
+    model: str | None = None
+    """Its network, any model of timm; not for the folder of an encoder and a registered model, which have their own."""
+    weight: float = Field(5.0, gt=0)
+    """Weight of the term, above 0; the term is 1 minus the cosine similarity, which the objective divides by its
+    temperature of about 1/5."""
+
+
 class Monitor(_Section):
     every: int = Field(5, ge=1)
     """Number of epochs between validations; the last epoch is always validated."""
@@ -556,9 +570,11 @@ class Pretrain(_Section):
     """Initial weights: random, pretrained (timm's, usually for ImageNet), hf-hub:OWNER/NAME, a file of weights
     (.safetensors, .pth, …) of timm, torchvision, DINO, MoCo or others, the folder of an encoder, or the registered
     model models:/NAME@ALIAS."""
+    teacher: Teacher = Teacher()
     positives: Literal["view", "group"] = "view"
     """Which views are positives of a view. view: the other view of the same image. group: also all views of the other
-    images of its group (`group` in dataset.yaml: a specimen, a place); batches then hold pairs of a group."""
+    images of its group (`group` in dataset.yaml: a specimen, a place); batches then hold pairs of a group. auto: group
+    if nearly all pairs of training images of a group have the same label."""
     head: Head = Head()
     objective: Literal["nt_xent", "dcl"] = "nt_xent"
     """The contrastive loss. nt_xent: NT-Xent, as in the paper. dcl: the decoupled contrastive loss, for small

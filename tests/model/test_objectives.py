@@ -305,6 +305,26 @@ def test_local_views_are_part_of_the_terms_but_not_of_cross():
     torch.testing.assert_close(loss, values["cross"] + values["intra"])
 
 
+def test_the_term_of_a_teacher_and_its_gradient_equal_their_equation():
+    z = torch.randn(15, 4 + 3 + 2, dtype=torch.float64, requires_grad=True)  # three views of five images
+    same_z, teacher = z.detach().clone().requires_grad_(), torch.randn(5, 3, dtype=torch.float64)
+    objective, weights = partial(nt_xent, temperature=0.2), Terms(local=0.5)
+    loss, values = terms(
+        z, [4], weights, objective, lambda rest: rest.sum(), images=5, teacher=teacher, teacher_weight=3
+    )
+    cosines = []
+    for view in range(15):
+        a, b = same_z[view, 4:7], teacher[view % 5]
+        cosines.append((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
+    of_teacher = 1 - sum(cosines) / 15
+    expected = nt_xent(same_z[:, :4], 0.2, images=5) + 3 * of_teacher + 0.5 * same_z[:, 7:].sum()
+    torch.testing.assert_close(values["teacher"], of_teacher.detach())
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(z.grad, same_z.grad)
+
+
 def test_top1_counts_any_view_of_the_group():
     a, b, c = torch.eye(3)
     z = torch.stack([a, a + 0.1 * b, c, b, b + 0.1 * a, c])  # each of the first two images is nearest to itself turned

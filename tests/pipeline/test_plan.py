@@ -192,6 +192,33 @@ def test_images_of_many_bands_are_repeated_less_often(images, bands, count):
     assert plan.epochs(images, bands, CPU)[0] == count
 
 
+GROUPS = ["a", "a", "b", "b", "b", None]
+
+
+@pytest.mark.parametrize(
+    ("groups", "labels", "choice", "reason"),
+    [
+        (GROUPS, ["x", "x", "y", "y", "y", "z"], "group", "100% of the pairs of images of a group have the same label"),
+        (GROUPS, ["x", "x", "y", None, "y", "z"], "group", "100% of"),
+        (GROUPS, ["x", "y", "y", "y", "y", "z"], "view", "75% of"),
+        (GROUPS, [None] * 6, "view", "no labels tell whether the images of a group show the same"),
+        (GROUPS, ["x", None, None, "y", None, "z"], "view", "no labels tell"),
+        ([*"abcdef"], ["x"] * 6, "view", "no two training images are of one group"),
+        ([None] * 6, ["x"] * 6, "view", "no two training images are of one group"),
+    ],
+)
+def test_groups_are_positives_where_their_images_have_the_same_label(params, groups, labels, choice, reason):
+    chosen, why = plan.positives(params.pretrain, pd.DataFrame({"group": groups, "label": labels}))
+    assert (chosen, why[: len(reason)]) == (choice, reason)
+
+
+def test_a_group_that_would_fill_a_batch_of_dcl_is_no_positive(params):
+    p = params.pretrain.model_copy(update={"objective": "dcl", "batch_size": 3})
+    table = pd.DataFrame({"group": GROUPS, "label": ["x"] * 6})
+    assert plan.positives(p, table)[0] == "view"
+    assert plan.positives(p.model_copy(update={"batch_size": 4}), table)[0] == "group"
+
+
 def test_the_stem_keeps_a_map_of_more_than_one_pixel(params):
     def stem(size: int, network: str = "resnet10t", given: dict | None = None) -> str:
         encoder = params.pretrain.encoder.model_copy(update={"model": network})

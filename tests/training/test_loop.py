@@ -53,7 +53,9 @@ def fit(prepared, changes=None, train=TRAIN, labels=True, **kwargs):
     p = with_changes({**TINY, **(changes or {})}).pretrain
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, **normalisation)
     group = np.arange(36) // 3 if p.positives == "group" else None
-    return loop.fit(TrainingData(images, train, VAL, classes if labels else None, group=group), config, p, **kwargs)
+    teacher = np.random.default_rng(0).normal(size=(36, 5)).astype(np.float32) if p.teacher.weights else None
+    data = TrainingData(images, train, VAL, classes if labels else None, group=group, teacher=teacher)
+    return loop.fit(data, config, p, **kwargs)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -92,6 +94,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(prepared):
             "pretrain.objective": "dcl",
             "pretrain.positives": "group",
             "pretrain.local_views": 3,
+            "pretrain.teacher.weights": "those of the test",
             "pretrain.encoder.stem": "small",
             "pretrain.micro_batch_size": 4,
             "pretrain.gradient_checkpointing": True,
@@ -112,12 +115,12 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
     checkpoints, steps = Checkpoints(tmp_path, "key"), 0
     original = loop.Learner.step
 
-    def interrupted(self, batch, rate, *seed, **groups):
+    def interrupted(self, batch, rate, *seed, **more):
         nonlocal steps
         steps += 1
         if steps % 2 == 0:
             raise KeyboardInterrupt
-        return original(self, batch, rate, *seed, **groups)
+        return original(self, batch, rate, *seed, **more)
 
     monkeypatch.setattr(loop.Learner, "step", interrupted)
     for _ in range(20):
@@ -166,10 +169,10 @@ def test_a_batch_larger_than_the_data_is_refused_by_key(prepared):
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_rate_and_checkpoint(prepared, tmp_path, monkeypatch):
     original, steps = loop.Learner.step, 0
 
-    def poisoned(self, batch, rate, *seed, **groups):
+    def poisoned(self, batch, rate, *seed, **more):
         nonlocal steps
         steps += 1
-        loss, measures = original(self, batch, rate, *seed, **groups)
+        loss, measures = original(self, batch, rate, *seed, **more)
         return (loss * torch.nan if steps >= 5 else loss), measures
 
     monkeypatch.setattr(loop.Learner, "step", poisoned)
@@ -251,12 +254,12 @@ def test_modalities_have_columns_in_the_history_also_after_an_interruption(prepa
     assert row["val_feature_std_warm"] > 0 < row["val_feature_std_cold"]
     original, steps = loop.Learner.step, 0
 
-    def interrupted(self, batch, rate, *seed, **groups):
+    def interrupted(self, batch, rate, *seed, **more):
         nonlocal steps
         steps += 1
         if steps == 5:
             raise KeyboardInterrupt
-        return original(self, batch, rate, *seed, **groups)
+        return original(self, batch, rate, *seed, **more)
 
     monkeypatch.setattr(loop.Learner, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -21,6 +21,7 @@ class TrainingData(NamedTuple):
     labels: np.ndarray | None = None  # class number of every packed row, −1 without a label; None if all are without
     block: np.ndarray | None = None  # of every packed row: images of one block are never split apart; None: all differ
     group: np.ndarray | None = None  # of every packed row: images of one group are positives; None: only views are
+    teacher: np.ndarray | None = None  # features of every packed row that are to be predicted; None: there are none
 
 
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

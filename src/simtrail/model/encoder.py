@@ -44,6 +44,7 @@ class EncoderConfig(BaseModel):
     view_size: int | None = None  # side of what the network sees; null: that of the packed images
     first_weights: str | None = None  # that the training started from: random, a name, or a sha256; null: not recorded
     filters_from: dict[str, str] = {}  # for bands whose first filters are adapted from other weights, of which bands
+    teacher_width: int = 0  # of the teacher's features, which a head of its own learns to predict; 0: no teacher
     terms: Terms = Terms(fused=1.0, intra=0.0, cross=0.0)  # of the loss: the encoder has only the heads that they train
 
     @property
@@ -88,6 +89,8 @@ class Encoder(nn.Module):
         with_local_head = self.branches.values() if terms.local else []
         self.map_shapes = [map_shape(branch, architecture, size, terms.local) for branch in with_local_head]
         self.local_heads = nn.ModuleList([projection_head(channels, config.head) for channels, *_ in self.map_shapes])
+        of_teacher = config.head.model_copy(update={"depth": 2, "output": config.teacher_width})
+        self.teacher_head = projection_head(self.backbone.width, of_teacher) if config.teacher_width else None
         widths = [
             self.backbone.feature_width,
             *(m.out_features for m in self.head.modules() if isinstance(m, nn.Linear)),
@@ -129,9 +132,9 @@ class Encoder(nn.Module):
         """The projections that the loss compares, side by side, (B, Σ projection_widths).
 
         First come the projections of the fused features if the term fused has a weight, or the fused features
-        themselves if only local has one. The projections of each modality follow if intra or cross has a weight. If
-        local has one, the batch has coordinates behind its bands, as TwoViews adds them, and (B, Π local_shape) more
-        columns follow: the patches of each branch.
+        themselves if only local has one. The projections of each modality follow if intra or cross has a weight, then
+        with a teacher its features as predicted, (B, teacher_width). If local has a weight, the batch has coordinates
+        behind its bands, as TwoViews adds them, and (B, Π local_shape) more columns follow: the patches of each branch.
         """
         if not self.local_heads:
             return self._projected([branch(x) for branch, x in self._branches_with_inputs(batch)])
@@ -144,13 +147,17 @@ class Encoder(nn.Module):
         """The projections of images, from the features of each branch."""
         parts = [unit(branch_features) for branch_features in features] if self.modalities else features
         of_modalities = [head(part) for head, part in zip(self.heads, parts, strict=False)]  # there may be no heads
-        if not self.config.terms.whole:
+        whole = [self.head] if self.config.terms.whole else []
+        teacher = [self.teacher_head] if self.teacher_head is not None else []
+        if not whole + teacher:
             return torch.cat(of_modalities, 1)
-        return torch.cat([self.head(self.backbone.fuse(parts) if self.modalities else parts[0]), *of_modalities], 1)
+        fused = self.backbone.fuse(parts) if self.modalities else parts[0]
+        of_whole, predicted = ([head(fused) for head in heads] for heads in (whole, teacher))
+        return torch.cat([*of_whole, *of_modalities, *predicted], 1)
 
     @property
     def projection_widths(self) -> list[int]:
-        """The widths of the projections of images, without the columns of patches."""
+        """The widths of the projections of images, without the columns for a teacher and those of patches."""
         head, with_head = self.config.head, self.branches.values() if self.heads else []
         whole = [head.output if len(self.head) else self.backbone.width] if self.config.terms.whole else []
         return whole + [head.output if head.depth else branch.width for branch in with_head]

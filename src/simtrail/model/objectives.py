@@ -73,18 +73,22 @@ def terms(
     local: Callable[[torch.Tensor], torch.Tensor],
     groups: torch.Tensor | None = None,
     images: int | None = None,
+    teacher: torch.Tensor | None = None,
+    teacher_weight: float = 1.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss Σ weight · term, a scalar, and the terms whose weight is above 0, by name, without gradient.
 
     `projections` is (2B, Σ widths + rest). First come the projections z of the whole encoder, if `weights.whole`. Then
-    come the projections z_m of each of M modalities, if intra or cross is above 0. The rest, if local is above 0, are
-    patches, from which `local` computes a scalar. `groups` and `images` go to the objective. With L the objective of a
-    (2B, D) tensor, whose halves are the two views:
+    come the projections z_m of each of M modalities, if intra or cross is above 0, and the features of a teacher as
+    predicted, if its features `teacher` (B, T) are given. The rest, if local is above 0, are patches, from which
+    `local` computes a scalar. `groups` and `images` go to the objective. With L the objective of a (2B, D) tensor,
+    whose halves are the two views:
 
         fused = L(z),  intra = mean_m L(z_m),  cross = mean_{m ≠ n} L(first half of z_m, second half of z_n).
 
-    Local views are part of fused and intra. The mean for cross is over all ordered pairs, so that both views of each
-    modality are compared (as in Tian et al. 2020, arXiv 1906.05849, eq. 6, over the full graph of views).
+    The term teacher is that of `distillation`. Local views are part of it, and of fused and intra. The mean for cross
+    is over all ordered pairs, so that both views of each modality are compared (as in Tian et al. 2020, arXiv
+    1906.05849, eq. 6, over the full graph of views).
     """
     if groups is not None:
         objective = partial(objective, groups=groups)
@@ -100,10 +104,25 @@ def terms(
     if weights.cross:
         pairs = [torch.cat([a_VD[:images], b_VD[images : 2 * images]]) for a_VD, b_VD in permutations(heads, 2)]
         values["cross"] = torch.stack([objective(z_VD) for z_VD in pairs]).mean()
+    if teacher is not None:
+        predicted, rest = rest[:, : teacher.shape[1]], rest[:, teacher.shape[1] :]
+        values["teacher"] = distillation(predicted, teacher)
     if weights.local:
         values["local"] = local(rest)
-    loss = torch.stack([getattr(weights, name) * value for name, value in values.items()]).sum()
+    weight = weights.model_dump() | {"teacher": teacher_weight}
+    loss = torch.stack([weight[name] * value for name, value in values.items()]).sum()
     return loss, {name: value.detach() for name, value in values.items()}
+
+
+def distillation(predicted: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """1 minus the cosine similarity of what is predicted for a view and the teacher's features of its image, the mean.
+
+    `predicted` is (V, T), B rows at a time, and `teacher` (B, T); in float32. A term of Ranzinger et al. 2024 (arXiv
+    2312.06709, section 3.3).
+    """
+    with torch.autocast(predicted.device.type, enabled=False):
+        wide = predicted.to(torch.promote_types(predicted.dtype, torch.float32)).unflatten(0, (-1, len(teacher)))
+        return 1 - F.cosine_similarity(wide, teacher.to(wide.dtype), dim=2).mean()
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import psutil
 import torch
 import yaml
@@ -35,6 +36,7 @@ REPEATS = 20
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 SMALLEST_BATCH, STEPS_PER_EPOCH = 16, 8  # unless there are fewer than 32 images
 RATES = {"adamw": 0.004, "sgd": 0.12, "lars": 0.3}
+SAME = 0.95  # of the pairs of images of a group have the same label, if groups are to be positives
 FASTER = 0.9  # bf16 is chosen if it takes at most this fraction of the time: a tie must not depend on noise
 MEMORY = 0.6  # of what is free, for the images of a step
 
@@ -86,6 +88,7 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
     choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_size or recipe.size))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
     choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device))
+    choose("pretrain.positives", lambda p: positives(p, source.table.iloc[source.pretraining_rows("train")]))
     choose("pretrain.temperature", lambda p: (0.2, "between the paper's best for ImageNet, 0.1, and for CIFAR-10, 0.5"))
     choose("pretrain.learning_rate", lambda p: (RATES[p.optimiser], f"for {p.optimiser}, per 256 images"))
     choose("pretrain.precision", lambda p: precision(encoder_config(p, source), device))
@@ -139,6 +142,23 @@ def epochs(images: int, bands: int, device: torch.device) -> tuple[int, str]:
     count = min(most, max(REPEATS, round(seen / max(1, images) * BANDS / bands)))
     of_bands = f" of {bands} bands" if count < most else ""
     return count, f"{count * images:,} images in all, for {images}{of_bands} on a {_name(device)}"
+
+
+def positives(p: Pretrain, train: pd.DataFrame) -> tuple[str, str]:
+    """Groups where their images show the same; as labels tell, of which the training sees nothing else."""
+    grouped = train[train["group"].notna()]
+    sizes = grouped["group"].value_counts()
+    if not (sizes > 1).any():
+        return "view", "no two training images are of one group"
+    if p.objective == "dcl" and sizes.iloc[0] >= p.batch_size:
+        return "view", f"the {sizes.iloc[0]} images of the largest group would leave a batch without negatives"
+    labelled = grouped[grouped["label"].notna()]
+    of_class = labelled.groupby(["group", "label"]).size()
+    pairs, same = (float((n * (n - 1)).sum()) for n in (labelled["group"].value_counts(), of_class))
+    if not pairs:
+        return "view", "no labels tell whether the images of a group show the same"
+    text = f"{same / pairs:.0%} of the pairs of images of a group have the same label"
+    return ("group" if same / pairs >= SAME else "view"), text
 
 
 def precision(config: EncoderConfig, device: torch.device) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,11 +55,13 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     statistics, _, bands, images = source = prepared()
     config = encoder_config(p, source)
     weights, code = first_weights(p.weights), _code_hash(*CODE)
+    of_teacher = first_weights(p.teacher.weights, "pretrain.teacher.weights") if p.teacher.weights else None
+    stamps = [weights.stamp, *([of_teacher.stamp] if of_teacher else [])]
     config = config.model_copy(update={"first_weights": weights.stamp})
     settings = p.model_dump(exclude={"checkpoint"})  # how often a run is saved does not change its result
     key, origin = (
         hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-        for parts in ([statistics, settings, weights.stamp, code], [statistics, weights.stamp, code])
+        for parts in ([statistics, settings, *stamps, code], [statistics, *stamps, code])
     )
     with torch.random.fork_rng([]):
         encoder = Encoder(config)  # errors in the encoder's settings must come before any file is replaced
@@ -69,10 +71,23 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     labels, block = pd.factorize(source.table["label"])[0], source.table["block"].to_numpy()
     data = TrainingData(images, train, val, labels, block, _groups(p, source.table["group"], train))
     checkpoints = Checkpoints(project_folder() / ".simtrail" / group, key, p.checkpoint.keep)
-    p = p.model_copy(update={"weights": weights.location})
+    teacher = p.teacher.model_copy(update={"weights": of_teacher and of_teacher.location})
+    p = p.model_copy(update={"weights": weights.location, "teacher": teacher})
     warnings = [*without_effect(TwoViews(p.augment, bands, p.view_size), p.recipe), *_without_effect(p)]
-    start = partial(fit, data, config, p, checkpoints=checkpoints)
+    start = partial(_fit, data, config, p, checkpoints=checkpoints)
     return TrainingRun(key, origin, statistics["data_md5"], weights.stamp, data, warnings, checkpoints, start)
+
+
+def _fit(data: TrainingData, config: EncoderConfig, p: Pretrain, **options: Any) -> Trained:
+    """As `fit`, with the features of a teacher if there is one."""
+    if p.teacher.weights:
+        from simtrail.model.teacher import teacher_features
+
+        log = options.get("log", lambda line: None)
+        with torch.random.fork_rng([]):  # the teacher's first weights are replaced
+            features = teacher_features(p.teacher, config, data.images, data.train, log)
+        data = data._replace(teacher=features)
+    return fit(data, config, p, **options)
 
 
 def encoder_config(p: Pretrain, source: Prepared) -> EncoderConfig:
@@ -139,8 +154,8 @@ class _FirstWeights(NamedTuple):
     stamp: str  # identifies the weights: a name may come to mean others
 
 
-def first_weights(weights: str) -> _FirstWeights:
-    """First weights as the training core takes them; a registered model is downloaded."""
+def first_weights(weights: str, setting: str = "pretrain.weights") -> _FirstWeights:
+    """The weights of a setting as the training core takes them; a registered model is downloaded."""
     if weights in ("random", "pretrained") or weights.startswith(HUB):
         return _FirstWeights(weights, weights)
     folder = Path(weights)
@@ -153,7 +168,7 @@ def first_weights(weights: str) -> _FirstWeights:
     files = [folder / WEIGHTS, folder / CONFIG]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(
-            f"pretrain.weights = {weights!r}: {CHOICES}; {folder if is_file(weights) else missing[0]}: no such file"
+            f"{setting} = {weights!r}: {CHOICES}; {folder if is_file(weights) else missing[0]}: no such file"
         )
     return _FirstWeights(str(folder), hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest())
 
@@ -165,6 +180,9 @@ def _without_effect(p: Pretrain) -> list[str]:
         lines.append(f"head.hidden, head.batch_norm: no effect: a head of depth {p.head.depth} has no hidden layer")
     if p.head.depth == 0:
         lines.append("head.output: no effect: without a head, the features are the projections")
+    if p.teacher.model and (not p.teacher.weights or Path(p.teacher.weights).is_dir()):
+        reason = "the teacher has its own" if p.teacher.weights else "teacher.weights is not set"
+        lines.append(f"teacher.model = {p.teacher.model}: no effect: {reason}")
     if p.optimiser == "lars" and p.learning_rate < 0.05:
         lines.append(f"learning_rate = {p.learning_rate}: almost no effect with LARS, which needs 0.3 to 5")
     if p.monitor.metric == "last" and p.monitor.patience:

@@ -81,6 +81,7 @@ class Learner:
             widths=encoder.projection_widths,
             weights=encoder.config.terms,
             objective=partial(OBJECTIVES[params.objective], **scale),
+            teacher_weight=params.teacher.weight,
             local=partial(patch_contrast, shape=encoder.local_shape, decoupled=params.objective == "dcl", **scale),
         )
 
@@ -90,17 +91,22 @@ class Learner:
         return self.average.module if self.average else self.encoder  # type: ignore[return-value]
 
     def step(
-        self, batch: torch.Tensor, rate: float, *seed: int, groups: torch.Tensor | None = None
+        self,
+        batch: torch.Tensor,
+        rate: float,
+        *seed: int,
+        groups: torch.Tensor | None = None,
+        teacher: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Trains on a batch; returns the loss of the whole batch, and further measures of it by name.
 
-        `batch` is the part of this process; `groups` are those of the whole batch (see `nt_xent`). The measures are
-        contrastive_top1, gradient_norm (before clipping) and, if the loss has several terms, each of them: loss_fused,
-        loss_intra, loss_cross, loss_local.
+        `batch` is the part of this process; `groups` and `teacher` are those of the whole batch (see `terms`). The
+        measures are contrastive_top1, gradient_norm (before clipping) and, if the loss has several terms, each of them:
+        loss_fused, loss_intra, loss_cross, loss_teacher, loss_local.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss, terms_of_loss, projections = self._gradient(batch, seed, groups)
+        loss, terms_of_loss, projections = self._gradient(batch, seed, groups, teacher)
         self.scaler.unscale_(self.optimiser)
         norm = self._clipped_norm()
         self.scaler.step(self.optimiser)
@@ -123,7 +129,11 @@ class Learner:
         return torch.where(norm.isfinite(), norm, 0.0)
 
     def _gradient(
-        self, batch: torch.Tensor, seed: tuple[int, ...], groups: torch.Tensor | None = None
+        self,
+        batch: torch.Tensor,
+        seed: tuple[int, ...],
+        groups: torch.Tensor | None = None,
+        teacher: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         whole = self.params.batch_size
 
@@ -135,6 +145,8 @@ class Learner:
             objective = self.objective
             if groups is not None:
                 objective = partial(objective, groups=groups[: images * world()])
+            if teacher is not None:
+                objective = partial(objective, teacher=teacher[: images * world()])
             if self.local_views is not None:
                 objective = partial(objective, images=images * world())
             return backward(self.network, batch[:images], draw, objective, self.scaler, self.autocast, at_once)

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from simtrail.augment.views import TwoViews
-from simtrail.data.loader import TrainingData, batches, epoch_rows
+from simtrail.data.loader import TrainingData, batches, epoch_rows, on_device
 from simtrail.errors import InputError, TrainingError
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
 from simtrail.model.weights import load_weights
@@ -51,13 +51,13 @@ def fit(
 ) -> Trained:
     """The trained encoder, one history row per epoch, and the epoch that the encoder is from.
 
-    It trains only on the training rows of the data. Every few epochs it validates, with labels if there are any,
-    and it keeps the latest weights that are not clearly worse than the best; it does neither without `validate`,
-    for a training that is judged in another way. The loss is the weighted sum of `params.terms`, and the encoder
-    keeps the projection heads that they train. After an interruption, the same call continues from the last
-    checkpoint and ends with the same weights. `on_validation` gets the encoder at each validation and returns more
-    measures for the history. `on_epoch` gets the history so far after each epoch, and `log` gets one line of text
-    for each event. In several processes, only the first one writes.
+    It trains only on the training rows of the data. Every few epochs it validates, with labels if there are any, and it
+    keeps the latest weights that are not clearly worse than the best; it does neither without `validate`, for a
+    training that is judged in another way. The loss is the weighted sum of `params.terms` and of the term of a teacher,
+    and the encoder keeps the projection heads that they train. After an interruption, the same call continues from the
+    last checkpoint and ends with the same weights. `on_validation` gets the encoder at each validation and returns more
+    measures for the history. `on_epoch` gets the history so far after each epoch, and `log` gets one line of text for
+    each event. In several processes, only the first one writes.
 
     Raises InputError for settings that the images or the memory don't allow, TrainingError when the loss is not finite.
     """
@@ -65,7 +65,8 @@ def fit(
     epochs, device, peak = math.ceil(steps / per_epoch), best_device(), peak_rate(params)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), threads_for(device):
         torch.manual_seed(params.seed)  # the encoder is built on the CPU, so that a GPU starts from the same weights
-        encoder = Encoder(config.model_copy(update={"terms": params.terms}))
+        width = 0 if data.teacher is None else data.teacher.shape[1]
+        encoder = Encoder(config.model_copy(update={"terms": params.terms, "teacher_width": width}))
         for line in load_weights(encoder, params.weights):
             log(line)
         views = TwoViews(params.augment, config.recipe, config.size, coordinates=params.terms.local > 0)
@@ -93,8 +94,12 @@ def fit(
             read = _Timed(batches(data.images, rows, device, shard=(rank(), world())))
             for rows_of_batch, batch in zip(rows, read, strict=True):
                 rate = learning_rate(state.step, steps, peak, params.warmup)
-                groups = None if data.group is None else torch.from_numpy(data.group[rows_of_batch]).to(device)
-                loss, measures = learner.step(batch, rate, params.seed, epoch, state.step, groups=groups)
+                groups, teacher = (
+                    None if values is None else on_device(torch.from_numpy(values[rows_of_batch]), device)
+                    for values in (data.group, data.teacher)
+                )
+                seed = (params.seed, epoch, state.step)
+                loss, measures = learner.step(batch, rate, *seed, groups=groups, teacher=teacher)
                 state.add({"loss": loss, **measures})
                 finite.check(loss, state.step, rate)
                 if not bar.disable:
