@@ -710,7 +710,7 @@ class FineTune(_Section):
     """Fractions of the training labels to fine-tune with, above 0, up to 1; the same network from random weights is
     trained for comparison. []: no fine-tuning."""
     epochs: int = Field(30, ge=1)
-    """Number of passes over these labelled images; with few images more, so that there are at least 200 steps."""
+    """Number of passes over these labelled images; with few images more, so that there are at least 150 steps."""
 
 
 class Evaluate(_Section):

@@ -29,7 +29,7 @@ from simtrail.params import Evaluate, Geometry
 from simtrail.training.learner import LOW
 from simtrail.training.optimisers import learning_rate
 
-BATCH, LEAST_STEPS = 64, 200  # images per step at most; steps at least, so that training with few images works too
+BATCH, LEAST_STEPS = 64, 150  # images per step at most; steps at least, so that training with few images works too
 WARMUP, WEIGHT_DECAY = 0.1, 0.05
 INFERENCE_BATCH = 256
 
