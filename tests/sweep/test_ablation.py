@@ -25,6 +25,8 @@ CELLS = {
     "projection_head": 7,
     "modalities": 5,
     "temperature": 6,
+    "positives": 2,
+    "local_views": 3,
 }
 TINY = {
     "title": "Two by two",
