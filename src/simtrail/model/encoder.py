@@ -44,6 +44,7 @@ class EncoderConfig(BaseModel):
     view_size: int | None = None  # side of what the network sees; null: that of the packed images
     first_weights: str | None = None  # that the training started from: random, a name, or a sha256; null: not recorded
     filters_from: dict[str, str] = {}  # for bands whose first filters are adapted from other weights, of which bands
+    teacher: str | None = None  # whose features it learned to predict: the name or sha256 of the weights; null: none
     teacher_width: int = 0  # of the teacher's features, which a head of its own learns to predict; 0: no teacher
     terms: Terms = Terms(fused=1.0, intra=0.0, cross=0.0)  # of the loss: the encoder has only the heads that they train
 

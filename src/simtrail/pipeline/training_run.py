@@ -57,7 +57,8 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     weights, code = first_weights(p.weights), _code_hash(*CODE)
     of_teacher = first_weights(p.teacher.weights, "pretrain.teacher.weights") if p.teacher.weights else None
     stamps = [weights.stamp, *([of_teacher.stamp] if of_teacher else [])]
-    config = config.model_copy(update={"first_weights": weights.stamp})
+    origins = {"first_weights": weights.stamp, "teacher": of_teacher.stamp if of_teacher else None}
+    config = config.model_copy(update=origins)
     settings = p.model_dump(exclude={"checkpoint"})  # how often a run is saved does not change its result
     key, origin = (
         hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
