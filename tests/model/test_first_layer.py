@@ -42,6 +42,13 @@ def test_the_same_bands_in_another_order_are_sorted():
     assert found.shares.equal(torch.eye(3, dtype=torch.float64).flip(0))
 
 
+def test_red_green_and_blue_of_any_encoder_have_wavelengths():
+    own, new = Named(["Red", "green", "BLUE", "uv"], [None] * 4), Named(["cyan", "nir"], [500.0, 842.0])
+    assert by_meaning(own, new).sources == {"cyan": "0.50 BLUE + 0.50 green", "nir": "Red"}
+    stated = Named(["red", "green", "blue"], [700.0, None, None])
+    assert by_meaning(stated, Named(["orange"], [620.0])).sources == {"orange": "0.50 green + 0.50 red"}
+
+
 def test_sources_without_wavelengths_are_found_by_name_and_the_rest_by_number():
     found = by_meaning(Named(["a", "b"], [None, None]), Named(["b", "x", "y"], [500.0, 600.0, None]))
     assert found.sources == {"b": "b", "x": "b (by number)", "y": "a (by number)"}
