@@ -47,6 +47,7 @@ AUTO = (  # keys that can be auto, which is their default: the plan stage choose
     "pretrain.positives",
 )
 FEATURES = "pretrain.encoder.features"  # auto until the encoder is trained: its training chooses the value at its end
+FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # of weights without their network
 RECIPES = Path(__file__).parent / "augment" / "recipes"
 PATTERNS = {NAME: "only letters, digits, _, . and -", MODEL_NAME: "no / and no :"}
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -530,6 +531,19 @@ class Teacher(_Section):
     weight: float = Field(5.0, gt=0)
     """Weight of the term, above 0; the term is 1 minus the cosine similarity, which the objective divides by its
     temperature of about 1/5."""
+
+    @model_validator(mode="after")
+    def _of_a_network(self) -> Teacher:
+        if self.weights == "random":
+            raise ValueError("pretrain.teacher.weights = 'random': teaches nothing; set null, or trained weights")
+        text = self.weights or ""
+        alone = text == "pretrained" or text.startswith("hf-hub:") or Path(text).suffix.lower() in FILES
+        if alone and self.model is None:
+            raise ValueError(
+                f"pretrain.teacher.model = null: does not say of which network pretrain.teacher.weights = {text!r} "
+                "are; set it to the name of a model of timm, such as resnet50"
+            )
+        return self
 
 
 class Monitor(_Section):

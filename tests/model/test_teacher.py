@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import rgb_config
+from conftest import rgb_config, with_changes
 from safetensors.torch import save_file
 
 from simtrail.data.pack import PackedImages
@@ -52,18 +52,28 @@ def test_features_are_those_of_the_trained_encoder_standardised_over_the_rows(
     [
         ("random", r"pretrain\.teacher\.weights = 'random': teaches nothing; set null, or trained weights"),
         (
-            "net.safetensors",
-            r"pretrain\.teacher\.model: not set; name the network of pretrain\.teacher\.weights = '.*net",
+            "net.pth",
+            r"pretrain\.teacher\.model = null: does not say of which network .* = 'net\.pth' are; set it to the",
+        ),
+        (
+            "pretrained",
+            r"pretrain\.teacher\.model = null: does not say of which network .* = 'pretrained' are; set it to",
         ),
     ],
 )
-def test_a_teacher_that_can_not_be_made_is_refused_with_its_key(images, trained, tmp_path, weights, message):
-    teacher = Teacher(weights=weights if weights == "random" else str(tmp_path / weights))
+def test_a_teacher_that_can_not_be_made_is_refused_before_any_stage(weights, message):
     with pytest.raises(InputError, match=message):
-        teacher_features(teacher, rgb_config({}), images, ROWS, print)
+        with_changes({"pretrain.teacher.weights": weights})
 
 
-def test_weights_of_another_network_are_refused_with_the_key_of_the_teacher(images, trained, tmp_path):
-    teacher = Teacher(weights=str(tmp_path / "net.safetensors"), model="resnet18")
-    with pytest.raises(InputError, match=r"^pretrain\.teacher\.weights = "):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("resnet18", r"^pretrain\.teacher\.weights = .*than pretrain\.teacher\.model"),
+        ("resnet1", r"^pretrain\.teacher\.model = 'resnet1': not a model"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_with_the_key_of_the_teacher(images, trained, tmp_path, model, message):
+    teacher = Teacher(weights=str(tmp_path / "net.safetensors"), model=model)
+    with pytest.raises(InputError, match=message):
         teacher_features(teacher, rgb_config({}), images, ROWS, print)

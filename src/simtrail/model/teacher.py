@@ -29,13 +29,13 @@ def teacher_features(
     """
     assert teacher.weights is not None
     update = {"architecture": _architecture(teacher), "view_size": None, "terms": type(config.terms)()}
-    encoder = Encoder(config.model_copy(update=update | {"teacher_width": 0}))
     try:
+        encoder = Encoder(config.model_copy(update=update | {"teacher_width": 0}))
         lines = load_weights(encoder, teacher.weights)
     except InputError as error:
-        raise InputError(str(error).replace("pretrain.weights", "pretrain.teacher.weights")) from None
+        raise InputError(_of_teacher(str(error))) from None
     for line in lines:
-        log(f"teacher: {line}")
+        log(f"teacher: {_of_teacher(line)}")
     encoder.to(best_device())
     parts = np.array_split(rows, len(rows) // BATCH + 1)
     features = encoder.features(images.rows(part) for part in parts)
@@ -48,13 +48,15 @@ def teacher_features(
 
 def _architecture(teacher: Teacher) -> Architecture:
     folder = Path(str(teacher.weights))
-    if teacher.weights == "random":
-        raise InputError("pretrain.teacher.weights = 'random': teaches nothing; set null, or trained weights")
     if folder.is_dir():
         return Architecture.model_validate(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architecture"])
-    if teacher.model is None:
-        raise InputError(
-            f"pretrain.teacher.model: not set; name the network of pretrain.teacher.weights = {teacher.weights!r}, as "
-            "timm does"
-        )
+    assert teacher.model is not None
     return Architecture(model=teacher.model, features=[1])
+
+
+def _of_teacher(text: str) -> str:
+    """A text about an encoder and its weights with the keys of the teacher."""
+    keys = {"pretrain.weights": "pretrain.teacher.weights", "pretrain.encoder.model": "pretrain.teacher.model"}
+    for key, of_teacher in keys.items():
+        text = text.replace(key, of_teacher)
+    return text

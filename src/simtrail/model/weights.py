@@ -19,9 +19,8 @@ from simtrail.model.backbone import Backbone, network, one_line
 from simtrail.model.encoder import Encoder
 from simtrail.model.first_layer import RGB, Named, by_meaning
 from simtrail.model.fusion import branch_bands
-from simtrail.params import Architecture
+from simtrail.params import FILES, Architecture
 
-FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 SORTED = ".safetensors"  # has its tensors in an order of its own
 HUB = "hf-hub:"
 BETTER = ("teacher", "ema", "average")  # in the name of weights of which a file has others that fit as well

@@ -168,8 +168,9 @@ def first_weights(weights: str, setting: str = "pretrain.weights") -> _FirstWeig
         folder = fetch(weights)
     files = [folder / WEIGHTS, folder / CONFIG]
     if missing := [file for file in files if not file.is_file()]:
+        choices = CHOICES.replace("random, ", "") if setting != "pretrain.weights" else CHOICES
         raise InputError(
-            f"{setting} = {weights!r}: {CHOICES}; {folder if is_file(weights) else missing[0]}: no such file"
+            f"{setting} = {weights!r}: {choices}; {folder if is_file(weights) else missing[0]}: no such file"
         )
     return _FirstWeights(str(folder), hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest())
 

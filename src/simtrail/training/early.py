@@ -98,7 +98,8 @@ def weaknesses(row: Mapping[str, float], params: Pretrain, first_loss: float) ->
             f"the batch is too small: {row['contrastive_top1']:.0%} of the views find their partner among "
             f"{2 * params.batch_size}; raise pretrain.batch_size, or strengthen pretrain.augment"
         )
-    if row["loss"] > STUCK * min(equal, first_loss):
+    # in the first epoch, which mostly warms up, there is nothing to compare the loss with
+    if row.get("epoch") != 1 and row["loss"] > STUCK * min(equal, first_loss):
         lines.append(
             f"the learning rate: the loss is {row['loss']:.2f}, after {first_loss:.2f} in the first epoch, and it is "
             f"{equal:.2f} if nothing is learnt; try a third of pretrain.learning_rate = {params.learning_rate:g}, and "

@@ -127,7 +127,8 @@ def fit(
                 encoder.train()  # on_validation may have changed the mode
                 lines = problems(row, encoder)
                 if early and rank() == 0:
-                    lines += early_truth(row, kept, monitor, params, [*state.history, row][0]["loss"])
+                    contrast = [r.get("loss_fused", r["loss"]) for r in (row, *state.history[:1], row)]  # now, at first
+                    lines += early_truth(row | {"loss": contrast[0]}, kept, monitor, params, contrast[1])
                 for line in lines:
                     log(f"epoch {epoch + 1}: {line}")
                 state.keep_if_good(row, metric, learner.kept, partial(monitor.standard_error, metric))
