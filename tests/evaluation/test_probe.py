@@ -90,7 +90,7 @@ def test_the_penalty_is_chosen_only_on_validation_and_the_test_split_has_no_infl
     assert chosen.c == C_VALUES[scores.index(max(scores))]
     fit_rows = train | val
     fit = next(fit_logistic(features[fit_rows], labels[fit_rows], 4, (chosen.c,)))
-    np.testing.assert_allclose(chosen.probabilities, fit.probabilities(features[~fit_rows]), atol=1e-3)
+    np.testing.assert_allclose(chosen.probabilities, fit.probabilities(features[~fit_rows]), atol=4e-4)
 
 
 def test_few_images_that_any_penalty_separates_do_not_get_the_strongest():

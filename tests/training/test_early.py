@@ -54,6 +54,13 @@ def test_a_sound_training_is_compared_with_its_floors_and_has_no_warning(data):
     assert "the views destroy" not in text
     assert "the stem" not in text
     assert "the temperature" not in text
+    assert "the learning rate" not in text  # nothing was before this epoch
+
+
+def test_the_term_of_a_teacher_is_no_part_of_the_loss_that_is_judged(data):
+    taught = data._replace(teacher=np.random.default_rng(0).normal(size=(144, 5)).astype(np.float32))
+    text = said(taught, pretrain__temperature=50.0, pretrain__teacher__weights="those of the test")
+    assert "the temperature 50 makes all views nearly equal: the loss is 3.4" in text
 
 
 @pytest.mark.parametrize(

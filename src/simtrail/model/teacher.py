@@ -13,7 +13,7 @@ from simtrail.errors import InputError
 from simtrail.model import CONFIG
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
 from simtrail.model.weights import load_weights
-from simtrail.params import Architecture, Teacher
+from simtrail.params import Architecture, Teacher, Terms
 
 BATCH = 256
 
@@ -28,7 +28,7 @@ def teacher_features(
     are. `teacher.weights` is as `load_weights` takes them. Raises InputError if they don't fit.
     """
     assert teacher.weights is not None
-    update = {"architecture": _architecture(teacher), "view_size": None, "terms": type(config.terms)()}
+    update = {"architecture": _architecture(teacher), "view_size": None, "terms": Terms()}
     try:
         encoder = Encoder(config.model_copy(update=update | {"teacher_width": 0}))
         lines = load_weights(encoder, teacher.weights)

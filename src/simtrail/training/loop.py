@@ -127,8 +127,9 @@ def fit(
                 encoder.train()  # on_validation may have changed the mode
                 lines = problems(row, encoder)
                 if early and rank() == 0:
-                    contrast = [r.get("loss_fused", r["loss"]) for r in (row, *state.history[:1], row)]  # now, at first
-                    lines += early_truth(row | {"loss": contrast[0]}, kept, monitor, params, contrast[1])
+                    first = state.history[0] if state.history else row
+                    now, at_first = (r.get("loss_fused", r["loss"]) for r in (row, first))  # without other terms
+                    lines += early_truth(row | {"loss": now}, kept, monitor, params, at_first)
                 for line in lines:
                     log(f"epoch {epoch + 1}: {line}")
                 state.keep_if_good(row, metric, learner.kept, partial(monitor.standard_error, metric))
