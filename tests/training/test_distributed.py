@@ -20,7 +20,8 @@ from simtrail.training.distributed import processes, rank, world
 from simtrail.training.learner import Learner
 
 changes = json.loads(sys.argv[1])
-p = with_changes({"pretrain.precision": "fp32", "pretrain.batch_size": 8, "pretrain.teacher.weight": 1.0, **changes}).pretrain
+settings = {"pretrain.precision": "fp32", "pretrain.batch_size": 8, "pretrain.teacher.weight": 1.0}
+p = with_changes({**settings, **changes}).pretrain
 recipe = Recipe(
     size=32, fit="pad", background=0, composite=True, file_dtype="uint8", file_bands=3, mask_band=None,
     bands=["red", "green", "blue"], modalities={"rg": [0, 1], "b": [2]}, dtype="uint8", low=[0] * 3, high=[255] * 3,
