@@ -20,30 +20,29 @@ from simtrail.training.distributed import processes, rank, world
 from simtrail.training.learner import Learner
 
 changes = json.loads(sys.argv[1])
-settings = {"pretrain.precision": "fp32", "pretrain.batch_size": 8, "pretrain.teacher.weight": 1.0}
-p = with_changes({**settings, **changes}).pretrain
+p = with_changes({"pretrain.precision": "fp32", "pretrain.batch_size": 8, **changes}).pretrain
 recipe = Recipe(
     size=32, fit="pad", background=0, composite=True, file_dtype="uint8", file_bands=3, mask_band=None,
     bands=["red", "green", "blue"], modalities={"rg": [0, 1], "b": [2]}, dtype="uint8", low=[0] * 3, high=[255] * 3,
 )
 batch = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-TEACHER = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+teacher = torch.randn(8, 5, generator=torch.Generator().manual_seed(1)) if p.teacher.weights else None
 torch.set_num_threads(1)
 
 
 def train():
     torch.manual_seed(0)
-    settings = {"mean": [0.5] * 3, "std": [0.3] * 3, "terms": p.terms, "teacher_width": TEACHER.shape[1]}
+    settings = {"mean": [0.5] * 3, "std": [0.3] * 3, "terms": p.terms, "teacher_width": 0 if teacher is None else 5}
     config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, **settings)
     encoder = Encoder(config).train()
     learner = Learner(encoder, TwoViews(p.augment, recipe, config.size, coordinates=p.terms.local > 0), p)
     size = len(batch) // world()
     part = batch[rank() * size : (rank() + 1) * size]
     groups = torch.arange(len(batch)) // 2 if p.positives == "group" else None
-    loss, _, projections = learner._gradient(part, (0, 0, 0), groups, TEACHER)
+    loss, _, projections = learner._gradient(part, (0, 0, 0), groups, teacher)
     grads = {k: w.grad.clone() for k, w in encoder.named_parameters()}
     buffers = {k: b.clone() for k, b in encoder.named_buffers()}
-    later = [learner.step(part, 0.001, 0, 0, step, groups=groups, teacher=TEACHER)[0].item() for step in (1, 2)]
+    later = [learner.step(part, 0.001, 0, 0, step, groups=groups, teacher=teacher)[0].item() for step in (1, 2)]
     return {"loss": loss.item(), "projections": projections, "grads": grads, "buffers": buffers, "later": later}
 
 
@@ -70,6 +69,7 @@ with processes():
                 "pretrain.head.batch_norm": False,
                 "pretrain.micro_batch_size": 2,
                 "pretrain.positives": "group",
+                "pretrain.teacher.weights": "those of the test",
             },
             id="cached",
             marks=pytest.mark.slow,
