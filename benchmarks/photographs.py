@@ -72,13 +72,13 @@ def main(folder: Path) -> None:
             if kind == "check":
                 scan(dataset)
             elif kind == "prepare":
-                packed, _ = pack(batch, manifest, recipe, out)
+                packed = pack(batch, manifest, recipe, out).images
             else:
                 for path in paths:
                     decode(path, (4 * SIZE * WIDTH // HEIGHT, 4 * SIZE) if kind == "reduced decode" else None)
             seconds[kind] += (time.process_time() - start) / FILES
             peaks[kind] = max(peaks[kind], (memory("VmHWM") - before) / (3 * WIDTH * HEIGHT))
-        whole = conform(read_image(paths[0]), recipe)
+        whole = conform(read_image(paths[0]), recipe)[0]
         differences.append(np.abs(packed.rows(np.arange(1))[0].astype(int) - whole).mean())
     table = pd.DataFrame({"work": KINDS, "seconds": seconds.values()})
     table["ratio"] = table["seconds"] / table["seconds"][[0, 0, 2, 2]].to_numpy()

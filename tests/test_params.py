@@ -67,6 +67,12 @@ def test_an_error_names_key_value_and_what_is_allowed(key, value, expected):
     assert f"params.yaml: {expected}" in message({key: value})
 
 
+def test_tiles_and_images_cut_to_their_mask_exclude_each_other():
+    assert "prepare.mask = 'crop': can't be combined with prepare.fit: tile; set prepare.mask: apply" in message(
+        {"prepare.fit": "tile", "prepare.mask": "crop"}
+    )
+
+
 def test_modalities_can_not_be_compared_if_they_may_be_left_out():
     terms = {"pretrain.encoder.fusion": "separate", "pretrain.terms.intra": 1.0}
     error = message(terms | {"pretrain.augment.spectral.group_dropout.p": 0.5})

@@ -147,9 +147,10 @@ class Bands(_Section):
 class Prepare(_Section):
     size: int = Field(64, ge=8, le=1024)
     """Side of the packed square images, in pixels: 8 to 1024."""
-    fit: Literal["pad", "crop"] = "pad"
+    fit: Literal["pad", "crop", "tile"] = "pad"
     """How a rectangular image becomes square, with its aspect ratio unchanged. pad: add background at the sides. crop:
-    cut out the centre."""
+    cut out the centre. tile: cut the image at its full resolution into tiles of `size`; for slides, scenes and
+    scans."""
     bands: Annotated[
         Annotated[Literal["all"], Tag("=all")]
         | Annotated[list[int | str], Field(min_length=1), Tag("=list")]
@@ -196,6 +197,15 @@ class Prepare(_Section):
                 f"prepare.bands = {value!r}: must be all, a list of names or numbers, or a rule such as {{uniform: 24}}"
             )
         return value
+
+    @model_validator(mode="after")
+    def _tiles_are_whole(self) -> Prepare:
+        if self.fit == "tile" and self.mask == "crop":
+            raise ValueError(
+                "prepare.mask = 'crop': can't be combined with prepare.fit: tile; set prepare.mask: apply, with which "
+                "tiles of only background are left out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _leaves_training_images(self) -> Prepare:

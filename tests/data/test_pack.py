@@ -27,7 +27,7 @@ def packed(tmp_path, monkeypatch):
     manifest, _ = scan(dataset)
     recipe = make_recipe(manifest, dataset.declaration, PREPARE)
     (tmp_path / "out").mkdir()
-    images, _ = packing.pack(dataset.folder, manifest, recipe, tmp_path / "out")
+    images = packing.pack(dataset.folder, manifest, recipe, tmp_path / "out").images
     return manifest, recipe, images, tmp_path
 
 
@@ -37,7 +37,7 @@ def test_rows_are_the_conformed_images_across_shards(packed):
     assert len(images.shards) == 4
     order = np.array([35, 0, 9, 10, 11, 20, 3])
     expected = [conform(read_image(folder / "data" / manifest["path"][i]), recipe) for i in order]
-    np.testing.assert_array_equal(images.rows(order), np.stack(expected))
+    np.testing.assert_array_equal(images.rows(order), np.concatenate(expected))
 
 
 def test_packing_again_in_the_same_process_fills_the_new_files(packed, monkeypatch):
@@ -46,7 +46,7 @@ def test_packing_again_in_the_same_process_fills_the_new_files(packed, monkeypat
     for _ in range(2):
         shutil.rmtree(folder / "out")
         (folder / "out").mkdir()
-        again, _ = packing.pack(folder / "data", manifest, recipe, folder / "out")
+        again = packing.pack(folder / "data", manifest, recipe, folder / "out").images
         np.testing.assert_array_equal(again.rows(np.arange(36)), images.rows(np.arange(36)))
 
 
@@ -54,8 +54,8 @@ def test_statistics_are_those_of_the_pixels_of_only_the_given_rows(packed):
     manifest, recipe, images, folder = packed
     rows = np.array([1, 5, 12, 33])
     values = images.rows(rows).astype(np.float64) / 255
-    _, moments = packing.pack(folder / "data", manifest, recipe, folder / "out")
-    result = packing.statistics(moments[rows])
+    packed = packing.pack(folder / "data", manifest, recipe, folder / "out")
+    result = packing.statistics(packed.moments[rows])
     np.testing.assert_allclose(result["mean"], values.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(result["std"], values.std((0, 2, 3)), rtol=1e-9)
 

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from conftest import with_changes
 
+from simtrail.data import recipe as recipes
 from simtrail.data.dataset import Declaration
 from simtrail.data.reading.decoded import BandFacts
-from simtrail.data.recipe import Recipe, conform, make_recipe
+from simtrail.data.recipe import Recipe, make_recipe
 from simtrail.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -24,6 +25,12 @@ def recipe(bands: int = 3, dtype: str = "uint8", low=0.0, high=255.0, mask_band=
     declaration = Declaration(bands=names, mask=None if mask_band is None else names[mask_band])
     settings = {f"prepare.{k}": v for k, v in {"size": 16, "background": 0.0, **prepare}.items()}
     return make_recipe(table, declaration, with_changes(settings).prepare)
+
+
+def conform(image: np.ndarray, r: Recipe, modality: str | None = None) -> np.ndarray:
+    """The only square of an image that is not cut into tiles."""
+    (square,) = recipes.conform(image, r, modality)
+    return square
 
 
 def test_an_image_of_the_right_size_passes_unchanged():

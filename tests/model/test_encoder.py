@@ -192,6 +192,18 @@ def test_files_folders_and_arrays_give_the_same_features_for_any_batch_size(tmp_
     np.testing.assert_allclose(table, encoder.embed(arrays), rtol=1e-4, atol=1e-5)
 
 
+def test_features_of_a_large_image_are_the_mean_over_its_tiles_that_show_anything(tmp_path):
+    tiled = config().model_copy(update={"recipe": config().recipe.model_copy(update={"fit": "tile", "size": 32})})
+    encoder = Encoder(tiled).eval()
+    images = np.random.default_rng(0).integers(1, 255, (5, 3, 32, 96), dtype=np.uint8)
+    images[1, :, :, 64:] = 0
+    images[2] = 0
+    tiles = images.reshape(5, 3, 32, 3, 32).transpose(0, 3, 1, 2, 4)
+    every = [encoder.features(iter([image])) for image in tiles]
+    expected = [every[0].mean(0), every[1][:2].mean(0), *(features.mean(0) for features in every[2:])]
+    np.testing.assert_allclose(encoder.embed(images, batch_size=4), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_every_file_that_cannot_be_embedded_is_named(tmp_path):
     photographs(tmp_path, classes=1, each=2)
     (tmp_path / "class0/bad.png").write_bytes(b"")

@@ -208,13 +208,23 @@ GROUPS = ["a", "a", "b", "b", "b", None]
     ],
 )
 def test_groups_are_positives_where_their_images_have_the_same_label(params, groups, labels, choice, reason):
-    chosen, why = plan.positives(params.pretrain, pd.DataFrame({"group": groups, "label": labels}))
+    table = pd.DataFrame({"group": groups, "label": labels, "sha256": [*"123456"]})
+    chosen, why = plan.positives(params.pretrain, table)
     assert (chosen, why[: len(reason)]) == (choice, reason)
+
+
+def test_tiles_of_one_file_say_nothing_about_their_group(params):
+    tiles = pd.DataFrame({"group": ["a"] * 4, "label": ["x"] * 4, "sha256": ["1", "1", "2", "2"]})
+    assert plan.positives(params.pretrain, tiles)[0] == "group"  # two files of one group
+    assert plan.positives(params.pretrain, tiles.assign(sha256="1")) == (
+        "view",
+        "no labels tell whether the images of a group show the same",
+    )
 
 
 def test_a_group_that_would_fill_a_batch_of_dcl_is_no_positive(params):
     p = params.pretrain.model_copy(update={"objective": "dcl", "batch_size": 3})
-    table = pd.DataFrame({"group": GROUPS, "label": ["x"] * 6})
+    table = pd.DataFrame({"group": GROUPS, "label": ["x"] * 6, "sha256": [*"123456"]})
     assert plan.positives(p, table)[0] == "view"
     assert plan.positives(p.model_copy(update={"batch_size": 4}), table)[0] == "group"
 

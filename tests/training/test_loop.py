@@ -44,7 +44,7 @@ def prepared(tmp_path_factory):
     manifest = manifest.sample(frac=1, random_state=0, ignore_index=True)  # every class in both splits
     recipe = make_recipe(manifest, dataset.declaration, with_changes(TINY).prepare)
     (folder / "packed").mkdir()
-    images, moments = pack(dataset.folder, manifest, recipe, folder / "packed")
+    images, moments = pack(dataset.folder, manifest, recipe, folder / "packed")[:2]
     return images, recipe, manifest["label"].factorize()[0], statistics(moments[TRAIN])
 
 

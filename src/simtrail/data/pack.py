@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from simtrail.data.manifest import band_crc, in_parallel
 from simtrail.data.reading.decoded import Reading
 from simtrail.data.reading.readers import decode, open_image, take_bands
 from simtrail.data.recipe import Recipe, conform, conform_bands
+from simtrail.data.tiles import corners
 from simtrail.errors import InputError
 
 SHARD_BYTES = 512 * 2**20
@@ -43,25 +45,58 @@ class PackedImages:
         return result
 
 
-def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> tuple[PackedImages, np.ndarray]:
-    """Packs a dataset folder into `out`/images-*.npy; returns the packed images, in manifest order, and their moments.
+class Packing(NamedTuple):
+    images: PackedImages
+    moments: np.ndarray  # (N, 2, bands): mean of each band of each image, and mean of its squares, on the 0 to 1 scale
+    tiles: pd.DataFrame  # for each packed image the row of its file in the manifest, and its top and left in the file
+    blank: int  # number of tiles that were left out, because they are only background
 
-    The moments (N, 2, bands) are the mean of each band of each image, and the mean of its squares, on the 0 to 1 scale.
-    Raises InputError if a file has changed since the manifest was made.
+
+def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> Packing:
+    """Packs a dataset folder into `out`/images-*.npy, in manifest order.
+
+    With `fit: tile` a file has a row per tile, without tiles of only background. Raises InputError if a file has
+    changed since the manifest was made.
     """
     _open.cache_clear()  # the shards of an earlier call had the same names, but are deleted
     shape = (len(recipe.bands), recipe.size, recipe.size)
     rows = max(1, SHARD_BYTES // (int(np.prod(shape)) * np.dtype(recipe.dtype).itemsize))
-    for number, start in enumerate(range(0, len(manifest), rows)):
-        count = min(rows, len(manifest) - start)
+    tiles = _tiles(manifest, recipe)
+    for number, start in enumerate(range(0, len(tiles), rows)):
+        count = min(rows, len(tiles) - start)
         np.lib.format.open_memmap(_shard(out, number), "w+", recipe.dtype, (count, *shape)).flush()
-    items = list(zip(range(len(manifest)), manifest["path"], manifest["sha256"], manifest["crc"], strict=True))
+    firsts = np.searchsorted(tiles["image"], np.arange(len(manifest))).tolist()
+    items = list(zip(firsts, manifest["path"], manifest["sha256"], manifest["crc"], strict=True))
     mapped = bool(manifest["crc"].notna().all())
     pack_one = partial(_pack_one, folder, out, recipe, rows)
     results = in_parallel(pack_one, items, "prepare", lambda item: f"{folder / item[1]}: damaged", threads=mapped)
     if errors := [error for error in results if isinstance(error, str)]:
         raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: simtrail check, or dvc repro check")
-    return PackedImages(out, recipe), np.array(results)
+    moments, images = np.concatenate(results), PackedImages(out, recipe)
+    kept = np.flatnonzero(~np.isnan(moments).any((1, 2)))
+    if len(kept) < len(tiles):
+        images = _without_blank(images, kept, rows, out)
+    return Packing(images, moments[kept], tiles.iloc[kept].reset_index(drop=True), len(tiles) - len(kept))
+
+
+def _tiles(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """For each image to pack: the row of its file in the manifest, and its top and left in the file."""
+    sides = zip(manifest["height"], manifest["width"], strict=True)
+    of_file = [corners(*side, recipe.size) if recipe.fit == "tile" else [(0, 0)] for side in sides]
+    rows = [(row, *corner) for row, found in enumerate(of_file) for corner in found]
+    return pd.DataFrame(rows, columns=["image", "top", "left"])
+
+
+def _without_blank(images: PackedImages, kept: np.ndarray, rows: int, out: Path) -> PackedImages:
+    """Writes the shards again, with only the kept rows."""
+    new = [out / f"kept-{number:04d}.npy" for number in range(-(-len(kept) // rows))]
+    for number, path in enumerate(new):
+        np.save(path, images.rows(kept[number * rows : (number + 1) * rows]))
+    for old in out.glob("images-*.npy"):
+        old.unlink()
+    for number, path in enumerate(new):
+        path.rename(_shard(out, number))
+    return PackedImages(out, images.recipe)
 
 
 def statistics(moments: np.ndarray) -> dict[str, list[float]]:
@@ -113,8 +148,11 @@ def sample_pixels(
 def _pack_one(
     folder: Path, out: Path, recipe: Recipe, rows: int, item: tuple[int, str, str, np.ndarray | None]
 ) -> np.ndarray | str:
-    """Packs an image into its row of the shards; returns its moments (2, bands), or an error message."""
-    number, path, sha256, crc = item
+    """Packs an image into the shards, from a row on; returns its moments (T, 2, bands), or an error message.
+
+    Those of a tile of only background are NaN.
+    """
+    first, path, sha256, crc = item
     changed = f"{folder / path}: changed since it was checked"
     try:
         if crc is None:
@@ -134,8 +172,15 @@ def _pack_one(
         return f"{folder / path}: {error.strerror or error}"
     except ValueError as error:
         return f"{folder / path}: {error}"
-    _open(_shard(out, number // rows))[number % rows] = packed
-    unit = (band / recipe.full_scale for band in packed)  # float64, one band at a time to save memory
+    for number, square in enumerate(packed, first):
+        _open(_shard(out, number // rows))[number % rows] = square
+    moments = np.array([_moments(square, recipe) for square in packed])
+    moments[recipe.blank(packed)] = np.nan
+    return moments
+
+
+def _moments(square: np.ndarray, recipe: Recipe) -> np.ndarray:
+    unit = (band / recipe.full_scale for band in square)  # float64, one band at a time to save memory
     return np.array([(x.mean(), np.square(x).mean()) for x in unit]).T
 
 

@@ -15,6 +15,7 @@ from simtrail.data.bands import Mix, choose_bands, make_mix, modalities
 from simtrail.data.dataset import Declaration
 from simtrail.data.reading.decoded import BandFacts, Reading
 from simtrail.data.reading.readers import take_bands
+from simtrail.data.tiles import cut
 from simtrail.errors import listed
 from simtrail.params import Bands, Prepare
 
@@ -28,7 +29,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # nodata may be NaN
 
     size: int
-    fit: Literal["pad", "crop"]
+    fit: Literal["pad", "crop", "tile"]
     background: Background  # 0 to 1, one value per band in `bands`, or one for all
     composite: bool  # background replaces pixels that are transparent, outside the mask or without data
     cut: bool = False  # crop to the rectangle around all pixels that are not background
@@ -72,8 +73,8 @@ class Recipe(BaseModel):
 
     @property
     def needed(self) -> int | None:
-        """The shortest side that files may be decoded to; None if every pixel counts, because some are background."""
-        return self.size if self.mask_band is None and self.nodata is None else None
+        """The shortest side that files may be decoded to; None if every pixel counts: some are background, or tiles."""
+        return self.size if self.fit != "tile" and self.mask_band is None and self.nodata is None else None
 
     @property
     def quantity(self) -> str:
@@ -98,6 +99,12 @@ class Recipe(BaseModel):
             return [names.index(c) for c in ("red", "green", "blue")]
         declared = self.modalities.get("rgb", [])
         return declared if len(declared) == 3 else None
+
+    def blank(self, squares: np.ndarray) -> np.ndarray:
+        """Which packed images (T, bands, size, size) are tiles of nothing but background, (T,) of bool."""
+        if self.fit != "tile":
+            return np.zeros(len(squares), bool)
+        return (squares == self.packed_background).all((1, 2, 3))
 
     def require_same_units(self, facts: BandFacts) -> None:
         """Raises ValueError if a file states another scale or offset of its bands than the files of this recipe."""
@@ -263,8 +270,9 @@ def without_effect(recipe: Recipe, facts: str) -> list[str]:
 
 
 def conform(image: np.ndarray, recipe: Recipe, modality: str | None = None) -> np.ndarray:
-    """A file's array (C, H, W) as the recipe's array (len(bands), size, size), in the recipe's dtype.
+    """A file's array (C, H, W) as the recipe's array (1, len(bands), size, size), in the recipe's dtype.
 
+    With `fit: tile` it is (T, len(bands), size, size), with the T tiles in the order of `tiles.corners`.
     C is `file_bands`, or one more with alpha. Only the bands that are needed are read from a memory-mapped image. With
     a `modality`, C may also be the number of its bands, plus one for the mask if the recipe applies a mask band; all
     other bands are then black. Raises ValueError for any other number of bands, and for another type of pixels, because
@@ -305,15 +313,15 @@ def conform_bands(
     limits = zip(recipe.low, recipe.high, strict=True)
     units = (_unit(band, low, high) for band, (low, high) in zip(bands, limits, strict=True))
     planes = recipe.mix.apply(np.stack(list(units))) if recipe.mix else units
-    square = np.empty((len(recipe.bands), recipe.size, recipe.size), recipe.dtype)
+    squares = []
     for i, plane in enumerate(planes):  # one at a time: a photograph of floats takes four times its memory
         if cover is not None:
             plane -= background[i]
             plane *= cover
             plane += background[i]
         fitted = _fit(plane[area], background[i], recipe) * np.float32(recipe.full_scale)
-        square[i] = np.rint(fitted, out=fitted)
-    return square
+        squares.append(np.rint(fitted, out=fitted).astype(recipe.dtype))
+    return np.stack(squares, 1)
 
 
 def _unit(band: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -349,8 +357,10 @@ def _cover(
 
 
 def _fit(unit: np.ndarray, background: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """A band (H, W) resized, and padded or cropped, to (size, size)."""
+    """A band (H, W) resized, and padded or cropped, to (1, size, size), or its tiles (T, size, size)."""
     size, (height, width) = recipe.size, unit.shape
+    if recipe.fit == "tile":
+        return cut(unit, background, size)
     scale = size / (max if recipe.fit == "pad" else min)(height, width)
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
     if (h, w) != (height, width):
@@ -359,10 +369,10 @@ def _fit(unit: np.ndarray, background: np.ndarray, recipe: Recipe) -> np.ndarray
         unit = np.asarray(resized)
     if recipe.fit == "crop":
         top, left = (h - size) // 2, (w - size) // 2
-        return unit[top : top + size, left : left + size]
+        return unit[None, top : top + size, left : left + size]
     if (h, w) == (size, size):
-        return unit
+        return unit[None]
     square = np.full((size, size), background, np.float32)
     top, left = (size - h) // 2, (size - w) // 2
     square[top : top + h, left : left + w] = unit
-    return square
+    return square[None]

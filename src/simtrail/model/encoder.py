@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,15 +20,18 @@ from tqdm import tqdm
 
 from simtrail.data.area import shrunk
 from simtrail.data.loader import to_unit
-from simtrail.data.reading.readers import SUFFIXES, image_of, open_image, walk
-from simtrail.data.recipe import Recipe, conform
-from simtrail.errors import InputError
+from simtrail.data.recipe import Recipe
+from simtrail.data.sources import image_files
+from simtrail.data.stream import conformed
+from simtrail.errors import InputError, listed
 from simtrail.model import CONFIG, WEIGHTS
 from simtrail.model.backbone import Backbone
 from simtrail.model.fusion import BranchInput, Fusion, branch_bands, unit
 from simtrail.model.local import map_shape, patch_projections
 from simtrail.model.projector import projection_head
 from simtrail.params import Architecture, Head, Terms
+
+Images: TypeAlias = str | Path | Sequence[str | Path] | pd.DataFrame | np.ndarray
 
 
 class EncoderConfig(BaseModel):
@@ -240,7 +243,6 @@ class Encoder(nn.Module):
             )
         return self.heads[index](self(batch, modality))
 
-    @torch.inference_mode()
     def features(self, batches: Iterator[np.ndarray], modality: str | None = None, aligned: bool = False) -> np.ndarray:
         """The float32 features, (N, width), of batches of packed images (B, bands, size, size).
 
@@ -248,62 +250,71 @@ class Encoder(nn.Module):
         `aligned`, they are its projections, by which images of one modality can be compared with images of another.
         Raises InputError if the encoder does not have them.
         """
-        self.eval()
         if aligned and modality is None:
             raise InputError(f"aligned: needs a modality: {', '.join(self.modalities) or 'this encoder has none'}")
-        encode = (
-            (lambda batch: self.aligned(batch, str(modality))) if aligned else (lambda batch: self(batch, modality))
-        )
         recipe = self.config.recipe
         empty_image = np.zeros((1, len(recipe.bands), recipe.size, recipe.size), recipe.dtype)
-        width = encode(to_unit(empty_image, 1, self.device)).shape[1]  # errors must come before any file is read
-        parts = [encode(to_unit(batch, recipe.full_scale, self.device)).float().cpu().numpy() for batch in batches]
-        return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+        none = self._encode(empty_image, modality, aligned)[:0]  # errors must come before any file is read
+        return np.concatenate([none, *(self._encode(batch, modality, aligned) for batch in batches)])
+
+    @torch.inference_mode()
+    def _encode(self, batch: np.ndarray, modality: str | None, aligned: bool) -> np.ndarray:
+        self.eval()
+        x = to_unit(batch, self.config.recipe.full_scale, self.device)
+        return (self.aligned(x, str(modality)) if aligned else self(x, modality)).float().cpu().numpy()
 
     def embed(
         self,
-        images: str | Path | Sequence[str | Path] | np.ndarray,
+        images: Images,
         batch_size: int = 64,
         modality: str | None = None,
         aligned: bool = False,
     ) -> pd.DataFrame:
         """One row of features per image: columns `0` … `width − 1`, indexed by path (by position, for arrays).
 
-        `images` is a folder (with its subfolders), one path, a list of paths, or an array (N, C, H, W) of any height
-        and width, with the bands and value range of the files that the encoder was trained on. `modality` and `aligned`
+        With `fit: tile`, the features of an image are the mean over its tiles, without those of only background.
+        `images` is a folder (with its subfolders), a file, a pattern, a list or table of files (see `image_files`), a
+        list of paths, a DataFrame with a column `path`, or an array (N, C, H, W) of any height and width, with the
+        bands and value range of the files that the encoder was trained on. `modality` and `aligned`
         are as in `features`. Raises InputError, which names each file that can't be read or has different bands.
         """
         items, index = _items_and_index(images)
-        recipe = self.config.recipe
+        result, errors = [], []
+        with tqdm(total=len(items), desc="embed", unit="image", disable=None, leave=False) as bar:
+            for item, found in zip(items, self.stream(items, batch_size, modality, aligned), strict=True):
+                if isinstance(found, str):
+                    errors.append(f"{item if isinstance(item, Path) else 'array'}: {found}")
+                else:
+                    result.append(found)
+                bar.update()
+        if errors:
+            raise InputError("\n".join(dict.fromkeys(errors)))
+        features = np.stack(result) if result else self.features(iter(()), modality, aligned)
+        return pd.DataFrame(features, index=index)
 
-        def load(item: Path | np.ndarray) -> np.ndarray | str:
-            try:
-                if isinstance(item, Path):
-                    decoded = open_image(item, recipe.reading, recipe.needed)
-                    if modality is None:
-                        recipe.require_same_units(decoded.facts)
-                    return conform(decoded.image, recipe, modality)
-                return conform(item, recipe, modality)
-            except (ValueError, OSError) as error:
-                reason = getattr(error, "strerror", None) or error  # without the number of a system error
-                return f"{item if isinstance(item, Path) else 'array'}: {reason}"
+    def stream(
+        self,
+        items: Sequence[Path] | Sequence[np.ndarray],
+        batch_size: int = 64,
+        modality: str | None = None,
+        aligned: bool = False,
+    ) -> Iterator[np.ndarray | str]:
+        """For each path, or array (C, H, W), in order: its features (width,), or why there are none.
 
-        def batches() -> Iterator[np.ndarray]:
-            errors = []
-            with (
-                ThreadPoolExecutor(4) as pool,
-                tqdm(total=len(items), desc="embed", unit="image", disable=None, leave=False) as bar,
-            ):
-                for start in range(0, len(items), batch_size):
-                    loaded = list(pool.map(load, items[start : start + batch_size]))
-                    errors += [message for message in loaded if isinstance(message, str)]
-                    if not errors:
-                        yield np.stack(loaded)
-                    bar.update(len(loaded))
-            if errors:
-                raise InputError("\n".join(dict.fromkeys(errors)))
-
-        return pd.DataFrame(self.features(batches(), modality, aligned), index=index)
+        Only a few batches of images are in memory. Images 0 … batch_size − 1 are a batch, and so on: the features are
+        the same whether a list is embedded at once or in parts that begin at multiples of `batch_size`.
+        """
+        none = self.features(iter(()), modality, aligned)  # errors come before any file is read
+        loaded = conformed(items, self.config.recipe, modality)
+        size = 1 if self.config.recipe.fit == "tile" else batch_size
+        while batch := list(islice(loaded, size)):
+            squares = [found for found in batch if not isinstance(found, str)]
+            rows = np.concatenate(squares) if squares else np.empty(0)
+            parts = (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
+            features = np.concatenate([none, *(self._encode(part, modality, aligned) for part in parts)])
+            of_image = iter(np.split(features, np.cumsum([len(found) for found in squares])[:-1]))
+            for found in batch:
+                yield found if isinstance(found, str) else next(of_image).mean(0)
 
     def save(self, folder: Path) -> None:
         """Writes encoder.safetensors and config.json."""
@@ -332,22 +343,17 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _items_and_index(
-    images: str | Path | Sequence[str | Path] | np.ndarray,
-) -> tuple[list[Path] | list[np.ndarray], pd.Index]:
+def _items_and_index(images: Images) -> tuple[list[Path] | list[np.ndarray], pd.Index]:
     if isinstance(images, np.ndarray):
         if images.ndim != 4:
             raise InputError(f"array of shape {images.shape}: must be (images, bands, height, width)")
         return list(images), pd.RangeIndex(len(images))
+    if isinstance(images, pd.DataFrame):
+        if "path" not in images:
+            raise InputError(f"table with columns {listed([str(c) for c in images])}: must have a column path")
+        images = images["path"].to_list()
     if isinstance(images, str | Path):
-        path = Path(images)
-        if path.is_dir():
-            found = (p for p in walk(path, links=True) if image_of(p) == p)
-            paths = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-            if not paths:
-                raise InputError(f"{path}: no image in it; files must end in {', '.join(sorted(SUFFIXES))}")
-        else:
-            paths = [path]
-    else:
-        paths = [Path(p) for p in images]
+        sources = image_files(images)
+        return [source.path for source in sources], pd.Index([source.name for source in sources], name="path")
+    paths = [Path(p) for p in images]
     return paths, pd.Index([str(p) for p in paths], name="path")

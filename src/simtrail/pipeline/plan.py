@@ -152,7 +152,8 @@ def positives(p: Pretrain, train: pd.DataFrame) -> tuple[str, str]:
         return "view", "no two training images are of one group"
     if p.objective == "dcl" and sizes.iloc[0] >= p.batch_size:
         return "view", f"the {sizes.iloc[0]} images of the largest group would leave a batch without negatives"
-    labelled = grouped[grouped["label"].notna()]
+    # a file counts once: tiles of one image have its label, whatever they show
+    labelled = grouped[grouped["label"].notna()].drop_duplicates(["group", "sha256"])
     of_class = labelled.groupby(["group", "label"]).size()
     pairs, same = (float((n * (n - 1)).sum()) for n in (labelled["group"].value_counts(), of_class))
     if not pairs:

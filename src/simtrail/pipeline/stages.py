@@ -96,6 +96,7 @@ def prepare(settings: Sequence[str] = ()) -> None:
     from simtrail.data.pack import pack, sample_pixels, statistics
     from simtrail.data.recipe import make_recipe, without_effect
     from simtrail.data.split import assign_split, split_groups
+    from simtrail.data.tiles import table_of_tiles
 
     ws.require(params, "check")
     validation = ws.read_json(ws.VALIDATION, "check")
@@ -117,10 +118,16 @@ def prepare(settings: Sequence[str] = ()) -> None:
     for line in without_effect(recipe, manifest["facts"].iloc[0]):
         echo(f"prepare: warning: {line}")
     ws.fresh_folder(ws.PACKED)  # only now: an error in the settings must not remove an earlier result
-    images, moments = pack(dataset.folder, manifest, recipe, ws.PACKED)
+    packed = pack(dataset.folder, manifest, recipe, ws.PACKED)
     table = _split_table(manifest, split, blocks, held_out)
+    if recipe.fit == "tile":
+        table = table_of_tiles(table, packed.tiles)
+        pretraining = (table["split"] == "train") & ~table["held_out"]
+        if small := int((manifest[["height", "width"]].min(axis=1) < recipe.size).sum()):
+            echo(f"prepare: warning: {small} images are smaller than a tile of {recipe.size} px: padded")
+        echo(f"prepare: {len(manifest)} images cut into tiles; {packed.blank} tiles of only background left out")
     table.to_parquet(ws.SPLIT)
-    counts = split.value_counts().to_dict()
+    counts = table["split"].value_counts().to_dict()
     ws.write_json(
         ws.STATISTICS,
         {
@@ -129,13 +136,14 @@ def prepare(settings: Sequence[str] = ()) -> None:
             "split_hash": _split_hash(table),
             "images": counts,
             "recipe": recipe.model_dump(),
-            **statistics(moments[pretraining]),
+            **statistics(packed.moments[pretraining]),
         },
     )
     parts = ", ".join(f"{counts[part]} {part}" for part in ("train", "val", "test"))
     if held_out.any():
-        parts += f"; {held_out.sum()} of classes that pretraining never sees"
-    echo(f"prepare: {len(images)} images of {len(recipe.bands)} bands at {recipe.size} px: {parts}")
+        parts += f"; {table['held_out'].sum()} of classes that pretraining never sees"
+    what = "tiles" if recipe.fit == "tile" else "images"
+    echo(f"prepare: {len(table)} {what} of {len(recipe.bands)} bands at {recipe.size} px: {parts}")
 
 
 def plan(settings: Sequence[str] = ()) -> None:
