@@ -82,6 +82,14 @@ def photographs(folder: Path, classes: int = 3, each: int = 12, size: tuple[int,
             Image.fromarray(image).save(folder / f"class{c}" / f"{i}.png")
 
 
+def blobs(n: int, classes: int = 3, spread: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, 8) around a centre for each class, and the names of the classes."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, 8))
+    y = rng.integers(0, classes, n)
+    return (centres[y] + spread * rng.normal(size=(n, 8))).astype(np.float32), np.array([f"c{i}" for i in y])
+
+
 def rgb_recipe(size: int = 32) -> Recipe:
     return Recipe(
         size=size,

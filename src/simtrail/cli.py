@@ -91,11 +91,38 @@ def preview(
 
 
 @app.command()
-def embed(settings: Settings = None) -> None:
-    """Compute the features of every image."""
-    from simtrail.pipeline import stages
+def embed(
+    uri: Annotated[
+        str | None,
+        typer.Argument(help="an encoder: models:/NAME@champion, models:/NAME/VERSION, or a folder; none: the stage"),
+    ] = None,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="images: folders, files, patterns, lists (.txt) and tables with a column path"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="file for the features: .parquet, .npy, .csv; or a folder, for the projector"),
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="give only the features of this modality")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first file that can't be read")] = False,
+    settings: Settings = None,
+) -> None:
+    """Compute the features of any images with an encoder; without one: of every image of the project.
 
-    stages.embed(settings or ())
+    Exit code 3: done, but some files could not be read. They are listed beside the result.
+    """
+    if uri is None:
+        if out or modality or strict:
+            raise InputError("--out, --modality and --strict need an encoder: simtrail embed URI PATH… --out FILE")
+        from simtrail.pipeline import stages
+
+        return stages.embed(settings or ())
+    if not paths or out is None or settings:
+        raise InputError("must be: simtrail embed URI PATH… --out FILE; --set is only for the stage, without URI")
+    from simtrail.pipeline.use import embed
+
+    raise typer.Exit(3 if embed(uri, paths, out, modality, strict) else 0)
 
 
 @app.command()
@@ -197,6 +224,30 @@ def pull(
     from simtrail.tracking.pull import fetch
 
     print(fetch(uri, out))
+
+
+@app.command()
+def classify(
+    uri: Annotated[str, typer.Argument(help="an encoder: models:/NAME@champion, models:/NAME/VERSION, or a folder")],
+    labels: Annotated[Path, typer.Argument(help="a table of labelled images: columns path and label")],
+    paths: Annotated[list[str], typer.Argument(help="the images to label: folders, files, patterns, lists, tables")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the result")] = Path("classified"),
+    label: Annotated[str | None, typer.Option(help="the column of labels, if it is not label")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="a column such as specimen: its images are no independent ones")
+    ] = None,
+    error: Annotated[
+        float, typer.Option(min=0.001, max=0.5, help="largest fraction of all images that may get a wrong label")
+    ] = 0.05,
+    suggest: Annotated[int, typer.Option(min=0, help="number of images to choose as the next to label")] = 0,
+) -> None:
+    """Label many images from a few labelled ones; writes predictions.csv and sheet.html, a page to review them.
+
+    Exit code 3: done, but some files could not be read. They are listed beside the result.
+    """
+    from simtrail.pipeline.use import classify
+
+    raise typer.Exit(3 if classify(uri, labels, paths, out, label, group, error, suggest) else 0)
 
 
 @app.command()

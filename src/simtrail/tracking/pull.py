@@ -33,6 +33,17 @@ def fetch(uri: str, out: Path | None = None) -> Path:
     return out
 
 
+def origin(uri: str) -> tuple[Path, dict[str, str]]:
+    """The folder of an encoder, by its registry URI or as a folder, and what identifies the encoder."""
+    folder = fetch(uri) if uri.startswith("models:/") else Path(uri)
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{uri}: must be models:/NAME@champion, models:/NAME/VERSION, or a folder with {WEIGHTS}")
+    sha = encoder_hash(folder)
+    found = URI.fullmatch(uri)
+    version = registered(found[1], sha) if found else None
+    return folder, {"model": uri, "version": str(version.version) if version else "", "encoder_sha256": sha}
+
+
 class Registered(NamedTuple):
     """A version in the registry."""
 
