@@ -717,7 +717,7 @@ class Pretrain(_Section):
 
 
 class Embed(_Section):
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(64, ge=1)
     """Number of images per forward pass; has no influence on the result."""
 
 

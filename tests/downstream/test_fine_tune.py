@@ -226,15 +226,15 @@ def task_of(labels: list[str | None]) -> Task:
 
 
 def compare(images, **changes):
-    arguments = {"fractions": [0.2, 1.0], "tuning": TUNING._replace(seed=3), **changes}
+    arguments = {"fractions": [0.2, 0.4, 1.0], "tuning": TUNING._replace(seed=3), **changes}
     return compare_few_labels(encoder(images), images, task_of([str(c) for c in LABELS]), **arguments)
 
 
 def test_the_comparison_has_a_row_and_probabilities_for_each_fraction_and_start(images):
     table, probabilities = compare(images)
     assert table[["fraction", "images", "val_images", "start"]].to_numpy().tolist() == [
-        [0.2, 4, 3, "pretrained"],
-        [0.2, 4, 3, "scratch"],
+        [0.4, 7, 4, "pretrained"],
+        [0.4, 7, 4, "scratch"],
         [1.0, 18, 9, "pretrained"],
         [1.0, 18, 9, "scratch"],
     ]
@@ -242,6 +242,14 @@ def test_the_comparison_has_a_row_and_probabilities_for_each_fraction_and_start(
         of_row = probabilities[row.fraction, row.start]
         assert (of_row.argmax(1) == LABELS[TEST]).mean() == row.accuracy
         assert 1 <= row.kept_epoch <= 2
+
+
+def test_a_fraction_with_about_one_image_per_class_is_left_out_unless_it_is_the_only_one(images):
+    lines = []
+    table, _ = compare(images, fractions=[0.3, 0.4], log=lines.append)
+    assert set(table["fraction"]) == {0.4}
+    assert lines[0] == "fine-tuning on 30% of the labels is left out: fewer than 2 images per class"
+    assert set(compare(images, fractions=[0.1, 0.3])[0]["fraction"]) == {0.3}
 
 
 def test_scratch_starts_from_seeded_random_weights_with_one_rate_for_all_layers(images, monkeypatch):

@@ -123,12 +123,9 @@ def test_evidence_is_the_nearest_of_other_images_and_unlike_is_a_rank():
 
 
 def test_images_to_label_next_are_uncertain_and_of_all_kinds():
-    x, _ = blobs(400, classes=4, spread=0.05)
-    p = np.full((400, 2), 0.5)
-    p[:200] = 0.99, 0.01
-    chosen = next_to_label(p, x, 4)
-    assert len(set(chosen)) == 4
-    assert (chosen >= 200).all()
-    distance = np.linalg.norm(x[chosen][:, None] - x[chosen], axis=2)[np.triu_indices(4, 1)]
-    assert distance.min() > 0.5  # one of each cluster
+    x, y = blobs(400, classes=4, spread=0.05)
+    p = np.where(np.isin(y, ["c2", "c3"])[:, None], (0.5, 0.5), (0.99, 0.01))
+    assert sorted(y[next_to_label(p, x, 2)]) == ["c2", "c3"]
+    every = next_to_label(np.full((400, 2), 0.5), x, 4)
+    assert sorted(y[every]) == ["c0", "c1", "c2", "c3"]
     assert len(next_to_label(p[:3], x[:3], 5)) == 3

@@ -31,7 +31,8 @@ from simtrail.training.optimisers import learning_rate
 
 BATCH, LEAST_STEPS = 64, 150  # images per step at most; steps at least, so that training with few images works too
 WARMUP, WEIGHT_DECAY = 0.1, 0.05
-INFERENCE_BATCH = 256
+INFERENCE_BATCH = 64
+LEAST = 2  # images per class, on average, in a fraction that is worth fine-tuning on
 
 
 class Tuning(NamedTuple):
@@ -223,8 +224,9 @@ def compare_few_labels(
     ('pretrained' or 'scratch'), accuracy, kept_epoch. The dict has the (test images, classes) probabilities of each
     fraction and start, in the order of the task.
 
-    Each draw is stratified, with at least one image of every class. Validation uses the same fraction, because its
-    labels count as labels too. The larger draws contain the smaller ones. Both starts use the same images, schedule and
+    Fractions with fewer than `LEAST` images per class are left out, except the largest: nothing can be learned from
+    them. Each draw is stratified, with at least one image of every class. Validation uses the same fraction, because
+    its labels count as labels too. The larger draws contain the smaller ones. Both starts use the same images, schedule and
     learning rate; from scratch, all layers have the same rate.
     """
     with torch.random.fork_rng([]):
@@ -233,7 +235,11 @@ def compare_few_labels(
     starts = {"pretrained": (encoder, tuning), "scratch": (scratch, tuning._replace(layer_decay=1.0))}
     split_rows = {part: np.flatnonzero(task.split == part) for part in ("train", "val", "test")}
     rows, test_probabilities = [], {}
+    enough = LEAST * len(task.names) / len(split_rows["train"])
     for fraction in fractions:
+        if fraction < min(enough, max(fractions)):
+            log(f"fine-tuning on {fraction:.0%} of the labels is left out: fewer than {LEAST} images per class")
+            continue
         train, val = (_drawn(task, split_rows[part], fraction, tuning.seed) for part in ("train", "val"))
         for start, (start_encoder, start_tuning) in starts.items():
             tuned = fine_tune(start_encoder, images, train, val, len(task.names), start_tuning, log)

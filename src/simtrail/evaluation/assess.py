@@ -25,7 +25,7 @@ from simtrail.model.fusion import branch_bands
 from simtrail.model.weights import load_weights
 from simtrail.params import Augment, Evaluate
 
-BATCH = 256
+BATCH = 64  # on a processor, larger ones are slower: their maps leave the cache
 HELD = 2**25  # image values that go through an encoder at a time: 128 MiB
 PROBE = "linear_probe"
 

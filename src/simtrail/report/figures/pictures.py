@@ -125,7 +125,7 @@ def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed:
                 if missing:
                     shown = [] if len(missing) == len(bands) else missing
                     _write_missing(axis, shown, x + 0.04, y + side - 0.08, side - 0.12)
-    save(figure, path)
+    save(figure, path, vector=False)
 
 
 def _by_wavelength(recipe: Recipe) -> list[int]:
@@ -176,7 +176,7 @@ def class_examples(
                     if kind == "others":
                         _write_caption(axis, labels[row], x + j * side, y + 0.18 + side, side)
         paths.append(path.with_name(f"{path.stem}-{start // PAGE + 1}.png"))
-        save(figure, paths[-1])
+        save(figure, paths[-1], vector=False)
     return paths
 
 
@@ -204,7 +204,7 @@ def neighbours(
                 sign = ("✓", COLOURS[2]) if label == labels[query] else ("✗", COLOURS[5])
             _draw_picture(axis, pictures[row], x, y, width - 0.06, sign)
             _write_caption(axis, label or "no label", x, y + width - 0.02, width)
-    save(figure, path)
+    save(figure, path, vector=False)
 
 
 def suspects(images: PackedImages, rows: np.ndarray, captions: Sequence[tuple[str, str, str]], path: Path) -> None:
@@ -223,7 +223,7 @@ def suspects(images: PackedImages, rows: np.ndarray, captions: Sequence[tuple[st
         texts = (end, "#505050"), (given, "black"), (suspicion, COLOURS[5])
         for j, (text, colour) in enumerate(texts, start=1):
             axis.text(x, y + side + j * line, shorten(text, longest), color=colour, fontsize=8)
-    save(figure, path)
+    save(figure, path, vector=False)
 
 
 def saliency_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str], path: Path) -> None:
@@ -240,7 +240,7 @@ def saliency_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str],
         _draw_picture(axis, mixed, x + side + 0.02, y, side)
     bar = figure.add_axes((0.2, 0.57 / height, 0.6, 0.1 / height))
     figure.colorbar(scale, cax=bar, orientation="horizontal", label=TURN)
-    save(figure, path)
+    save(figure, path, vector=False)
 
 
 def _display_images(images: PackedImages, rows: np.ndarray) -> dict[int, np.ndarray]:

@@ -45,9 +45,13 @@ def shorten(text: str, longest: int = 26) -> str:
     return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Saves a figure as `path` (PNG, 200 dpi) and as an SVG beside it, the same bytes every time, and closes it."""
+def save(figure: Figure, path: Path, vector: bool = True) -> None:
+    """Saves a figure as `path` (PNG, 200 dpi), the same bytes every time, and closes it.
+
+    With `vector` there is also an SVG beside it: not for figures of photographs, which have no more pixels in it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200, metadata={"Software": None})
-    figure.savefig(path.with_suffix(".svg"), dpi=200, metadata={"Date": None})
+    if vector:
+        figure.savefig(path.with_suffix(".svg"), dpi=200, metadata={"Date": None})
     plt.close(figure)
