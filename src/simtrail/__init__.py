@@ -10,10 +10,15 @@ if TYPE_CHECKING:
     from simtrail.data.reading.readers import read_image
     from simtrail.model.encoder import Encoder
     from simtrail.params import load_params
+    from simtrail.pipeline.transformer import EncoderTransformer
 
-__all__ = ["load_encoder", "load_params", "read_image"]
-# `simtrail --help` needs neither
-_LAZY = {"read_image": "simtrail.data.reading.readers", "load_params": "simtrail.params"}
+__all__ = ["EncoderTransformer", "load_encoder", "load_params", "read_image"]
+# `simtrail --help` needs none of them
+_LAZY = {
+    "EncoderTransformer": "simtrail.pipeline.transformer",
+    "read_image": "simtrail.data.reading.readers",
+    "load_params": "simtrail.params",
+}
 
 
 def __getattr__(name: str) -> Any:

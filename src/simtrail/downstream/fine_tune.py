@@ -226,8 +226,8 @@ def compare_few_labels(
 
     Fractions with fewer than `LEAST` images per class are left out, except the largest: nothing can be learned from
     them. Each draw is stratified, with at least one image of every class. Validation uses the same fraction, because
-    its labels count as labels too. The larger draws contain the smaller ones. Both starts use the same images, schedule and
-    learning rate; from scratch, all layers have the same rate.
+    its labels count as labels too. The larger draws contain the smaller ones. Both starts use the same images, schedule
+    and learning rate; from scratch, all layers have the same rate.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(tuning.seed)
