@@ -221,8 +221,10 @@ def cloned(trained) -> Path:
     for name in (".venv/bin", "new_photographs"):
         (project / name).mkdir(parents=True)
     (project / ".venv/bin/activate").touch()
-    for i, path in enumerate(sorted((project / "data/demo/images").rglob("*.tif"))[:4], 1):
+    for i, path in enumerate(sorted((project / "data/demo/images").rglob("*.tif"))[:12], 1):
         shutil.copy(path, project / f"new_photographs/{i:04}.tif")
+    named = "".join(f"{i:04}.tif,{'comma' if i % 2 else 'brimstone'}\n" for i in range(1, 9))
+    (project / "labels.csv").write_text(f"path,label\n{named}")
     photographs(home / "photographs")
     images = sorted((home / "photographs").rglob("*.png"))
     rows = [f"{p.parent.name}/{p.name},{p.parent.name},{p.parent.name}-{int(p.stem) // 2}\n" for p in images]

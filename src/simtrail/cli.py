@@ -24,6 +24,10 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="a value instead of that in params.yaml; can be given repeatedly"),
 ]
 
+Uri = Annotated[str, typer.Argument(help="an encoder: models:/NAME@champion, models:/NAME/VERSION, or a folder")]
+Images = Annotated[list[str], typer.Argument(help="images: folders, files, patterns, lists (.txt), tables with a path")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="folder for the result")]
+
 
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="a new or empty folder")]) -> None:
@@ -220,7 +224,7 @@ def pull(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/VERSION")],
     out: Annotated[Path, typer.Option(help="folder for the encoder's files")],
 ) -> None:
-    """Download a registered encoder: encoder.safetensors and config.json."""
+    """Download a registered encoder: weights, configuration, card, and the code that runs it without simtrail."""
     from simtrail.tracking.pull import fetch
 
     print(fetch(uri, out))
@@ -228,10 +232,10 @@ def pull(
 
 @app.command()
 def classify(
-    uri: Annotated[str, typer.Argument(help="an encoder: models:/NAME@champion, models:/NAME/VERSION, or a folder")],
+    uri: Uri,
     labels: Annotated[Path, typer.Argument(help="a table of labelled images: columns path and label")],
-    paths: Annotated[list[str], typer.Argument(help="the images to label: folders, files, patterns, lists, tables")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the result")] = Path("classified"),
+    paths: Images,
+    out: Out = Path("classified"),
     label: Annotated[str | None, typer.Option(help="the column of labels, if it is not label")] = None,
     group: Annotated[
         str | None, typer.Option(help="a column such as specimen: its images are no independent ones")
@@ -248,6 +252,123 @@ def classify(
     from simtrail.pipeline.use import classify
 
     raise typer.Exit(3 if classify(uri, labels, paths, out, label, group, error, suggest) else 0)
+
+
+@app.command()
+def search(
+    uri: Uri,
+    paths: Images,
+    query: Annotated[list[str], typer.Option(help="images to look for; can be given repeatedly")],
+    top: Annotated[int, typer.Option(min=1, help="number of images to find for each query")] = 12,
+    out: Out = Path("found"),
+) -> None:
+    """Find the images most like some images; writes found.html and found.csv.
+
+    Exit code 3: done, but some files could not be read. They are listed beside the result.
+    """
+    from simtrail.pipeline.use import search
+
+    raise typer.Exit(3 if search(uri, paths, query, top, out) else 0)
+
+
+@app.command()
+def cluster(
+    uri: Uri,
+    paths: Images,
+    clusters: Annotated[
+        int | None, typer.Option(min=2, help="number of clusters, by k-means; default: found by HDBSCAN")
+    ] = None,
+    smallest: Annotated[int, typer.Option(min=2, help="fewest images of a cluster that HDBSCAN finds")] = 10,
+    out: Out = Path("clusters"),
+) -> None:
+    """Find clusters of like images; writes clusters.html, a page with examples of each, and clusters.csv.
+
+    Exit code 3: done, but some files could not be read. They are listed beside the result.
+    """
+    from simtrail.pipeline.use import cluster
+
+    raise typer.Exit(3 if cluster(uri, paths, clusters, smallest, out) else 0)
+
+
+@app.command()
+def outliers(
+    uri: Uri,
+    paths: Images,
+    top: Annotated[int, typer.Option(min=1, help="number of images on the page")] = 60,
+    out: Out = Path("outliers"),
+) -> None:
+    """Find the odd images, which are least like all others; writes outliers.html and outliers.csv.
+
+    Exit code 3: done, but some files could not be read. They are listed beside the result.
+    """
+    from simtrail.pipeline.use import outliers
+
+    raise typer.Exit(3 if outliers(uri, paths, top, out) else 0)
+
+
+@app.command()
+def explore(uri: Uri, paths: Images, out: Out = Path("explored")) -> None:
+    """Write map.html: a map of the images, on which like images are near; select some with Shift and save their paths.
+
+    Exit code 3: done, but some files could not be read. They are listed beside the result.
+    """
+    from simtrail.pipeline.use import explore
+
+    raise typer.Exit(3 if explore(uri, paths, out) else 0)
+
+
+@app.command()
+def verify(
+    uri: Annotated[
+        str, typer.Argument(help="models:/NAME@champion, models:/NAME/VERSION, or the folder of a pulled one")
+    ],
+) -> None:
+    """Check that an encoder's files are unchanged, and that its own code gives its golden features here."""
+    from simtrail.pipeline.use import verify
+
+    verify(uri)
+
+
+@app.command()
+def reproduce(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/VERSION, or a pulled folder")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="a new folder, for the git worktree")] = Path("reproduced"),
+    keep: Annotated[bool, typer.Option("--keep", help="keep this folder with all results")] = False,
+) -> None:
+    """Train an encoder again from its commit, data and parameters, and compare weights and scores."""
+    from simtrail.pipeline.reproduce import reproduce
+
+    reproduce(uri, out, keep)
+
+
+@app.command()
+def export(
+    uri: Uri,
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    form: Annotated[
+        str, typer.Option("--format", help="folder (with the code that runs it), timm (a state dict), or huggingface")
+    ] = "folder",
+) -> None:
+    """Write an encoder for another tool: a folder that stands alone, or weights that timm loads."""
+    from simtrail.pipeline.use import export
+
+    export(uri, folder, form)
+
+
+@app.command()
+def trace(
+    what: Annotated[
+        str, typer.Argument(help="models:/NAME@champion, a pulled folder, a file of features, or the id of a run")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Print where a result comes from: run, parameters, commit, data version, environment, parents."""
+    import json
+
+    from simtrail.tracking.trace import lines, trace
+
+    found = trace(what)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(lines(found)))
 
 
 @app.command()

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import (
+
+from simtrail.errors import InputError
+from simtrail.schema import (
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -25,8 +27,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-
-from simtrail.errors import InputError
 
 T = TypeVar("T", bound=BaseModel)
 Settings = dict[str, Any]  # dotted key of params.yaml → value
@@ -745,7 +745,7 @@ class Evaluate(_Section):
     balanced: bool = False
     """Whether all classes have equal weight in the probes, and balanced accuracy chooses the regularisation."""
     knn: Knn = Knn()
-    probe_views: int = Field(4, ge=0)
+    probe_views: int = Field(1, ge=0)
     """Number of augmented views of every image that the probe on views learns from, besides the image; 0: no such
     probe."""
     label_efficiency_seeds: int = Field(5, ge=0)

@@ -32,7 +32,9 @@ from simtrail.pipeline import stages
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.summary import score_lines, summary
 from simtrail.pipeline.training_run import training_run
+from simtrail.pipeline.use import verify
 from simtrail.tracking import pull
+from simtrail.tracking.trace import lines, trace
 
 SMALL = {
     "prepare.size": 48,
@@ -382,7 +384,7 @@ def test_a_registered_model_is_pulled_and_embeds_like_the_pipeline(project, tmp_
     result = CliRunner().invoke(app, ["pull", "models:/small@champion", "--out", str(tmp_path / "out")])
     folder = Path(result.output.strip())
     assert folder == tmp_path / "out"
-    assert {p.name for p in folder.iterdir()} == {"encoder.safetensors", "config.json", "model_card.md"}
+    assert {"encoder.safetensors", "config.json", "model_card.md", "trail.json"} < {p.name for p in folder.iterdir()}
     table = pd.read_parquet(ws.EMBEDDINGS)
     paths = [f"data/demo/{p}" for p in table["path"][:5]]
     expected = np.stack(table["vector"][:5].to_list())
@@ -394,13 +396,29 @@ def test_the_quick_way_to_a_registered_model_finds_what_mlflow_finds(project):
     for uri in ("models:/small@champion", "models:/small/1"):
         folder = pull._local_folder(uri)
         assert folder is not None
-        for file in pull._download(uri).iterdir():
-            assert (folder / file.name).read_bytes() == file.read_bytes()
+        downloaded = pull._download(uri)
+        for file in downloaded.rglob("*.*"):
+            assert (folder / file.relative_to(downloaded)).read_bytes() == file.read_bytes()
     assert pull._local_folder("models:/small/latest") is None
     assert pull.fetch("models:/small/latest").is_dir()
     found = pull.registered("small", pull.encoder_hash(ws.ENCODER))
     assert found == (1, "champion", json.loads(ws.REGISTRATION.read_text())["reason"])
     assert pull.registered("small", "another encoder") is None
+
+
+def test_a_registered_model_verifies_itself_and_tells_where_it_comes_from(project, capsys):
+    verify("models:/small@champion")
+    assert (
+        "models:/small@champion: all files are unchanged; its golden features differ by 0 of" in capsys.readouterr().out
+    )
+    trail = trace("models:/small@champion")
+    assert trail["run"] == json.loads(ws.REGISTRATION.read_text())["run_id"]
+    assert trail["data"]["md5"] == json.loads(ws.VALIDATION.read_text())["data_md5"]
+    assert trail["parameters"]["pretrain.epochs"] == 2
+    assert (trail["version"], trail["aliases"]) == (1, ["champion"])
+    assert "champion" in trail["why"]
+    assert trace(trail["run"])["parameters"]["pretrain.epochs"] == "2"
+    assert any(line == "  md5: " + trail["data"]["md5"] for line in lines(trail))
 
 
 def test_pyfunc_predicts_on_arrays_without_pickle(project, monkeypatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -97,3 +98,44 @@ def test_a_second_round_of_labels_computes_no_features_again(folder, monkeypatch
     monkeypatch.setattr(Encoder, "stream", lambda *_: pytest.fail("features are there"))
     labels.to_csv("labels.csv", index=False)
     assert "18 labelled images" in run("classify", "encoder", "labels.csv", "photos").output
+
+
+def test_search_clusters_and_outliers_write_a_table_and_a_page_with_every_picture(folder):
+    for arguments, name, pictures in (
+        (["search", "--query", "photos/class0/1.png", "--query", "photos/class2/5.png", "--top", "3"], "found", 2 * 4),
+        (["cluster", "--clusters", "3"], "clusters", 36),
+        (["outliers", "--top", "5"], "outliers", 5),
+    ):
+        result = run(arguments[0], "encoder", "photos", *arguments[1:], "-o", "out")
+        assert result.exit_code == 3, result.exception
+        assert "1 files could not be read: out/features.rejected.csv" in result.output
+        page = (folder / f"out/{name}.html").read_text()
+        assert page.count("data:image/jpeg") == pictures
+        assert "http" not in page
+    found = pd.read_csv("out/found.csv")
+    assert found["path"].str[:12].to_list() == ["photos/class"] * 6
+    assert not found["path"].isin(["photos/class0/1.png", "photos/class2/5.png"]).any()
+    assert len(pd.read_csv("out/clusters.csv")) == len(pd.read_csv("out/outliers.csv")) == 36
+
+
+def test_the_map_has_all_images_by_folder_and_cluster(folder, monkeypatch):
+    monkeypatch.setattr("simtrail.evaluation.structure.map_coordinates", lambda x, seed: (np.arange(len(x)), x[:, :2]))
+    result = run("explore", "encoder", "photos", "-o", "out")
+    assert result.exit_code == 3, result.exception
+    text = (folder / "out/map.html").read_text()
+    data = json.loads(re.search(r"const data = (\{.*?\}), atlas", text)[1])
+    assert list(data["columns"]) == ["folder", "cluster", "distance to the images most like it", "path"]
+    assert data["columns"]["folder"]["names"] == ["class0", "class1", "class2"]
+    assert len(data["points"]) == 36
+
+
+def test_an_encoder_is_exported_and_traced(folder):
+    assert run("export", "encoder", "out", "--format", "timm").output == "export: encoder as timm: out\n"
+    assert (folder / "out/model.safetensors").exists()
+    assert "must be one of folder" in str(run("export", "encoder", "out2", "--format", "tf").exception)
+    run("embed", "encoder", "photos/class0", "-o", "v.npy")
+    for what, name in (("encoder", "folder"), ("v.npy", "file")):
+        tree = json.loads(run("trace", what, "--json").output)
+        assert tree[name] == what
+    assert tree["made"]["encoder_sha256"] == encoder_hash(folder / "encoder")
+    assert "no trail.json" in run("trace", "encoder").output

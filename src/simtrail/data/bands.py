@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from simtrail.errors import InputError
 from simtrail.params import Bands
+from simtrail.schema import BaseModel, ConfigDict, Field
 
 Choice = Literal["all"] | list[int | str] | Bands
 Wavelengths = Sequence[float | None] | None  # nm, one per band

@@ -9,13 +9,12 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
-
 from simtrail.data import tables
 from simtrail.data.reading.decoded import BandFacts, Choices, Reading
 from simtrail.data.reading.readers import SUFFIXES, image_of, walk
 from simtrail.errors import InputError, listed
 from simtrail.params import parse, read_yaml
+from simtrail.schema import Field, model_validator
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from simtrail.data.pack import PackedImages
+if TYPE_CHECKING:  # not needed by a finished encoder
+    from simtrail.data.pack import PackedImages
 
 
 class TrainingData(NamedTuple):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -65,10 +65,27 @@ def scan(
     manifest = pd.concat([table, pd.DataFrame(rows)], axis=1)
     sets = pd.Series(near_copies(manifest.pop("thumbnail").to_list()), manifest.index, "Int64")
     manifest["near_copy"] = sets.mask(sets < 0)
-    all_files = (p.relative_to(dataset.folder).as_posix() for p in dataset.folder.rglob("*") if not p.is_dir())
-    hashes |= {path: _md5(dataset.folder / path) for path in all_files if path not in hashes}
+    return manifest, data_md5(dataset.folder, hashes)
+
+
+def data_md5(folder: Path, known: Mapping[str, str] = {}) -> str:
+    """The md5 that DVC gives a folder; `known` are md5s of files in it, which are then not read."""
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    hashes = {**known, **{path: _md5(folder / path) for path in files if path not in known}}
     tree = [{"md5": hashes[path], "relpath": path} for path in sorted(hashes)]
-    return manifest, hashlib.md5(json.dumps(tree, sort_keys=True).encode()).hexdigest() + ".dir"
+    return hashlib.md5(json.dumps(tree, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def file_sha256(path: Path) -> str | None:
+    """The sha256 of an image's files, as in the manifest; None if one is missing."""
+    sha256 = hashlib.sha256()
+    for part in files_of(path):
+        if not part.is_file():
+            return None
+        with part.open("rb") as file:
+            while chunk := file.read(2**22):
+                sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def in_parallel(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from simtrail.data.bands import Mix, choose_bands, make_mix, modalities
-from simtrail.data.dataset import Declaration
 from simtrail.data.reading.decoded import BandFacts, Reading
 from simtrail.data.reading.readers import take_bands
 from simtrail.data.tiles import cut
 from simtrail.errors import listed
 from simtrail.params import Bands, Prepare
+from simtrail.schema import BaseModel, BeforeValidator, ConfigDict
+
+if TYPE_CHECKING:  # not needed by a finished encoder
+    from simtrail.data.dataset import Declaration
 
 # older encoders stored one number
 Background = Annotated[list[float], BeforeValidator(lambda v: [v] if isinstance(v, int | float) else v)]

@@ -65,7 +65,7 @@ class Classified:
 
 
 def classify(
-    paths: Sequence[str],
+    paths: Sequence[str] | np.ndarray,
     features: np.ndarray,
     labelled: np.ndarray,
     labels: np.ndarray,

@@ -241,8 +241,10 @@ def evidence(features: np.ndarray, bank: np.ndarray, groups: np.ndarray, k: int 
     Unlike is the fraction of the labelled images that are nearer to a labelled image of another group than the image is
     to its nearest one, by the cosine of features: 0.99 means that the image is unlike anything labelled.
     """
+    from sklearn.preprocessing import normalize
+
     k = min(k, len(bank))
-    unit, of_bank = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (features, bank))
+    unit, of_bank = normalize(features), normalize(bank)
     rows = nearest(bank, features, k)
     closest = (unit * of_bank[rows[:, 0]]).sum(1)
     similar = of_bank @ of_bank.T
@@ -261,13 +263,14 @@ def next_to_label(probabilities: np.ndarray, features: np.ndarray, count: int, s
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
+    from sklearn.preprocessing import normalize
 
     rows = np.sort(np.random.default_rng(seed).permutation(len(features))[:CLUSTERED])
     if len(rows) <= count:
         return rows
     two = np.sort(probabilities[rows], 1)[:, -2:]
     weight = (1 - (two[:, 1] - two[:, 0])) ** 2 + 1e-6  # never all 0
-    x = features[rows] / np.maximum(np.linalg.norm(features[rows], axis=1, keepdims=True), 1e-12)
+    x = normalize(features[rows])
     if min(x.shape) > COMPONENTS:
         x = PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(x)
     clusters = KMeans(count, n_init=1, random_state=seed).fit(x, sample_weight=weight)

@@ -1,1 +1,2 @@
 WEIGHTS, CONFIG = "encoder.safetensors", "config.json"  # the files of an encoder
+GOLDEN, MANIFEST = "golden.safetensors", "files.json"  # further files of a registered one

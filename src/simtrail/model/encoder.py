@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -30,6 +29,7 @@ from simtrail.model.fusion import BranchInput, Fusion, branch_bands, unit
 from simtrail.model.local import map_shape, patch_projections
 from simtrail.model.projector import projection_head
 from simtrail.params import Architecture, Head, Terms
+from simtrail.schema import BaseModel, ConfigDict, ValidationError
 
 Images: TypeAlias = str | Path | Sequence[str | Path] | pd.DataFrame | np.ndarray
 

@@ -20,6 +20,7 @@ from simtrail.report.wording import verdict
 from simtrail.tracking import registry
 from simtrail.tracking.pull import encoder_hash
 from simtrail.tracking.run import Trail, lineage, log_result, run, tag_run
+from simtrail.tracking.trace import parents
 
 History = list[dict[str, float]]
 
@@ -80,6 +81,7 @@ def register_encoder(
         checks=_checks(read_json(VALIDATION, "check")),
         signature=(np.dtype(usual["dtype"]), int(usual["bands"]) + int(usual["alpha"])),
         card=lambda run_id: model_card(facts(params, encoder, history, metrics, run_id)),
+        trail=lambda run_id: _trail(params, encoder, flat, run_id),
     )
     return registry.register(Trail(params, statistics["data_md5"]), candidate)
 
@@ -104,6 +106,29 @@ def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
                 if not key.endswith(("_low", "_high")) or key.startswith("accuracy_")
             }
     return {name: value for name, value in rows.items() if value is not None}
+
+
+def _trail(params: Params, encoder: Path, metrics: dict[str, float], run_id: str) -> dict[str, Any]:
+    """Where an encoder comes from, for the file that travels with it."""
+    validation, statistics, origin = read_json(VALIDATION, "check"), read_json(STATISTICS, "prepare"), lineage(run_id)
+    return {
+        "name": params.register_.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": run_id,
+        "code": {"commit": origin["commit"], "uncommitted changes": origin["dirty"]},
+        "data": {
+            "dataset": validation["dataset"],
+            "md5": statistics["data_md5"],
+            "images": validation["images"],
+            "checks": _checks(validation),
+            "split hash": statistics["split_hash"],
+        },
+        "environment": origin["versions"],
+        "parents": parents(run_id),
+        "scores": {key: value for key, value in metrics.items() if key.startswith("linear_probe/accuracy")},
+        "encoder_sha256": encoder_hash(encoder),
+        "parameters": params.flat(),
+    }
 
 
 def _chosen(params: Params) -> dict[str, str]:

@@ -5,16 +5,37 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from simtrail.data.sources import Source, image_files
+from simtrail.errors import InputError
 from simtrail.tracking.pull import origin
 
 if TYPE_CHECKING:
     from simtrail.downstream.head import Fitted
+    from simtrail.model.encoder import Encoder
+
+EXAMPLES = 24  # images of a cluster on its page
+CLUSTERED = 20  # images from which on clusters are looked for on a map
+
+
+def verify(uri: str) -> None:
+    """Says how far the golden features of an encoder are from those of the day it was registered."""
+    from simtrail.tracking import bundle
+
+    found = bundle.verify(origin(uri)[0])
+    print(f"verify: {uri}: all files are unchanged; its golden features differ by {found:.1g} of the largest")
+
+
+def export(uri: str, out: Path, form: str) -> None:
+    """Writes an encoder to a folder in the form of another tool."""
+    from simtrail.downstream.export import export
+
+    export(origin(uri)[0], out, form)  # type: ignore[arg-type]  # it names the forms that it knows
+    print(f"export: {uri} as {form}: {out}")
 
 
 def embed(uri: str, paths: Sequence[str], out: Path, modality: str | None, strict: bool) -> int:
@@ -46,36 +67,22 @@ def classify(
     Writes to the folder `out`: predictions.csv, sheet.html, the head, the features and, with `suggest`, suggested.csv.
     """
     from simtrail.downstream.classify import classify, read_labels
-    from simtrail.downstream.embedding import embed_files
     from simtrail.downstream.head import groups_needed
-    from simtrail.model.encoder import Encoder
     from simtrail.report.sheet import contact_sheet
 
     known = read_labels(labels, [Path(path) for path in paths if Path(path).is_dir()], label, group)
-    found = image_files(paths)
     places: dict[Path, Source] = {}
-    for source in [*found, *known.sources]:  # in this order, so that features are found again in the next round
+    for source in [*image_files(paths), *known.sources]:  # in this order, so that features are found in the next round
         places.setdefault(source.path.resolve(), source)
-    sources = list(places.values())
-    folder, about = origin(uri)
-    encoder = Encoder.load(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    rejected = embed_files(encoder, sources, out / "features.parquet", about)
-    table = pd.read_parquet(out / "features.parquet")
-    row = {name: number for number, name in enumerate(table["path"])}
+    images = embedded(uri, list(places.values()), out)
+    row = {name: number for number, name in enumerate(images.paths)}
     names = [places[source.path.resolve()].name for source in known.sources]
-    readable = np.array([name in row for name in names])
-    rows = np.array([row[name] for name in names if name in row])
+    readable = np.array([name in row for name in names], bool)
+    rows = np.array([row[name] for name in names if name in row], int)
     result = classify(
-        table["path"].to_list(),
-        np.stack(table["vector"].to_list()),
-        rows,
-        known.labels[readable],
-        known.groups[readable],
-        error,
-        suggest,
+        images.paths, images.features, rows, known.labels[readable], known.groups[readable], error, suggest
     )
-    head = dataclasses.replace(result.fitted.head, about=about)
+    head = dataclasses.replace(result.fitted.head, about=origin(uri)[1])
     head.save(out)
     result.table.to_csv(out / "predictions.csv", index=False)
     suggested = out / "suggested.csv"
@@ -84,19 +91,130 @@ def classify(
         pd.DataFrame({"path": result.suggested, "label": ""}).to_csv(suggested, index=False)
     lines = classified_lines(result.fitted, result.table, groups_needed(error))
     facts = {"title": f"{len(result.table)} images, {len(head.names)} classes", "verdict": lines[-1]}
-    contact_sheet(
-        result.table,
-        result.suggested,
-        {s.name: s.path for s in sources},
-        encoder.config.recipe,
-        facts,
-        out / "sheet.html",
-    )
+    recipe = images.encoder.config.recipe
+    contact_sheet(result.table, result.suggested, images.files, recipe, facts, out / "sheet.html")
     print("\n".join(f"classify: {line}" for line in lines))
     print(f"classify: review {out / 'sheet.html'}; all predictions: {out / 'predictions.csv'}")
+    return images.rejected
+
+
+class Embedded(NamedTuple):
+    """Image files with their features, and the encoder that made them."""
+
+    encoder: Encoder
+    paths: np.ndarray  # names, of the images that could be read
+    features: np.ndarray
+    files: dict[str, Path]  # of each name
+    rejected: int
+
+
+def embedded(uri: str, sources: Sequence[Source], out: Path) -> Embedded:
+    """The features of image files, which are kept in `out`/features.parquet for the next time."""
+    from simtrail.downstream.embedding import embed_files
+    from simtrail.model.encoder import Encoder
+
+    folder, about = origin(uri)
+    encoder = Encoder.load(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    rejected = embed_files(encoder, sources, out / "features.parquet", about)
     if len(rejected):
-        print(f"classify: {len(rejected)} files could not be read: {out / 'features.rejected.csv'}")
-    return len(rejected)
+        print(f"{len(rejected)} files could not be read: {out / 'features.rejected.csv'}")
+    table = pd.read_parquet(out / "features.parquet")
+    if not len(table):
+        raise InputError(f"no image could be read; the reasons are in {out / 'features.rejected.csv'}")
+    files = {source.name: source.path for source in sources}
+    features = np.stack(table["vector"].to_list())
+    return Embedded(encoder, table["path"].to_numpy(object), features, files, len(rejected))
+
+
+def search(uri: str, paths: Sequence[str], queries: Sequence[str], top: int, out: Path) -> int:
+    """Finds the images most like each query; writes found.csv and found.html to `out`."""
+    from simtrail.downstream.structure import search
+    from simtrail.report.sheet import Card, gallery
+
+    known, asked = embedded(uri, image_files(paths), out), image_files(queries)
+    names = np.array([source.name for source in asked], dtype=object)
+    features = known.encoder.embed([source.path for source in asked]).to_numpy()
+    table = search(known.features, known.paths, features, names, top)
+    table.to_csv(out / "found.csv", index=False)
+    sections = {}
+    for name, rows in table.groupby("query", sort=False):
+        found = [Card(row.path, f"{row.similarity:.3f}") for row in rows.itertuples()]
+        sections[name] = [Card(name, "the query", query=True), *found]
+    files = {source.name: source.path for source in asked} | known.files
+    note = f"The {top} of {len(known.paths)} images most like each query, by the cosine of their features."
+    gallery(f"{len(asked)} queries", note, sections, files, known.encoder.config.recipe, out / "found.html")
+    print(f"search: {len(asked)} queries among {len(known.paths)} images: {out / 'found.html'}, {out / 'found.csv'}")
+    return known.rejected
+
+
+def cluster(uri: str, paths: Sequence[str], count: int | None, smallest: int, out: Path) -> int:
+    """Finds clusters of like images; writes clusters.csv and clusters.html to `out`."""
+    from simtrail.downstream.structure import clusters
+    from simtrail.report.sheet import Card, gallery
+
+    known = embedded(uri, image_files(paths), out)
+    table = clusters(known.features, count, smallest).assign(path=known.paths)
+    table = table.sort_values(["cluster", "similarity"], ascending=[True, False], kind="stable")
+    table[["path", "cluster", "similarity"]].to_csv(out / "clusters.csv", index=False)
+    parts = [(number, rows) for number, rows in table.groupby("cluster") if number]
+    between = int((table["cluster"] == 0).sum())
+    sections = {
+        f"cluster {number}: {len(rows)} images": [Card(row.path, f"{row.similarity:.3f}") for row in _spread(rows)]
+        for number, rows in parts
+    }
+    rest = f"; {between} images are in none" if between else ""
+    note = f"{len(known.paths)} images{rest}. Of each cluster: from the most to the least typical image."
+    gallery(f"{len(parts)} clusters", note, sections, known.files, known.encoder.config.recipe, out / "clusters.html")
+    print(f"cluster: {len(parts)} clusters of {len(known.paths)} images{rest}: {out / 'clusters.html'}")
+    return known.rejected
+
+
+def outliers(uri: str, paths: Sequence[str], top: int, out: Path) -> int:
+    """Finds the odd images; writes outliers.csv (all images) and outliers.html to `out`."""
+    from simtrail.downstream.structure import outliers
+    from simtrail.report.sheet import Card, gallery
+
+    known = embedded(uri, image_files(paths), out)
+    table = outliers(known.features, known.paths)
+    table.to_csv(out / "outliers.csv", index=False)
+    cards = [Card(row.path, f"distance {row.distance:.3f}") for row in table.head(top).itertuples()]
+    note = f"The {len(cards)} of {len(table)} images least like any other, the oddest first."
+    gallery("Odd images", note, {"": cards}, known.files, known.encoder.config.recipe, out / "outliers.html")
+    print(f"outliers: {len(table)} images, the oddest first: {out / 'outliers.html'}, {out / 'outliers.csv'}")
+    return known.rejected
+
+
+def explore(uri: str, paths: Sequence[str], out: Path) -> int:
+    """Writes map.html to `out`: a map of the features, with pictures, coloured by folder, cluster or oddity."""
+    from simtrail.downstream.structure import NEIGHBOURS, clusters, outliers
+    from simtrail.evaluation.structure import map_coordinates
+    from simtrail.report.map import map_page
+    from simtrail.report.sheet import small_pictures
+
+    known = embedded(uri, image_files(paths), out)
+    rows, points = map_coordinates(known.features, 0)
+    columns = pd.DataFrame({"folder": [Path(path).parent.name for path in known.paths], "path": known.paths})
+    if len(columns) >= CLUSTERED:
+        found = clusters(known.features)["cluster"]
+        columns.insert(1, "cluster", found.map(lambda number: f"cluster {number}" if number else "in none"))
+    if len(columns) > NEIGHBOURS + 1:
+        distance = outliers(known.features, known.paths).set_index("path")["distance"]
+        columns.insert(columns.shape[1] - 1, "distance to the images most like it", distance[known.paths].to_numpy())
+    recipe = known.encoder.config.recipe
+
+    def pictures(indices: np.ndarray) -> np.ndarray:
+        return small_pictures([known.files[path] for path in known.paths[rows[indices]]], recipe)
+
+    map_page(points, pictures, columns.iloc[rows], out / "map.html", f"{len(columns)} images")
+    print(f"explore: {len(columns)} images: {out / 'map.html'}")
+    return known.rejected
+
+
+def _spread(rows: pd.DataFrame) -> list[Any]:
+    """At most `EXAMPLES` of the rows, evenly spaced."""
+    chosen = np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).round().astype(int))
+    return list(rows.iloc[chosen].itertuples())
 
 
 def classified_lines(fitted: Fitted, table: pd.DataFrame, needed: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A contact sheet of predictions: one HTML page, on which a person reviews them and labels more images."""
+"""Contact sheets: HTML pages of small pictures, such as predictions that a person reviews and corrects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,11 @@ from PIL import Image
 
 from simtrail.data.recipe import Recipe
 from simtrail.data.stream import conformed
-from simtrail.report.figures.pictures import rgb
+from simtrail.report.figures.pictures import display_bands, rgb
 from simtrail.report.html import render
 
 SIDE = 96  # of a picture, in pixels
-OF_CLASS = 48  # images of a class on the page: the most doubtful
+OF_CLASS, OF_ALL = 48, 1_500  # images of a class on the page, the most doubtful, and of all classes
 
 
 def contact_sheet(
@@ -35,7 +35,8 @@ def contact_sheet(
     labels that were given, as the next table of labels.
     """
     free = table[table["given"].isna()]
-    sections = {name: rows.head(OF_CLASS) for name, rows in free.groupby("predicted", sort=True)}
+    most = max(6, min(OF_CLASS, OF_ALL // max(1, free["predicted"].nunique())))
+    sections = {name: rows.head(most) for name, rows in free.groupby("predicted", sort=True)}
     by_path = table.set_index("path")
     ahead = by_path.loc[list(suggested)].reset_index()
     near = [column for column in table if column.startswith("nearest_")]
@@ -57,16 +58,40 @@ def contact_sheet(
     out.write_text(page, encoding="utf-8")
 
 
+class Card(NamedTuple):
+    """A picture on a page, and a line below it."""
+
+    path: str
+    text: str
+    query: bool = False  # whether the others of its section were found by it
+
+
+def gallery(
+    title: str, note: str, sections: Mapping[str, Sequence[Card]], files: Mapping[str, Path], recipe: Recipe, out: Path
+) -> None:
+    """Writes a page of pictures, in sections with a title each; `files` are the files of their paths."""
+    wanted = list(dict.fromkeys(card.path for cards in sections.values() for card in cards))
+    pictures = dict(zip(wanted, data_uris([files[path] for path in wanted], recipe), strict=True))
+    shown = [{"title": name, "cards": [card._asdict() for card in cards]} for name, cards in sections.items()]
+    page = render("gallery.html.j2", title=title, note=note, sections=shown, pictures=pictures)
+    out.write_text(page, encoding="utf-8")
+
+
+def small_pictures(files: Sequence[Path], recipe: Recipe, side: int = 48) -> np.ndarray:
+    """Display images (N, side, side, 3) uint8 of image files as the encoder sees them; of tiles, the first."""
+    shown = display_bands(recipe)
+    squares = [found[0, shown] for found in conformed(files, recipe) if not isinstance(found, str)]
+    pictures = np.rint(255 * rgb(np.stack(squares), recipe, range(len(shown)))).astype(np.uint8)
+    small = (Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC) for p in pictures)
+    return np.stack([np.asarray(picture) for picture in small])
+
+
 def data_uris(files: Sequence[Path], recipe: Recipe) -> list[str]:
-    """Small pictures of image files as the encoder sees them, of the first tile that shows anything, as data URIs."""
-    squares = [found[0] for found in conformed(files, recipe) if not isinstance(found, str)]
-    if not squares:
-        return []
-    shown = np.rint(255 * rgb(np.stack(squares), recipe)).astype(np.uint8)
-    return [_uri(picture) for picture in shown]
+    """Small pictures of image files as data URIs."""
+    return [_uri(picture) for picture in small_pictures(files, recipe, SIDE)] if files else []
 
 
 def _uri(picture: np.ndarray) -> str:
-    image, file = Image.fromarray(picture), io.BytesIO()
-    image.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, "JPEG", quality=80)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

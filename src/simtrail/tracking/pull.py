@@ -14,7 +14,6 @@ from simtrail.errors import InputError
 from simtrail.model import CONFIG, WEIGHTS
 from simtrail.tracking.store import local_database, open_store
 
-CARD = "model_card.md"
 ENCODER_TAG, REASON_TAG = "encoder_sha256", "reason"  # tags of a version
 URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))/?")
 
@@ -26,10 +25,7 @@ def fetch(uri: str, out: Path | None = None) -> Path:
     folder = _local_folder(uri) or _download(uri)
     if out is None:
         return folder
-    out.mkdir(parents=True, exist_ok=True)
-    for file in (WEIGHTS, CONFIG, CARD):
-        if (folder / file).exists():  # old versions have no model card
-            shutil.copy(folder / file, out)
+    shutil.copytree(folder, out, dirs_exist_ok=True)
     return out
 
 

@@ -1,5 +1,7 @@
 """The registered model as code: MLflow runs this file to load the model, so that nothing is pickled."""
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ class EncoderModel(PythonModel):
     """Embeds an array (N, C, H, W), with the bands, type and range of the image files, as (N, width) float32."""
 
     def load_context(self, context: Any) -> None:
+        folder = Path(context.artifacts["encoder"])
+        if find_spec("simtrail") is None:
+            sys.path.append(str(folder / "code"))
         from simtrail.model.encoder import Encoder  # not above: registering runs this file, and need not wait for torch
 
-        self.encoder = Encoder.load(Path(context.artifacts["encoder"]))
+        self.encoder = Encoder.load(folder)
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         return self.encoder.embed(model_input).to_numpy()

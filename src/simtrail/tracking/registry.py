@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-import simtrail
 from simtrail.errors import InputError
 from simtrail.evaluation.names import TITLES
-from simtrail.model import CONFIG, WEIGHTS
+from simtrail.model import MANIFEST
 from simtrail.params import Register
 from simtrail.tracking import gate
+from simtrail.tracking.bundle import PACKAGES, bundle, requirements, verify
 from simtrail.tracking.evaluated import load_run
-from simtrail.tracking.pull import CARD, ENCODER_TAG, REASON_TAG, encoder_hash
+from simtrail.tracking.pull import ENCODER_TAG, REASON_TAG, encoder_hash, fetch
 from simtrail.tracking.run import Trail, curve_logger, git_state, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
 ALREADY = "it is the champion already"
 EVALUATED = "evaluated_run"  # tag of a version: the run of its latest evaluation
-REQUIREMENTS = ["torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "tifffile", "imagecodecs"]
-REQUIREMENTS += ["pydantic", "pyyaml", "tqdm", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,7 @@ class Candidate:
     checks: str  # the result of the data checks, in a few words
     signature: tuple[np.dtype, int]  # type and number of bands of the image files
     card: Callable[[str], str]  # run id → model card
+    trail: Callable[[str], dict[str, Any]]  # run id → where it comes from
 
 
 def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
@@ -108,7 +105,7 @@ def _create_model(client: MlflowClient, name: str) -> None:
 
 
 def _create_version(client: MlflowClient, name: str, trail: Trail, candidate: Candidate, run_id: str) -> ModelVersion:
-    model = _log_model(candidate.encoder, candidate.signature, candidate.card(run_id))
+    model = _log_model(candidate, run_id)
     mlflow.log_metrics(candidate.metrics, model_id=model.model_id, dataset=trail.dataset())
     version = client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
     link = json.dumps([{"name": name, "version": version.version}])
@@ -135,33 +132,28 @@ def _tags(trail: Trail, candidate: Candidate, sha: str, run_id: str) -> dict[str
     }
 
 
-def _log_model(encoder: Path, signature: tuple[np.dtype, int], card: str) -> Any:
-    dtype, bands = signature
+def _log_model(candidate: Candidate, run_id: str) -> Any:
+    dtype, bands = candidate.signature
     tensors = (
         TensorSpec(np.dtype(dtype), (-1, bands, -1, -1)),
         TensorSpec(np.dtype("float32"), (-1, -1)),
     )
-    package = Path(simtrail.__file__).parent
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # MLflow advises an input example, but the signature is enough
-        weights, code = Path(scratch, "encoder"), Path(scratch, "simtrail")
-        weights.mkdir()
-        for file in (WEIGHTS, CONFIG):
-            shutil.copy(encoder / file, weights)
-        (weights / CARD).write_text(card, encoding="utf-8")
-        shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
+        folder = Path(scratch, "encoder")
+        bundle(candidate.encoder, candidate.card(run_id), candidate.trail(run_id), folder)
         return mlflow.pyfunc.log_model(
             name="encoder",
-            python_model=str(code / "tracking" / "pyfunc.py"),
-            artifacts={"encoder": str(weights)},
-            code_paths=[str(code)],
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"encoder": str(folder)},
             signature=ModelSignature(Schema([tensors[0]]), Schema([tensors[1]])),
-            pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in REQUIREMENTS],
+            # some compressions of TIFF need imagecodecs
+            pip_requirements=requirements([*PACKAGES, "imagecodecs", "mlflow"]),
         )
 
 
 def _set_alias(client: MlflowClient, version: ModelVersion, evaluated: gate.Evaluated, p: Register) -> tuple[str, str]:
-    """Sets the alias of a version; returns the alias and the reason for it."""
+    """Sets the alias of a version, once it is verified; returns the alias and the reason for it."""
     try:
         champion = client.get_model_version_by_alias(p.name, "champion")
     except MlflowException:
@@ -178,6 +170,9 @@ def _set_alias(client: MlflowClient, version: ModelVersion, evaluated: gate.Eval
         else:
             passes, reason = gate.decide(evaluated, best, champion.version, p)
     alias = "champion" if passes else "challenger"
+    folder = fetch(f"models:/{p.name}/{version.version}")
+    if (folder / MANIFEST).exists():  # versions of earlier releases have nothing to verify
+        verify(folder)  # an alias moves only to an encoder that works where it is kept
     client.set_registered_model_alias(p.name, alias, version.version)
     return alias, reason
 

@@ -228,11 +228,15 @@ def lineage(run_id: str) -> dict[str, Any]:
     client = open_store()
     experiment, server = client.get_run(run_id).info.experiment_id, mlflow.get_tracking_uri()
     url = f"{server}/#/experiments/{experiment}/runs/{run_id}" if server.startswith("http") else None
-    versions = {name: version(name) for name in ("torch", "timm", "kornia", "numpy", "scikit-learn", "mlflow", "dvc")}
-    versions = {"python": platform.python_version(), "simtrail": version("simtrail"), **versions}
     changed = {line.removeprefix("+++ b/") for line in diff.splitlines() if line.startswith("+++ b/")}
     dirty = bool(changed - {"params.yaml"})  # the report lists the parameters separately
-    return {"commit": commit, "dirty": dirty, "run_id": run_id, "run_url": url, "versions": versions}
+    return {"commit": commit, "dirty": dirty, "run_id": run_id, "run_url": url, "versions": software()}
+
+
+def software() -> dict[str, str]:
+    """The versions of the software that decides a result."""
+    packages = ("simtrail", "torch", "timm", "kornia", "numpy", "scikit-learn", "mlflow", "dvc")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def git_state() -> tuple[str | None, str]:

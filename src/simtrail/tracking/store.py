@@ -105,7 +105,7 @@ def store_lock() -> FileLock:
     """A lock for steps that only one process at a time may do, for this project on this machine."""
     folder = (project_root() or Path.cwd()) / "mlruns"
     folder.mkdir(exist_ok=True)
-    return FileLock(folder / ".lock")
+    return FileLock(folder / ".lock", is_singleton=True)  # so that a step can call another one
 
 
 def _prepared(database: Path) -> Path:

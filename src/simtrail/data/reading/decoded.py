@@ -6,7 +6,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+
+from simtrail.schema import BaseModel, ConfigDict, Field
 
 CLAIM = 2**28  # bytes of a decoded image that need no proof
 RATIO = 1000  # of the bytes of an image to those of its file; compression of photographs reaches a tenth of it

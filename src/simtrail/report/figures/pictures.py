@@ -125,7 +125,7 @@ def view_grid(images: PackedImages, rows: np.ndarray, two_views: TwoViews, seed:
                 if missing:
                     shown = [] if len(missing) == len(bands) else missing
                     _write_missing(axis, shown, x + 0.04, y + side - 0.08, side - 0.12)
-    save(figure, path, vector=False)
+    save(figure, path)
 
 
 def _by_wavelength(recipe: Recipe) -> list[int]:

@@ -1,0 +1,110 @@
+"""A trained encoder in the forms of other tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import timm
+import torch
+from safetensors.torch import save_file
+
+from simtrail.errors import InputError
+from simtrail.model.backbone import Backbone
+from simtrail.model.encoder import Encoder
+
+Format = Literal["folder", "timm", "huggingface"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def export(folder: Path, out: Path, form: Format) -> None:
+    """Writes the encoder in a folder to another folder, which must be new or empty.
+
+    `folder` copies it, with the code that runs it. `timm` writes model.safetensors, which
+    `timm.create_model(…).load_state_dict` takes strictly, and a README.md with the call. `huggingface` writes a folder
+    that `timm.create_model("local-dir:…", pretrained=True)` loads, and that can be pushed to a hub. Raises InputError
+    for a folder that is not empty, and for an encoder that timm alone can't rebuild.
+    """
+    if form not in FORMATS:
+        raise InputError(f"--format {form}: must be one of {', '.join(FORMATS)}")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty; name a new folder")
+    if form == "folder":
+        shutil.copytree(folder, out, dirs_exist_ok=True)
+        return
+    encoder = Encoder.load(folder).cpu()
+    net, options = _rebuilt(encoder)
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, out / "model.safetensors")
+    config, model = encoder.config, encoder.config.architecture.model
+    cfg = {
+        "input_size": [options["in_chans"], config.size, config.size],
+        "mean": config.mean,
+        "std": config.std,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "num_classes": 0,
+    }
+    if form == "huggingface":
+        tree = {"architecture": model, "num_classes": 0, "num_features": encoder.backbone.width}
+        tree |= {"model_args": options, "pretrained_cfg": cfg}
+        (out / "config.json").write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        call = f'net = timm.create_model("local-dir:{out.name}", pretrained=True)'
+    else:
+        arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+        call = f'net = timm.create_model("{model}", num_classes=0, {arguments})\n'
+        call += 'net.load_state_dict(load_file("model.safetensors"))'
+    (out / "README.md").write_text(_readme(folder, encoder, call, form), encoding="utf-8")
+
+
+def _rebuilt(encoder: Encoder) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The network as timm builds it, with the encoder's weights, and the arguments of timm.create_model."""
+    architecture = encoder.config.architecture
+    backbone = encoder.backbone
+    if not isinstance(backbone, Backbone):
+        raise InputError("an encoder with several branches is no network of timm; use --format folder")
+    if architecture.normalisation != "band":
+        raise InputError(f"timm does not normalise by {architecture.normalisation}; use --format folder")
+    options: dict[str, Any] = {"in_chans": backbone.bands}
+    cfg = timm.get_pretrained_cfg(architecture.model)
+    if cfg is not None and cfg.fixed_input_size:
+        options["img_size"] = encoder.config.size
+    net = timm.create_model(architecture.model, num_classes=0, **options)
+    batch = torch.rand(2, backbone.bands, encoder.config.size, encoder.config.size)
+    try:
+        net.load_state_dict(backbone.net.state_dict())
+        with torch.inference_mode():
+            same = torch.allclose(net.eval()(batch), backbone.eval()(batch), atol=1e-5)
+    except RuntimeError:
+        same = False
+    if not same:
+        raise InputError(
+            f"timm alone can't rebuild this {architecture.model} (stem {architecture.stem}, width {architecture.width}"
+            f"{', vit settings' if architecture.vit else ''}); use --format folder"
+        )
+    return net, options
+
+
+def _readme(folder: Path, encoder: Encoder, call: str, form: Format) -> str:
+    """The model card of a registered encoder, if there is one, and how to use the exported one."""
+    config, card = encoder.config, folder / "model_card.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {config.architecture.model}\n"
+    grids = config.architecture.features
+    other = "" if grids == [1] else f" The features of the registered encoder are others: maps on the grids {grids}."
+    load = "" if form == "huggingface" else "from safetensors.torch import load_file\n"
+    return f"""{text}
+## Use with timm
+
+```python
+import timm
+{load}
+{call}
+```
+
+Input: {len(config.recipe.bands)} bands ({", ".join(config.recipe.bands)}) on a scale from 0 to 1, brought to
+{config.size} × {config.size} pixels ({config.recipe.fit}), minus the mean, divided by the standard deviation:
+mean {[round(value, 5) for value in config.mean]}, std {[round(value, 5) for value in config.std]}.
+Output: the mean of the last map, {encoder.backbone.width} features.{other}
+"""

@@ -1,0 +1,120 @@
+"""Where a result comes from: a registered version, a run, the folder of a pulled encoder, or a file made with one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from simtrail.errors import InputError
+from simtrail.model import WEIGHTS
+from simtrail.tracking.pull import ENCODER_TAG, REASON_TAG, URI, encoder_hash, fetch
+from simtrail.tracking.store import local_database, open_store
+
+TRAIL = "trail.json"  # in the folder of a registered encoder
+TAGS = {  # of a run → name in the trail
+    "simtrail.first_weights": "first weights",
+    "dvc.experiment": "DVC experiment",
+    "mlflow.parentRunId": "parent run",
+}
+
+
+def trace(what: str) -> dict[str, Any]:
+    """The origin of a result, from the result back to data, code and environment, as nested dicts.
+
+    `what` is models:/NAME@ALIAS, models:/NAME/VERSION, the folder of a pulled encoder, a file that `simtrail embed`
+    wrote, the folder of `simtrail classify`, or the id of an MLflow run. A folder or file of another machine is traced
+    as far as itself tells. Raises InputError for anything else.
+    """
+    path = Path(what)
+    if what.startswith("models:/"):
+        return {"model": what, **_registered(what), **_trail(fetch(what))}
+    if (path / WEIGHTS).is_file():
+        return {"folder": what, "encoder_sha256": encoder_hash(path), **_trail(path)}
+    if about := _made_with(path):
+        known = _by_hash(about["encoder_sha256"])
+        beyond = trace(known) if known else {"model": about["model"], "note": "the registry here does not have it"}
+        return {"file": what, "made": about, **beyond}
+    return {"run": what, **_run(what)}
+
+
+def lines(tree: dict[str, Any], indent: int = 0) -> Iterator[str]:
+    """The trail as text: a line per entry, nested by spaces."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield f"{'  ' * indent}{name}"
+            yield from lines(value, indent + 1)
+        elif value not in (None, "", []):
+            yield f"{'  ' * indent}{name}: {value}"
+
+
+def parents(run_id: str) -> dict[str, str]:
+    """What a run started from or belongs to."""
+    tags = open_store().get_run(run_id).data.tags
+    return {name: tags[tag] for tag, name in TAGS.items() if tag in tags}
+
+
+def _trail(folder: Path) -> dict[str, Any]:
+    if not (folder / TRAIL).is_file():
+        return {"note": f"no {TRAIL}: an encoder of an earlier version; its model card and its run tell"}
+    return json.loads((folder / TRAIL).read_text(encoding="utf-8"))
+
+
+def _registered(uri: str) -> dict[str, Any]:
+    client = open_store()
+    found = URI.fullmatch(uri)
+    if not found:
+        return {}
+    name, number, alias = found.groups()
+    version = client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias)
+    return {"version": int(version.version), "aliases": list(version.aliases), "why": version.tags.get(REASON_TAG)}
+
+
+def _by_hash(sha256: str) -> str | None:
+    """The URI of the registered version with this encoder."""
+    if (database := local_database()) is not None and not database.exists():
+        return None
+    for model in open_store().search_registered_models():
+        for version in open_store().search_model_versions(f"name = '{model.name}'"):
+            if version.tags.get(ENCODER_TAG) == sha256:
+                return f"models:/{model.name}/{version.version}"
+    return None
+
+
+def _made_with(path: Path) -> dict[str, str] | None:
+    """What a file of features, or the folder of a classifier, says of the encoder that it was made with."""
+    places = {".parquet": path, ".npy": path.with_suffix(".json"), ".csv": path.with_suffix(".json")}
+    place = places.get(path.suffix.lower(), path / "about.json")
+    if (path / "head.json").is_file():
+        return json.loads((path / "head.json").read_text(encoding="utf-8"))["about"]
+    if not place.is_file():
+        return None
+    if place.suffix == ".json":
+        about = json.loads(place.read_text(encoding="utf-8"))
+    else:
+        import pyarrow.parquet as pq
+
+        about = json.loads((pq.read_schema(place).metadata or {}).get(b"simtrail", b"{}"))
+    return about if "encoder_sha256" in about else None
+
+
+def _run(run_id: str) -> dict[str, Any]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = open_store().get_run(run_id)
+    except MlflowException:
+        raise InputError(
+            f"{run_id}: must be models:/NAME@champion, models:/NAME/VERSION, the folder of a pulled encoder, a file of "
+            "simtrail embed, the folder of simtrail classify, or the id of a run"
+        ) from None
+    tags = run.data.tags
+    return {
+        "name": run.info.run_name,
+        "status": run.info.status,
+        "code": {"commit": tags.get("mlflow.source.git.commit"), "uncommitted changes": tags.get("git.dirty")},
+        "data": {"md5": tags.get("simtrail.data_md5"), "split hash": tags.get("simtrail.split_hash")},
+        "parents": parents(run_id),
+        "parameters": dict(sorted(run.data.params.items())),
+    }

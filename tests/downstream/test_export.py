@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import rgb_config
+from safetensors.torch import load_file
+
+from simtrail.downstream.export import export
+from simtrail.errors import InputError
+from simtrail.model.encoder import Encoder
+
+
+def saved(folder, **changes) -> Encoder:
+    dotted = {f"pretrain.encoder.{key}": value for key, value in changes.items()}
+    encoder = Encoder(rgb_config({"pretrain.encoder.model": "test_resnet", **dotted})).eval()
+    encoder.save(folder)
+    return encoder
+
+
+def same(net: torch.nn.Module, encoder: Encoder) -> bool:
+    batch = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (encoder.config.mean, encoder.config.std))
+        return torch.allclose(net.eval()((batch - mean) / std), encoder(batch), atol=1e-5)
+
+
+def test_timm_loads_both_forms_strictly_and_gives_the_same_features(tmp_path):
+    encoder = saved(tmp_path / "encoder")
+    export(tmp_path / "encoder", tmp_path / "timm", "timm")
+    net = timm.create_model("test_resnet", num_classes=0, in_chans=3)
+    net.load_state_dict(load_file(tmp_path / "timm/model.safetensors"))
+    assert same(net, encoder)
+    readme = (tmp_path / "timm/README.md").read_text()
+    assert 'timm.create_model("test_resnet", num_classes=0, in_chans=3)' in readme
+    export(tmp_path / "encoder", tmp_path / "hf", "huggingface")
+    net = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True)
+    assert same(net, encoder)
+    assert list(net.pretrained_cfg["mean"]) == encoder.config.mean
+
+
+def test_a_copied_folder_is_the_same_encoder(tmp_path):
+    encoder = saved(tmp_path / "encoder", features=[1, 2])
+    export(tmp_path / "encoder", tmp_path / "copy", "folder")
+    image = np.random.default_rng(0).integers(0, 255, (1, 3, 40, 40), dtype=np.uint8)
+    np.testing.assert_array_equal(Encoder.load(tmp_path / "copy").embed(image), encoder.embed(image))
+    with pytest.raises(InputError, match="is not empty"):
+        export(tmp_path / "encoder", tmp_path / "copy", "folder")
+
+
+def test_what_timm_can_not_rebuild_is_refused(tmp_path):
+    saved(tmp_path / "small", stem="small")
+    with pytest.raises(InputError, match=r"timm alone can't rebuild this test_resnet \(stem small, width 1\)"):
+        export(tmp_path / "small", tmp_path / "out", "timm")
+    with pytest.raises(InputError, match="must be one of folder, timm, huggingface"):
+        export(tmp_path / "small", tmp_path / "out", "keras")
+    assert not (tmp_path / "out").exists()
