@@ -48,6 +48,13 @@ def test_names_in_lists_and_tables_are_kept_and_found_beside_them_in_images_or_h
         assert [source.path.exists() for source in found] == [True, True, False]
 
 
+def test_two_tables_with_the_same_names_for_different_files_keep_them_apart(folder):
+    for c in "01":
+        (folder / f"photos/class{c}/list.txt").write_text("0.png\n")
+    found = image_files(["photos/class0/list.txt", "photos/class1/list.txt"])
+    assert [source.name for source in found] == ["photos/class0/0.png", "photos/class1/0.png"]
+
+
 def test_what_names_no_image_is_refused_with_a_reason(folder):
     (folder / "t.csv").write_text("file,species\na.png,x\n")
     (folder / "empty").mkdir()

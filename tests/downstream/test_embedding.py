@@ -48,7 +48,7 @@ def test_every_format_has_the_features_of_all_readable_files_and_their_origin(en
         assert not (tmp_path / f"{name}.parts").exists()
     table = pd.read_parquet(tmp_path / "a.parquet")
     metadata = json.loads(pq.read_schema(tmp_path / "a.parquet").metadata[b"simtrail"])
-    beside = [json.loads((tmp_path / name).read_text()) for name in ("b.json", "c.json", "d/about.json")]
+    beside = [json.loads((tmp_path / name).read_text()) for name in ("b.npy.json", "c.csv.json", "d/about.json")]
     for about in [metadata, *beside]:
         assert about.items() >= ORIGIN.items()
         assert json.loads(about["recipe"])["size"] == 32
@@ -109,6 +109,8 @@ def test_strict_stops_at_the_first_bad_file_and_a_good_run_removes_the_old_list(
     assert not (tmp_path / "a.npy").exists()
     embed_files(encoder, sources, tmp_path / "a.npy", ORIGIN)
     assert (tmp_path / "a.rejected.csv").exists()
+    with pytest.raises(InputError, match=r"3\.png: .*; without --strict"):  # also where nothing is left to do
+        embed_files(encoder, sources, tmp_path / "a.npy", ORIGIN, strict=True)
     embed_files(encoder, sources[:2], tmp_path / "a.npy", ORIGIN, strict=True)
     assert not (tmp_path / "a.rejected.csv").exists()
     with pytest.raises(InputError, match=r"a\.h5: must end in \.parquet, \.npy or \.csv"):

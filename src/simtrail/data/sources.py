@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -16,7 +17,10 @@ TABLES = tuple(suffix for suffix in tables.SUFFIXES if suffix not in LISTS)
 
 
 class Source(NamedTuple):
-    """An image file, and its name for the user: the path as it was given, or as the list or table has it."""
+    """An image file, and its name for the user: the path as it was given, or as the list or table has it.
+
+    Files of two tables that have the same name there are named by their paths.
+    """
 
     name: str
     path: Path
@@ -36,7 +40,8 @@ def image_files(given: str | Path | Sequence[str | Path]) -> list[Source]:
     for path in given:
         for source in _of_path(str(path)):
             found.setdefault(source.path, source)
-    return list(found.values())
+    names = Counter(source.name for source in found.values())
+    return [Source(str(s.path), s.path) if names[s.name] > 1 else s for s in found.values()]
 
 
 def _of_path(text: str) -> list[Source]:

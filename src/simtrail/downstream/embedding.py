@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -54,20 +54,23 @@ def embed_files(
     }
     listing = _beside(out, ".rejected.csv")
     if _about(out) == about:  # an earlier run was complete
-        return _rejected([pd.read_csv(listing)] if listing.exists() else [])
+        rejected = _rejected([pd.read_csv(listing)] if listing.exists() else [])
+        if strict and len(rejected):
+            raise InputError(_refusal(*rejected.iloc[0]))
+        return rejected
     parts = _parts_folder(out, about)
     size = BATCH * PART
     done = len(list(parts.glob("*.parquet"))) * size
     items = [source.path for source in sources[done:]]
     found = zip(sources[done:], encoder.stream(items, BATCH, modality), strict=True)
     bar = tqdm(found, "embed", len(sources), initial=done, unit="image", disable=None, leave=False)
-    rows = iter(bar)
+    rows = _strictly(bar) if strict else iter(bar)
     while part := list(islice(rows, size)):
-        if strict and (bad := next(((s.name, f) for s, f in part if isinstance(f, str)), None)):
-            raise InputError(f"{bad[0]}: {bad[1]}; without --strict, such files are listed and left out")
         _write_part(parts, done // size, part)
         done += len(part)
     rejected = _rejected([table.select(["path", "reason"]).to_pandas().dropna() for table in _tables(parts)])
+    if strict and len(rejected):  # by an earlier run without --strict
+        raise InputError(_refusal(*rejected.iloc[0]))
     whole = parts / "whole"  # moved when complete, so that `out` is never half a file
     shutil.rmtree(whole, ignore_errors=True)
     whole.mkdir()
@@ -81,6 +84,17 @@ def embed_files(
         file.replace(place)
     shutil.rmtree(parts)
     return rejected
+
+
+def _strictly(found: Iterable[tuple[Source, np.ndarray | str]]) -> Iterator[tuple[Source, np.ndarray | str]]:
+    for source, features in found:
+        if isinstance(features, str):
+            raise InputError(_refusal(source.name, features))
+        yield source, features
+
+
+def _refusal(name: str, reason: str) -> str:
+    return f"{name}: {reason}; without --strict, such files are listed and left out"
 
 
 def check_format(out: Path) -> None:
@@ -131,7 +145,7 @@ def _about(out: Path) -> dict[str, str] | None:
     """What a complete file was made of; None if there is no such file."""
     if not out.exists():
         return None
-    beside = out / "about.json" if out.is_dir() else _beside(out, ".json")
+    beside = out / "about.json" if out.is_dir() else out.with_name(f"{out.name}.json")
     try:
         text = pq.read_schema(out).metadata[b"simtrail"] if out.suffix.lower() == ".parquet" else beside.read_text()
         return json.loads(text)
@@ -176,7 +190,7 @@ def _write_npy(out: Path, parts: Path, about: dict[str, str], width: int) -> Non
             writer.writerows([name] for name in names)
             start += len(names)
     array.flush()
-    _write_about(_beside(out, ".json"), about)
+    _write_about(out.with_name(f"{out.name}.json"), about)
 
 
 def _write_csv(out: Path, parts: Path, about: dict[str, str], width: int) -> None:
@@ -185,7 +199,7 @@ def _write_csv(out: Path, parts: Path, about: dict[str, str], width: int) -> Non
         writer.writerow(["path", *range(width)])
         for names, features in _rows(parts, width):
             writer.writerows([name, *row] for name, row in zip(names, features.astype(str), strict=True))
-    _write_about(_beside(out, ".json"), about)
+    _write_about(out.with_name(f"{out.name}.json"), about)
 
 
 def _write_projector(out: Path, parts: Path, about: dict[str, str], width: int) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
 
 from simtrail.errors import InputError, listed
 from simtrail.evaluation.classifiers import knn_probabilities, nearest
@@ -25,6 +26,7 @@ KNN_TEMPERATURE = 0.07
 MANY_GROUPS = 200  # from here on, five folds tell as much as ten
 TEMPERATURES = np.geomspace(0.02, 20, 121)  # searched for the one that calibrates
 CLUSTERED, COMPONENTS = 20_000, 64  # images, and principal components, that `next_to_label` clusters
+ROWS = 2_000  # images that are compared with all others at a time
 SMALLEST = 1e-6  # probability of a class without votes
 FILES = WEIGHTS, CONFIG = "head.safetensors", "head.json"
 
@@ -55,7 +57,8 @@ class Head:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """The (N, classes) calibrated probabilities."""
-        return softmax(self.scores(features) / self.temperature)
+        parts = np.array_split(features, len(features) // ROWS + 1)  # for kernels with many images
+        return np.concatenate([softmax(self.scores(part) / self.temperature) for part in parts])
 
     def save(self, folder: Path) -> None:
         """Writes head.safetensors and head.json."""
@@ -191,7 +194,7 @@ def _out_of_fold(
     """Each strength with the (N, classes) scores of heads that did not learn from the image's group."""
     strengths = STRENGTHS[kind]
     scores = np.zeros((len(strengths), len(labels), classes), np.float32)
-    for train, held in folds:
+    for train, held in tqdm(folds, f"cross-validation, {kind}", unit="fold", disable=None, leave=False):
         fits = _fitted(kind, features[train], labels[train], classes, strengths, COARSE)
         for i, (strength, arrays) in enumerate(zip(strengths, fits, strict=True)):
             scores[i, held] = Head(kind, strength, [""] * classes, arrays).scores(features[held])
@@ -247,9 +250,12 @@ def evidence(features: np.ndarray, bank: np.ndarray, groups: np.ndarray, k: int 
     unit, of_bank = normalize(features), normalize(bank)
     rows = nearest(bank, features, k)
     closest = (unit * of_bank[rows[:, 0]]).sum(1)
-    similar = of_bank @ of_bank.T
-    similar[groups[:, None] == groups] = -1
-    usual = np.sort(similar.max(1))
+    usual = np.empty(len(bank))
+    for part in np.array_split(np.arange(len(bank)), len(bank) // ROWS + 1):
+        similar = of_bank[part] @ of_bank.T
+        similar[groups[part, None] == groups] = -1
+        usual[part] = similar.max(1)
+    usual.sort()
     return rows, 1 - np.searchsorted(usual, closest, side="right") / len(usual)
 
 

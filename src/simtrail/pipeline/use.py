@@ -78,6 +78,10 @@ def classify(
     row = {name: number for number, name in enumerate(images.paths)}
     names = [places[source.path.resolve()].name for source in known.sources]
     readable = np.array([name in row for name in names], bool)
+    if not readable.all():
+        print(
+            f"classify: warning: {(~readable).sum()} of {len(names)} labelled images can't be read, and teach nothing"
+        )
     rows = np.array([row[name] for name in names if name in row], int)
     result = classify(
         images.paths, images.features, rows, known.labels[readable], known.groups[readable], error, suggest

@@ -84,8 +84,8 @@ def _by_hash(sha256: str) -> str | None:
 
 def _made_with(path: Path) -> dict[str, str] | None:
     """What a file of features, or the folder of a classifier, says of the encoder that it was made with."""
-    places = {".parquet": path, ".npy": path.with_suffix(".json"), ".csv": path.with_suffix(".json")}
-    place = places.get(path.suffix.lower(), path / "about.json")
+    beside = path.with_name(f"{path.name}.json")
+    place = {".parquet": path, ".npy": beside, ".csv": beside}.get(path.suffix.lower(), path / "about.json")
     if (path / "head.json").is_file():
         return json.loads((path / "head.json").read_text(encoding="utf-8"))["about"]
     if not place.is_file():
