@@ -346,7 +346,8 @@ def export(
     uri: Uri,
     folder: Annotated[Path, typer.Argument(help="a new folder")],
     form: Annotated[
-        str, typer.Option("--format", help="folder (with the code that runs it), timm (a state dict), or huggingface")
+        str,
+        typer.Option("--format", help="folder (with the code that runs it), timm (a state dict), or huggingface"),
     ] = "folder",
 ) -> None:
     """Write an encoder for another tool: a folder that stands alone, or weights that timm loads."""

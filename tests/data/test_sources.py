@@ -30,7 +30,6 @@ def test_folders_files_and_patterns_give_their_images_once_and_in_order(folder):
     assert names("photos/class1", "photos") == [*FILES[2:], *FILES[:2]]
     assert names("photos/**/1.png") == names(str(folder / "photos/*/1.png").replace(str(folder) + "/", ""))
     assert names("photos/class0/?.png", "photos/class0/0.png") == FILES[:2]
-    assert names("gone.png") == ["gone.png"]
 
 
 def test_names_in_lists_and_tables_are_kept_and_found_beside_them_in_images_or_here(folder):
@@ -62,6 +61,7 @@ def test_what_names_no_image_is_refused_with_a_reason(folder):
         ("t.csv", "no column 'path'; it has file, species"),
         ("empty", "no image in it"),
         ("photos/*.jpg", "no image fits this pattern"),
+        ("gone.png", "gone.png: no such file or folder"),
     ):
         with pytest.raises(InputError, match=reason):
             image_files(given)

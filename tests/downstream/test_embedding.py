@@ -119,10 +119,8 @@ def test_strict_stops_at_the_first_bad_file_and_a_good_run_removes_the_old_list(
         embed_files(encoder, sources, tmp_path / "none/a.npy", ORIGIN)
 
 
-def test_nothing_but_bad_files_gives_an_empty_result(encoder, sources, tmp_path):
+def test_nothing_but_bad_files_is_an_error_with_the_reasons_and_leaves_nothing(encoder, sources, tmp_path):
     bad = [source for source in sources if source.name not in good(sources)]
-    for name in ("a.parquet", "b.npy", "c.csv"):
-        assert len(embed_files(encoder, bad, tmp_path / name, ORIGIN)) == 2
-    assert len(pd.read_parquet(tmp_path / "a.parquet")) == 0
-    assert np.load(tmp_path / "b.npy").shape == (0, encoder.width)
-    assert len(pd.read_csv(tmp_path / "c.csv")) == 0
+    with pytest.raises(InputError, match=r"none of 2 files can be used, such as .*3\.png: .*; .*11\.png: "):
+        embed_files(encoder, bad, tmp_path / "a.parquet", ORIGIN)
+    assert not list(tmp_path.glob("a*"))

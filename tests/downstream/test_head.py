@@ -80,10 +80,20 @@ def test_each_kind_learns_saves_and_loads(kind, tmp_path):
 def test_the_support_vectors_score_as_scikit_learn(tmp_path):
     x, y = blobs(150, classes=4)
     head = fit_head(x, y, np.arange(150), 0.05, ("svc",)).head
-    z = (x - x.mean(0)) / x.std(0)
+    z = x / np.linalg.norm(x, axis=1, keepdims=True)
+    width = np.square(z[:, None] - z).sum(-1).mean()
     for c, name in enumerate(head.names):
-        machine = SVC(C=head.strength, gamma=1 / 8).fit(z, y == name)
+        machine = SVC(C=head.strength, gamma=1 / width).fit(z, y == name)
         np.testing.assert_allclose(head.scores(x)[:, c], machine.decision_function(z), atol=2e-3)
+
+
+def test_only_labels_drawn_at_random_decide_the_threshold():
+    x, y = blobs(200, spread=1.5)
+    fair = np.arange(200) < 60
+    both = fit_head(x, y, np.arange(200), 0.1, ("linear",), fair=fair)
+    assert both.fair == 60
+    assert both.head.threshold != fit_head(x, y, np.arange(200), 0.1, ("linear",)).head.threshold
+    assert np.isinf(fit_head(x, y, np.arange(200), 0.1, ("linear",), fair=fair & False).head.threshold)
 
 
 def test_images_of_a_group_are_never_in_two_folds():

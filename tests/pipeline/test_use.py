@@ -40,7 +40,10 @@ def run(*arguments: str):
 def test_embed_with_an_encoder_writes_features_and_tells_of_bad_files_by_its_exit_code(folder):
     result = run("embed", "encoder", "photos", "-o", "v.parquet")
     assert result.exit_code == 3
-    assert result.output == ("embed: 36 images: v.parquet\nembed: 1 files could not be read: v.rejected.csv\n")
+    assert re.fullmatch(
+        "embed: 36 images: v.parquet\n1 file can't be read, such as photos/class1/bad.png: .*; all: v.rejected.csv\n",
+        result.output,
+    )
     about = json.loads(pq.read_schema("v.parquet").metadata[b"simtrail"])
     assert about["model"] == "encoder"
     assert about["encoder_sha256"] == encoder_hash(folder / "encoder")
@@ -80,6 +83,7 @@ def test_classify_labels_the_images_of_a_folder_and_makes_a_page_to_review_them(
     assert page.count('class="big"') == 12 + 4
     suggested = pd.read_csv("classified/suggested.csv")
     assert len(suggested) == 4
+    assert (suggested["chosen"] == "yes").all()
     head = Head.load(folder / "classified")
     assert head.about["encoder_sha256"] == encoder_hash(folder / "encoder")
     features = pd.read_parquet("classified/features.parquet").set_index("path")["vector"]
@@ -87,6 +91,12 @@ def test_classify_labels_the_images_of_a_folder_and_makes_a_page_to_review_them(
     p = head.probabilities(np.stack([features[row["path"]]]))
     assert head.names[int(p.argmax())] == row["predicted"]
     assert abs(p.max() - row["probability"]) < 1e-4
+    again = pd.concat([pd.read_csv("labels.csv"), suggested.assign(label="class1")])
+    again.to_csv("labels.csv", index=False)
+    second = run("classify", "encoder", "labels.csv", "photos", "--error", "0.2")
+    assert "28 labelled images" in second.output
+    assert "as far as the 24 labelled images that nobody chose are a fair sample" in second.output
+    assert (pd.read_csv("classified/predictions.csv")["chosen"] == "yes").sum() == 4
 
 
 def test_a_second_round_of_labels_computes_no_features_again(folder, monkeypatch):
@@ -94,7 +104,10 @@ def test_a_second_round_of_labels_computes_no_features_again(folder, monkeypatch
     labels = pd.DataFrame({"path": paths, "label": [p[7:13] for p in paths]})
     labels.iloc[::2].to_csv("labels.csv", index=False)
     first = run("classify", "encoder", "labels.csv", "photos")
-    assert "an error of 5% needs labelled images of at least 19 groups; use no prediction yet" in first.output
+    assert (
+        "an error of 5% needs labelled images of at least 19 groups, drawn at random; use no prediction yet"
+        in first.output
+    )
     monkeypatch.setattr(Encoder, "stream", lambda *_: pytest.fail("features are there"))
     labels.to_csv("labels.csv", index=False)
     assert "18 labelled images" in run("classify", "encoder", "labels.csv", "photos").output
@@ -108,7 +121,7 @@ def test_search_clusters_and_outliers_write_a_table_and_a_page_with_every_pictur
     ):
         result = run(arguments[0], "encoder", "photos", *arguments[1:], "-o", "out")
         assert result.exit_code == 3, result.exception
-        assert "1 files could not be read: out/features.rejected.csv" in result.output
+        assert "all: out/features.rejected.csv" in result.output
         page = (folder / f"out/{name}.html").read_text()
         assert page.count("data:image/jpeg") == pictures
         assert "http" not in page

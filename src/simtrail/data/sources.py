@@ -57,6 +57,8 @@ def _of_path(text: str) -> list[Source]:
         if images := [Source(str(file), file) for file in files if file.is_file() and image_of(file) == file]:
             return images
         raise InputError(f"{text}: no image fits this pattern")
+    if not path.exists():
+        raise InputError(f"{text}: no such file or folder")
     return [Source(text, path)]
 
 

@@ -42,7 +42,7 @@ def embed_files(
 
     A run that was killed continues: finished parts are in a folder beside `out`, until the file is complete. If `out`
     is complete already, with this encoder and the same files, by their sizes and times, nothing is computed. Raises
-    InputError for an unknown format and, with `strict`, for the first file that can't be read.
+    InputError for an unknown format, if no file can be read and, with `strict`, for the first one that can't.
     """
     check_format(out)
     about = {
@@ -69,6 +69,10 @@ def embed_files(
         _write_part(parts, done // size, part)
         done += len(part)
     rejected = _rejected([table.select(["path", "reason"]).to_pandas().dropna() for table in _tables(parts)])
+    if len(rejected) == len(sources):
+        shutil.rmtree(parts)
+        reasons = "; ".join(f"{row.path}: {row.reason}" for row in rejected.head(3).itertuples())
+        raise InputError(f"none of {len(sources)} files can be used, such as {reasons}")
     if strict and len(rejected):  # by an earlier run without --strict
         raise InputError(_refusal(*rejected.iloc[0]))
     whole = parts / "whole"  # moved when complete, so that `out` is never half a file

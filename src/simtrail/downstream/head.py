@@ -50,7 +50,7 @@ class Head:
         if self.kind == "linear":
             return features @ a["weights"] + a["bias"]
         if self.kind == "svc":
-            return _kernel(features, a["bank"], a["mean"], a["std"]) @ a["weights"] + a["bias"]
+            return _kernel(features, a["bank"], float(a["width"][0])) @ a["weights"] + a["bias"]
         k = min(int(self.strength), len(a["bank"]))
         votes = knn_probabilities(a["bank"], a["labels"], features, k, KNN_TEMPERATURE, len(self.names))
         return np.log(np.maximum(votes, SMALLEST))
@@ -63,6 +63,7 @@ class Head:
     def save(self, folder: Path) -> None:
         """Writes head.safetensors and head.json."""
         save_file({name: np.ascontiguousarray(values) for name, values in self.arrays.items()}, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)  # safetensors makes it unreadable for others
         tree = {name: value for name, value in vars(self).items() if name != "arrays"}
         (folder / CONFIG).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -83,8 +84,9 @@ class Fitted:
     head: Head
     candidates: pd.DataFrame  # kind, strength, accuracy, log_loss of each candidate, out of fold
     accuracy: float  # of the chosen one, out of fold
-    covered: float  # fraction of the labelled images whose prediction, out of fold, would be used
+    covered: float  # fraction of the fair labelled images whose prediction, out of fold, would be used
     wrong: float  # fraction of the labelled images that would get a wrong label, out of fold
+    fair: int  # number of labelled images on which the promise rests
 
 
 def fit_head(
@@ -94,14 +96,16 @@ def fit_head(
     error: float = 0.05,
     kinds: tuple[Kind, ...] = KINDS,
     seed: int = 0,
+    fair: np.ndarray | None = None,
 ) -> Fitted:
     """The head that predicts best out of fold, fitted again on all labelled images.
 
     `labels` are the names of the classes of the (N, D) features; images of one of the `groups` (N,) are never in two
     folds. Candidates are a linear probe, a support vector classifier and kNN with several strengths each; the most
     accurate is chosen, of equals that with the lowest cross entropy. Its temperature is chosen by the cross entropy of
-    its out-of-fold scores (Guo et al. 2017, arXiv 1706.04599), the threshold by `threshold_for`. Raises InputError for
-    fewer than two classes, or if no class has images of two groups.
+    its out-of-fold scores (Guo et al. 2017, arXiv 1706.04599), the threshold by `threshold_for` from the images that
+    are `fair` (N,), drawn without regard to what they show (default: all). Raises InputError for fewer than two
+    classes, or if no class has images of two groups.
     """
     names, y = np.unique(labels.astype(str), return_inverse=True)
     groups = np.unique(groups, return_inverse=True)[1]
@@ -124,12 +128,14 @@ def fit_head(
     temperature = calibration(scores, y)
     probabilities = softmax(scores / temperature)
     sure, right = probabilities.max(1), probabilities.argmax(1) == y
-    threshold = threshold_for(sure, right, groups, error)
+    drawn = np.ones(len(y), bool) if fair is None else fair
+    threshold = threshold_for(sure[drawn], right[drawn], groups[drawn], error) if drawn.any() else float("inf")
     kind, strength = chosen
     arrays = next(_fitted(kind, features, y, len(names), (strength,), FINE))
     head = Head(kind, strength, [*map(str, names)], arrays, temperature, threshold, error)
     used = sure >= threshold
-    return Fitted(head, pd.DataFrame(rows), best[0], float(used.mean()), float((used & ~right).mean()))
+    covered, wrong = (float(v[drawn].mean()) if drawn.any() else 0.0 for v in (used, used & ~right))
+    return Fitted(head, pd.DataFrame(rows), best[0], covered, wrong, int(drawn.sum()))
 
 
 def threshold_for(sure: np.ndarray, right: np.ndarray, groups: np.ndarray, error: float) -> float:
@@ -220,22 +226,26 @@ def _support_vectors(
     """One machine for each class against the others, as weights of the images that it learned from."""
     from sklearn.svm import SVC
 
-    mean, std = features.mean(0), features.std(0)
-    std = np.where(std > 1e-6, std, 1).astype(np.float32)
-    gram = _kernel(features, features, mean, std)
+    bank = _at_unit_length(features)
+    width = float(np.square(bank - bank.mean(0)).sum(-1).mean()) * 2 + 1e-6  # mean squared distance of two
+    gram = _kernel(features, bank, width)
     for strength in strengths:
         weights, bias = np.zeros((len(features), classes), np.float32), np.full(classes, -1, np.float32)
         for c in np.unique(labels) if len(np.unique(labels)) > 1 else []:
             machine = SVC(C=strength, kernel="precomputed").fit(gram, labels == c)
             weights[machine.support_, c], bias[c] = machine.dual_coef_[0], machine.intercept_[0]
-        yield {"bank": features, "mean": mean, "std": std, "weights": weights, "bias": bias}
+        yield {"bank": bank, "width": np.array([width]), "weights": weights, "bias": bias}
 
 
-def _kernel(x: np.ndarray, bank: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """exp(−d² / D) of each pair of images at distance d in standardised features of width D."""
-    x, bank = (x - mean) / std, (bank - mean) / std
-    squares = (x**2).sum(1)[:, None] + (bank**2).sum(1) - 2 * x @ bank.T
-    return np.exp(-np.maximum(squares, 0) / x.shape[1])
+def _kernel(features: np.ndarray, bank: np.ndarray, width: float) -> np.ndarray:
+    """exp(−d² / width) for features and a bank at unit length: no image is so far away that all others are alike."""
+    return np.exp(-np.maximum(2 - 2 * _at_unit_length(features) @ bank.T, 0) / width)
+
+
+def _at_unit_length(features: np.ndarray) -> np.ndarray:
+    from sklearn.preprocessing import normalize  # slow to import
+
+    return normalize(features)
 
 
 def evidence(features: np.ndarray, bank: np.ndarray, groups: np.ndarray, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -244,10 +254,8 @@ def evidence(features: np.ndarray, bank: np.ndarray, groups: np.ndarray, k: int 
     Unlike is the fraction of the labelled images that are nearer to a labelled image of another group than the image is
     to its nearest one, by the cosine of features: 0.99 means that the image is unlike anything labelled.
     """
-    from sklearn.preprocessing import normalize
-
     k = min(k, len(bank))
-    unit, of_bank = normalize(features), normalize(bank)
+    unit, of_bank = _at_unit_length(features), _at_unit_length(bank)
     rows = nearest(bank, features, k)
     closest = (unit * of_bank[rows[:, 0]]).sum(1)
     usual = np.empty(len(bank))
@@ -269,14 +277,13 @@ def next_to_label(probabilities: np.ndarray, features: np.ndarray, count: int, s
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
-    from sklearn.preprocessing import normalize
 
     rows = np.sort(np.random.default_rng(seed).permutation(len(features))[:CLUSTERED])
     if len(rows) <= count:
         return rows
     two = np.sort(probabilities[rows], 1)[:, -2:]
     weight = (1 - (two[:, 1] - two[:, 0])) ** 2 + 1e-6  # never all 0
-    x = normalize(features[rows])
+    x = _at_unit_length(features[rows])
     if min(x.shape) > COMPONENTS:
         x = PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(x)
     clusters = KMeans(count, n_init=1, random_state=seed).fit(x, sample_weight=weight)

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from simtrail.data.sources import Source, image_files
-from simtrail.errors import InputError
 from simtrail.tracking.pull import origin
 
 if TYPE_CHECKING:
@@ -27,7 +26,10 @@ def verify(uri: str) -> None:
     from simtrail.tracking import bundle
 
     found = bundle.verify(origin(uri)[0])
-    print(f"verify: {uri}: all files are unchanged; its golden features differ by {found:.1g} of the largest")
+    print(
+        f"verify: {uri}: all files are unchanged, and it gives the features of the day it was registered (largest "
+        f"difference {found:.1g} of the largest feature)"
+    )
 
 
 def export(uri: str, out: Path, form: str) -> None:
@@ -47,8 +49,7 @@ def embed(uri: str, paths: Sequence[str], out: Path, modality: str | None, stric
     sources, (folder, about) = image_files(paths), origin(uri)
     rejected = embed_files(Encoder.load(folder), sources, out, about, modality, strict)
     print(f"embed: {len(sources) - len(rejected)} images: {out}")
-    if len(rejected):
-        print(f"embed: {len(rejected)} files could not be read: {out.with_name(out.stem + '.rejected.csv')}")
+    _tell_rejected(rejected, out.with_name(out.stem + ".rejected.csv"))
     return len(rejected)
 
 
@@ -66,7 +67,7 @@ def classify(
 
     Writes to the folder `out`: predictions.csv, sheet.html, the head, the features and, with `suggest`, suggested.csv.
     """
-    from simtrail.downstream.classify import classify, read_labels
+    from simtrail.downstream.classify import CHOSEN, classify, read_labels
     from simtrail.downstream.head import groups_needed
     from simtrail.report.sheet import contact_sheet
 
@@ -83,16 +84,15 @@ def classify(
             f"classify: warning: {(~readable).sum()} of {len(names)} labelled images can't be read, and teach nothing"
         )
     rows = np.array([row[name] for name in names if name in row], int)
-    result = classify(
-        images.paths, images.features, rows, known.labels[readable], known.groups[readable], error, suggest
-    )
+    labelled = (rows, known.labels[readable], known.groups[readable])
+    result = classify(images.paths, images.features, *labelled, error, suggest, fair=known.fair[readable])
     head = dataclasses.replace(result.fitted.head, about=origin(uri)[1])
     head.save(out)
     result.table.to_csv(out / "predictions.csv", index=False)
     suggested = out / "suggested.csv"
     suggested.unlink(missing_ok=True)
     if suggest:
-        pd.DataFrame({"path": result.suggested, "label": ""}).to_csv(suggested, index=False)
+        pd.DataFrame({"path": result.suggested, "label": "", CHOSEN: "yes"}).to_csv(suggested, index=False)
     lines = classified_lines(result.fitted, result.table, groups_needed(error))
     facts = {"title": f"{len(result.table)} images, {len(head.names)} classes", "verdict": lines[-1]}
     recipe = images.encoder.config.recipe
@@ -100,6 +100,12 @@ def classify(
     print("\n".join(f"classify: {line}" for line in lines))
     print(f"classify: review {out / 'sheet.html'}; all predictions: {out / 'predictions.csv'}")
     return images.rejected
+
+
+def _tell_rejected(rejected: pd.DataFrame, listing: Path) -> None:
+    if len(rejected):
+        first, files = rejected.iloc[0], "file" if len(rejected) == 1 else "files"
+        print(f"{len(rejected)} {files} can't be read, such as {first['path']}: {first['reason']}; all: {listing}")
 
 
 class Embedded(NamedTuple):
@@ -121,11 +127,8 @@ def embedded(uri: str, sources: Sequence[Source], out: Path) -> Embedded:
     encoder = Encoder.load(folder)
     out.mkdir(parents=True, exist_ok=True)
     rejected = embed_files(encoder, sources, out / "features.parquet", about)
-    if len(rejected):
-        print(f"{len(rejected)} files could not be read: {out / 'features.rejected.csv'}")
+    _tell_rejected(rejected, out / "features.rejected.csv")
     table = pd.read_parquet(out / "features.parquet")
-    if not len(table):
-        raise InputError(f"no image could be read; the reasons are in {out / 'features.rejected.csv'}")
     files = {source.name: source.path for source in sources}
     features = np.stack(table["vector"].to_list())
     return Embedded(encoder, table["path"].to_numpy(object), features, files, len(rejected))
@@ -167,7 +170,7 @@ def cluster(uri: str, paths: Sequence[str], count: int | None, smallest: int, ou
         f"cluster {number}: {len(rows)} images": [Card(row.path, f"{row.similarity:.3f}") for row in _spread(rows)]
         for number, rows in parts
     }
-    rest = f"; {between} images are in none" if between else ""
+    rest = f"; {between} images are in none (0 in the table)" if between else ""
     note = f"{len(known.paths)} images{rest}. Of each cluster: from the most to the least typical image."
     gallery(f"{len(parts)} clusters", note, sections, known.files, known.encoder.config.recipe, out / "clusters.html")
     print(f"cluster: {len(parts)} clusters of {len(known.paths)} images{rest}: {out / 'clusters.html'}")
@@ -198,10 +201,13 @@ def explore(uri: str, paths: Sequence[str], out: Path) -> int:
 
     known = embedded(uri, image_files(paths), out)
     rows, points = map_coordinates(known.features, 0)
-    columns = pd.DataFrame({"folder": [Path(path).parent.name for path in known.paths], "path": known.paths})
+    folders = [Path(path).parent.name for path in known.paths]
+    columns = pd.DataFrame({"folder": folders, "path": known.paths} if len(set(folders)) > 1 else {"path": known.paths})
     if len(columns) >= CLUSTERED:
         found = clusters(known.features)["cluster"]
-        columns.insert(1, "cluster", found.map(lambda number: f"cluster {number}" if number else "in none"))
+        columns.insert(
+            columns.shape[1] - 1, "cluster", found.map(lambda number: f"cluster {number}" if number else "in none")
+        )
     if len(columns) > NEIGHBOURS + 1:
         distance = outliers(known.features, known.paths).set_index("path")["distance"]
         columns.insert(columns.shape[1] - 1, "distance to the images most like it", distance[known.paths].to_numpy())
@@ -229,11 +235,13 @@ def classified_lines(fitted: Fitted, table: pd.DataFrame, needed: int) -> list[s
     lines = [f"{first}: accuracy {fitted.accuracy:.3f} in cross-validation"]
     if np.isinf(head.threshold):
         promise = (
-            f"an error of {head.error:.0%} needs labelled images of at least {needed} groups; use no prediction yet"
+            f"an error of {head.error:.0%} needs labelled images of at least {needed} groups, drawn at random; use no "
+            "prediction yet"
         )
     else:
         used = f"{int(free['use'].sum())} of {len(free)} images get a label, the others are for you to look at"
         promise = (
-            f"{used}; of all images, at most {head.error:.0%} get a wrong one, if the labelled images are a fair sample"
+            f"{used}; of all images, at most {head.error:.0%} get a wrong one, on average and as far as the "
+            f"{fitted.fair} labelled images that nobody chose are a fair sample"
         )
     return [*lines, promise]

@@ -53,7 +53,7 @@ def contact_sheet(
         ],
         pictures=pictures,
         classes=sorted(set(table["predicted"]) | set(table["given"].dropna())),
-        given=table.loc[table["given"].notna(), ["path", "given"]].to_numpy().tolist(),
+        given=table.loc[table["given"].notna(), ["path", "given", "chosen"]].fillna("").to_numpy().tolist(),
     )
     out.write_text(page, encoding="utf-8")
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from simtrail.errors import InputError
-from simtrail.model import CONFIG, WEIGHTS
-from simtrail.tracking.trace import TRAIL
+from simtrail.model import CONFIG, MANIFEST, WEIGHTS
+from simtrail.tracking.pull import CARD, CODE, REQUIREMENTS, TRAIL, require_unchanged
 
-CARD, CODE, REQUIREMENTS = "model_card.md", "code", "requirements.txt"
 PACKAGES = ("torch", "timm", "numpy", "pandas", "pillow", "tifffile", "safetensors")  # that the code needs
 INFERENCE = (  # all that `python -m simtrail.tracking.golden` imports, and nothing else
     *("__init__.py", "errors.py", "params.py", "schema.py"),
@@ -60,8 +59,10 @@ def verify(folder: Path) -> float:
     As a fraction of the largest feature. Raises InputError for a file that is missing or has changed, for code that
     fails, and for a difference above `TOLERANCE`.
     """
-    from simtrail.tracking.golden import require_unchanged
-
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"{folder}: no {MANIFEST}: an encoder of an earlier version, which has nothing to verify; register it again"
+        )
     require_unchanged(folder)
     environment = {**os.environ, "PYTHONPATH": str((folder / CODE).resolve()), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "simtrail.tracking.golden", str(folder.resolve())]

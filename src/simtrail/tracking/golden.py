@@ -17,7 +17,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from simtrail.data.recipe import Recipe
-from simtrail.errors import InputError
 from simtrail.model import GOLDEN, MANIFEST
 from simtrail.model.encoder import Encoder
 
@@ -56,6 +55,7 @@ def seal(encoder: Encoder, folder: Path) -> None:
     save_file({"features": features}, folder / GOLDEN)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     hashes = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    (folder / GOLDEN).chmod(0o644)  # safetensors makes it unreadable for others
     (folder / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
 
 
@@ -66,19 +66,6 @@ def golden_features(encoder: Encoder) -> np.ndarray:
         return encoder.to("cpu").embed(golden_images(encoder.config.recipe)).to_numpy()
     finally:
         encoder.to(device)
-
-
-def require_unchanged(folder: Path) -> None:
-    """Raises InputError for a file of a sealed folder that is missing or has other bytes, and for an unsealed one."""
-    if not (folder / MANIFEST).is_file():
-        raise InputError(
-            f"{folder}: no {MANIFEST}: an encoder of an earlier version, which has nothing to verify; register it again"
-        )
-    for name, sha256 in json.loads((folder / MANIFEST).read_text(encoding="utf-8")).items():
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: no such file; pull the encoder again")
-        if _sha256(folder / name) != sha256:
-            raise InputError(f"{folder / name}: changed since the encoder was registered; pull the encoder again")
 
 
 def difference(folder: Path) -> float:

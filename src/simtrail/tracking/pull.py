@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import sqlite3
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simtrail.errors import InputError
-from simtrail.model import CONFIG, WEIGHTS
+from simtrail.model import CONFIG, GOLDEN, MANIFEST, WEIGHTS
 from simtrail.tracking.store import local_database, open_store
 
+CARD, CODE, REQUIREMENTS, TRAIL = "model_card.md", "code", "requirements.txt", "trail.json"
+OTHERS = (CARD, REQUIREMENTS, TRAIL)  # files of a registered encoder, besides those in simtrail.model
 ENCODER_TAG, REASON_TAG = "encoder_sha256", "reason"  # tags of a version
 URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))/?")
 
@@ -25,6 +28,9 @@ def fetch(uri: str, out: Path | None = None) -> Path:
     folder = _local_folder(uri) or _download(uri)
     if out is None:
         return folder
+    for name in (WEIGHTS, CONFIG, GOLDEN, MANIFEST, *OTHERS):  # of an encoder that was pulled before
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / CODE, ignore_errors=True)
     shutil.copytree(folder, out, dirs_exist_ok=True)
     return out
 
@@ -34,10 +40,22 @@ def origin(uri: str) -> tuple[Path, dict[str, str]]:
     folder = fetch(uri) if uri.startswith("models:/") else Path(uri)
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{uri}: must be models:/NAME@champion, models:/NAME/VERSION, or a folder with {WEIGHTS}")
+    require_unchanged(folder)
     sha = encoder_hash(folder)
     found = URI.fullmatch(uri)
     version = registered(found[1], sha) if found else None
     return folder, {"model": uri, "version": str(version.version) if version else "", "encoder_sha256": sha}
+
+
+def require_unchanged(folder: Path) -> None:
+    """Raises InputError for a file of a registered encoder that is missing or has other bytes than it had then."""
+    if not (folder / MANIFEST).is_file():  # of an earlier version
+        return
+    for name, sha256 in json.loads((folder / MANIFEST).read_text(encoding="utf-8")).items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such file; pull the encoder again")
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
+            raise InputError(f"{folder / name}: changed since the encoder was registered; pull the encoder again")
 
 
 class Registered(NamedTuple):

@@ -9,10 +9,9 @@ from typing import Any
 
 from simtrail.errors import InputError
 from simtrail.model import WEIGHTS
-from simtrail.tracking.pull import ENCODER_TAG, REASON_TAG, URI, encoder_hash, fetch
+from simtrail.tracking.pull import ENCODER_TAG, REASON_TAG, TRAIL, URI, encoder_hash, fetch
 from simtrail.tracking.store import local_database, open_store
 
-TRAIL = "trail.json"  # in the folder of a registered encoder
 TAGS = {  # of a run → name in the trail
     "simtrail.first_weights": "first weights",
     "dvc.experiment": "DVC experiment",
@@ -35,7 +34,8 @@ def trace(what: str) -> dict[str, Any]:
     if about := _made_with(path):
         known = _by_hash(about["encoder_sha256"])
         beyond = trace(known) if known else {"model": about["model"], "note": "the registry here does not have it"}
-        return {"file": what, "made": about, **beyond}
+        made = {key: value for key, value in about.items() if key not in ("recipe", "images")}  # long
+        return {"file": what, "made": made, **beyond}
     return {"run": what, **_run(what)}
 
 
@@ -46,6 +46,8 @@ def lines(tree: dict[str, Any], indent: int = 0) -> Iterator[str]:
             yield f"{'  ' * indent}{name}"
             yield from lines(value, indent + 1)
         elif value not in (None, "", []):
+            value = ", ".join(map(str, value)) if isinstance(value, list) else value
+            value = f"{value:.4g}" if isinstance(value, float) else value
             yield f"{'  ' * indent}{name}: {value}"
 
 
