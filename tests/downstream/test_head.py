@@ -51,7 +51,7 @@ def test_over_many_draws_the_rate_of_wrong_labels_is_at_most_the_promised_one():
     wrong = []
     for seed in range(30):
         x, y = blobs(360, spread=1.5, seed=seed)
-        fitted = fit_head(x[:60], y[:60], np.arange(60), 0.1, ("linear",))
+        fitted = fit_head(x[:60], y[:60], np.arange(60), 0.1, ("knn",))
         p = fitted.head.probabilities(x[60:])
         predicted = np.array(fitted.head.names)[p.argmax(1)]
         wrong.append(((p.max(1) >= fitted.head.threshold) & (predicted != y[60:])).mean())

@@ -181,6 +181,7 @@ def test_imagenet_weights_of_another_package_give_its_features():
         torch.testing.assert_close(target(x), theirs.eval().extract_features(x).mean((2, 3)), rtol=1e-3, atol=1e-3)
 
 
-def test_a_name_on_the_hub_that_can_not_be_downloaded_is_refused():
+def test_a_name_on_the_hub_that_can_not_be_downloaded_is_refused(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no attempts that take time
     with pytest.raises(InputError, match=r"pretrain\.weights = 'hf-hub:nobody/nothing': can't be downloaded"):
         load_weights(Encoder(rgb_config(TINY)), "hf-hub:nobody/nothing")

@@ -95,6 +95,7 @@ def _quick():
             patch.setattr(f"simtrail.data.{module}.in_parallel", in_one_process)
         patch.setattr("simtrail.evaluation.evidence.map_coordinates", lambda x, seed: (np.arange(len(x)), x[:, :2]))
         patch.setattr("simtrail.downstream.fine_tune.LEAST_STEPS", 4)
+        patch.setattr("simtrail.tracking.registry.verify", lambda folder: 0.0)  # a new process each time
         yield
 
 
@@ -408,7 +409,7 @@ def test_the_quick_way_to_a_registered_model_finds_what_mlflow_finds(project):
 
 def test_a_registered_model_verifies_itself_and_tells_where_it_comes_from(project, capsys):
     verify("models:/small@champion")
-    assert "models:/small@champion: all files are unchanged; its golden features differ by" in capsys.readouterr().out
+    assert "all files are unchanged, and it gives the features of the day" in capsys.readouterr().out
     trail = trace("models:/small@champion")
     assert trail["run"] == json.loads(ws.REGISTRATION.read_text())["run_id"]
     assert trail["data"]["md5"] == json.loads(ws.VALIDATION.read_text())["data_md5"]
@@ -417,6 +418,17 @@ def test_a_registered_model_verifies_itself_and_tells_where_it_comes_from(projec
     assert "champion" in trail["why"]
     assert trace(trail["run"])["parameters"]["pretrain.epochs"] == "2"
     assert any(line == "  md5: " + trail["data"]["md5"] for line in lines(trail))
+
+
+def test_an_alias_does_not_move_to_an_encoder_that_fails(copied, monkeypatch):
+    def refuse(folder):
+        raise InputError(f"{folder}: its features differ")
+
+    monkeypatch.setattr("simtrail.tracking.registry.verify", refuse)
+    with pytest.raises(InputError, match="its features differ"):
+        register_another(label="right")
+    aliases = client().get_registered_model("small").aliases
+    assert {name: int(version) for name, version in aliases.items()} == {"champion": 1}
 
 
 def test_pyfunc_predicts_on_arrays_without_pickle(project, monkeypatch):

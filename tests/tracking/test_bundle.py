@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
-from simtrail.tracking import bundle
+from simtrail.tracking import bundle, golden
 from simtrail.tracking.bundle import INFERENCE, verify
 
 # As if no package were installed but the seven and those that these need.
@@ -105,19 +105,23 @@ def reseal(folder, name: str) -> None:
     (folder / "files.json").write_text(json.dumps(hashes))
 
 
-def test_other_features_and_code_that_fails_are_refused(folder):
+def test_other_features_and_code_that_fails_are_refused(folder, monkeypatch):
     encoder = folder / "encoder"
-    golden = load_file(encoder / "golden.safetensors")["features"]
-    assert len(np.unique(golden.round(4), axis=0)) == 4
-    golden[2, 3] += 0.001 * np.abs(golden).max()
-    save_file({"features": golden}, encoder / "golden.safetensors")
+    features = load_file(encoder / "golden.safetensors")["features"]
+    assert len(np.unique(features.round(4), axis=0)) == 4
+    features[2, 3] += 0.001 * np.abs(features).max()
+    save_file({"features": features}, encoder / "golden.safetensors")
+    found = golden.difference(encoder)
+    assert abs(found - 0.001) < 1e-4
     reseal(encoder, "golden.safetensors")
-    with pytest.raises(InputError, match=r"its features differ by 0\.001 of the largest"):
-        verify(encoder)
-    (encoder / "code/simtrail/model/fusion.py").write_text("raise RuntimeError('broken')")
-    reseal(encoder, "code/simtrail/model/fusion.py")
-    with pytest.raises(InputError, match="its code fails here: RuntimeError: broken"):
-        verify(encoder)
+    for code, out, error, message in (
+        (0, json.dumps({"difference": found}), "", r"its features differ by 0\.001 of"),
+        (1, "", "…\nRuntimeError: broken\n", "its code fails here: RuntimeError: broken"),
+    ):
+        done = subprocess.CompletedProcess([], code, out, error)
+        monkeypatch.setattr(bundle.subprocess, "run", lambda *_, done=done, **__: done)
+        with pytest.raises(InputError, match=message):
+            verify(encoder)
 
 
 def test_an_encoder_of_an_earlier_version_has_nothing_to_verify(folder):
