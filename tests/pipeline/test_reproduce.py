@@ -112,6 +112,8 @@ def test_every_package_of_another_version_is_named(project, capsys, monkeypatch)
 
 
 def test_what_can_not_be_reproduced_is_refused(project):
+    with pytest.raises(InputError, match=r"or a folder with encoder\.safetensors"):
+        module.reproduce("0123456789abcdef", project / "again")
     trail = json.loads((project / "encoder/trail.json").read_text())
     for code, message in (
         ({"commit": None}, "was trained outside git"),

@@ -420,6 +420,26 @@ def test_a_registered_model_verifies_itself_and_tells_where_it_comes_from(projec
     assert any(line == "  md5: " + trail["data"]["md5"] for line in lines(trail))
 
 
+def test_pull_replaces_an_encoder_but_no_files_of_somebody_else(project, tmp_path):
+    out = pull.fetch("models:/small@champion", tmp_path / "out")
+    (out / "code/simtrail/old.py").touch()
+    pull.fetch("models:/small@champion", out)
+    assert not (out / "code/simtrail/old.py").exists()
+    for name in ("code/mine.py", "requirements.txt"):
+        folder = tmp_path / name.partition(".")[0].replace("/", "-")
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("mine")
+        with pytest.raises(InputError, match="is not of an encoder that was pulled before; name a new folder"):
+            pull.fetch("models:/small@champion", folder)
+        assert [path.name for path in folder.rglob("*") if path.is_file()] == [name.split("/")[-1]]
+
+
+def test_an_unknown_version_has_no_trace(project):
+    for uri in ("models:/small@best", "models:/small/99", "models:/none/1"):
+        with pytest.raises(InputError, match=f"{uri}: "):
+            trace(uri)
+
+
 def test_an_alias_does_not_move_to_an_encoder_that_fails(copied, monkeypatch):
     def refuse(folder):
         raise InputError(f"{folder}: its features differ")

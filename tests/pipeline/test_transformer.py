@@ -10,15 +10,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import (
-    check_estimator_repr,
-    check_estimator_tags_renamed,
-    check_get_params_invariance,
-    check_mixin_order,
-    check_no_attributes_set_in_init,
-    check_set_params,
-    check_valid_tag_types,
-)
+from sklearn.utils import estimator_checks as rules
 
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
@@ -41,13 +33,13 @@ def transformer(folder):
 @pytest.mark.parametrize(
     "check",
     [
-        check_estimator_repr,
-        check_estimator_tags_renamed,
-        check_get_params_invariance,
-        check_mixin_order,
-        check_no_attributes_set_in_init,
-        check_set_params,
-        check_valid_tag_types,
+        rules.check_estimator_repr,
+        rules.check_estimator_tags_renamed,
+        rules.check_get_params_invariance,
+        rules.check_mixin_order,
+        rules.check_no_attributes_set_in_init,
+        rules.check_set_params,
+        rules.check_valid_tag_types,
     ],
 )
 def test_the_rules_of_scikit_learn_that_do_not_need_tables_of_numbers(check, transformer):

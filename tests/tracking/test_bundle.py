@@ -92,7 +92,7 @@ def test_every_change_of_a_file_is_named(folder, name):
     with pytest.raises(InputError, match=f"{name}: changed since the encoder was registered"):
         verify(folder / "encoder")
     file.unlink()
-    with pytest.raises(InputError, match=f"{name}: no such file; pull the encoder again"):
+    with pytest.raises(InputError, match=f"{name}: no such file; pull it again, or register it again"):
         verify(folder / "encoder")
 
 

@@ -50,7 +50,7 @@ def _of_path(text: str) -> list[Source]:
         return _of_folder(path)
     suffix = path.suffix.lower()
     if suffix in LISTS + TABLES and path.is_file():
-        names = path.read_text(encoding="utf-8").splitlines() if suffix in LISTS else _of_table(path)
+        names = _of_list(path) if suffix in LISTS else _of_table(path)
         return [Source(name, place([path.parent], name)) for name in map(str.strip, names) if name]
     if has_magic(text) and not path.exists():
         files = [Path(match) for match in sorted(glob(text, recursive=True))]  # noqa: PTH207 - takes absolute patterns
@@ -70,6 +70,10 @@ def _of_folder(folder: Path) -> list[Source]:
     return [Source(str(file), file) for file in visible]
 
 
+def _of_list(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()  # names of files may be any bytes
+
+
 def _of_table(path: Path) -> list[str]:
     table = tables.load_table(path)
     names = [name.lower() for name in table.columns]
@@ -84,5 +88,5 @@ def place(folders: Sequence[Path], name: str) -> Path:
     In the first folder if it is nowhere.
     """
     path = name.replace("\\", "/")
-    places = [folder / path for folder in folders for folder in (folder, folder / "images")] + [Path(path)]
-    return next((place for place in places if place.exists()), places[0])
+    inside = [part for folder in folders for part in (folder / path, folder / "images" / path)]
+    return next((file for file in [*inside, Path(path)] if file.exists()), inside[0])

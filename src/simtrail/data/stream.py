@@ -12,7 +12,8 @@ import numpy as np
 from simtrail.data.reading.readers import open_image
 from simtrail.data.recipe import Recipe, conform
 
-THREADS, AHEAD = 4, 256  # threads that read, and images that wait for the network at most
+THREADS = 4  # that read
+AHEAD, HELD = 256, 2**28  # images that wait for the network at most, and their bytes
 
 
 def conformed(
@@ -22,7 +23,10 @@ def conformed(
 
     T is 1 or, with `fit: tile`, the number of tiles, without those of only background.
     """
-    ahead = THREADS if recipe.fit == "tile" else AHEAD  # images that are cut into tiles take much memory
+    bytes_each = len(recipe.bands) * recipe.size**2 * np.dtype(recipe.dtype).itemsize
+    ahead = max(THREADS, min(AHEAD, HELD // bytes_each))
+    if recipe.fit == "tile":  # an image has any number of them
+        ahead = THREADS
     waiting: deque[Future[np.ndarray | str]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         for item in items:

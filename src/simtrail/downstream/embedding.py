@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from simtrail.data.sources import Source
+from simtrail.data.vectors import KEY, about_file
+from simtrail.data.vectors import about as about_of
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
 
@@ -37,8 +39,8 @@ def embed_files(
 
     `out` is a .parquet file (columns `path` and `vector`), a .npy array (with the paths beside it, in .paths.csv), a
     .csv table (`path`, `0` … `width − 1`), or a folder with the two files that TensorBoard's projector takes. `origin`
-    says where the encoder comes from; it is stored with the hash of the encoder's settings: in a .parquet file itself,
-    else in a .json file beside it. Rejected files are also in .rejected.csv beside it.
+    says where the encoder comes from; it is stored with how images are prepared and which images these were: in a
+    .parquet file itself, else in a .json file beside it. Rejected files are also in .rejected.csv beside it.
 
     A run that was killed continues: finished parts are in a folder beside `out`, until the file is complete. If `out`
     is complete already, with this encoder and the same files, by their sizes and times, nothing is computed. Raises
@@ -53,7 +55,7 @@ def embed_files(
         "simtrail": version("simtrail"),
     }
     listing = _beside(out, ".rejected.csv")
-    if _about(out) == about:  # an earlier run was complete
+    if about_of(out) == about:  # an earlier run was complete
         rejected = _rejected([pd.read_csv(listing)] if listing.exists() else [])
         if strict and len(rejected):
             raise InputError(_refusal(*rejected.iloc[0]))
@@ -139,22 +141,9 @@ def _write_part(folder: Path, number: int, part: list[tuple[Source, np.ndarray |
 
 def _fingerprint(sources: Sequence[Source]) -> str:
     """Identifies files by their names, sizes and times of change."""
-    stats = (
-        f"{s.name}:{s.path.stat().st_size}:{s.path.stat().st_mtime_ns}" if s.path.exists() else s.name for s in sources
-    )
-    return hashlib.sha256("\n".join(stats).encode()).hexdigest()
-
-
-def _about(out: Path) -> dict[str, str] | None:
-    """What a complete file was made of; None if there is no such file."""
-    if not out.exists():
-        return None
-    beside = out / "about.json" if out.is_dir() else out.with_name(f"{out.name}.json")
-    try:
-        text = pq.read_schema(out).metadata[b"simtrail"] if out.suffix.lower() == ".parquet" else beside.read_text()
-        return json.loads(text)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid):  # a file of somebody else
-        return None
+    stats = ((source.name, source.path.stat() if source.path.exists() else None) for source in sources)
+    lines = (f"{name}:{stat.st_size}:{stat.st_mtime_ns}" if stat else name for name, stat in stats)
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _rejected(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -173,9 +162,7 @@ def _rows(parts: Path, width: int) -> Iterator[tuple[list[str], np.ndarray]]:
 
 
 def _write_parquet(out: Path, parts: Path, about: dict[str, str], width: int) -> None:
-    schema = pa.schema(
-        [("path", pa.string()), ("vector", pa.list_(pa.float32()))], metadata={"simtrail": json.dumps(about)}
-    )
+    schema = pa.schema([("path", pa.string()), ("vector", pa.list_(pa.float32()))], metadata={KEY: json.dumps(about)})
     with pq.ParquetWriter(out, schema) as writer:
         for table in _tables(parts):
             good = table.filter(table["reason"].is_null()).select(["path", "vector"])
@@ -194,7 +181,7 @@ def _write_npy(out: Path, parts: Path, about: dict[str, str], width: int) -> Non
             writer.writerows([name] for name in names)
             start += len(names)
     array.flush()
-    _write_about(out.with_name(f"{out.name}.json"), about)
+    _write_about(out, about)
 
 
 def _write_csv(out: Path, parts: Path, about: dict[str, str], width: int) -> None:
@@ -203,7 +190,7 @@ def _write_csv(out: Path, parts: Path, about: dict[str, str], width: int) -> Non
         writer.writerow(["path", *range(width)])
         for names, features in _rows(parts, width):
             writer.writerows([name, *row] for name, row in zip(names, features.astype(str), strict=True))
-    _write_about(out.with_name(f"{out.name}.json"), about)
+    _write_about(out, about)
 
 
 def _write_projector(out: Path, parts: Path, about: dict[str, str], width: int) -> None:
@@ -212,11 +199,11 @@ def _write_projector(out: Path, parts: Path, about: dict[str, str], width: int) 
         for names, features in _rows(parts, width):
             np.savetxt(vectors, features, "%.9g", "\t")
             paths.writelines(f"{name}\n" for name in names)
-    _write_about(out / "about.json", about)
+    _write_about(out, about)
 
 
-def _write_about(file: Path, about: dict[str, str]) -> None:
-    file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+def _write_about(out: Path, about: dict[str, str]) -> None:
+    about_file(out).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 WRITERS = {".parquet": _write_parquet, ".npy": _write_npy, ".csv": _write_csv, "": _write_projector}

@@ -28,7 +28,7 @@ TEMPERATURES = np.geomspace(0.02, 20, 121)  # searched for the one that calibrat
 CLUSTERED, COMPONENTS = 20_000, 64  # images, and principal components, that `next_to_label` clusters
 ROWS = 2_000  # images that are compared with all others at a time
 SMALLEST = 1e-6  # probability of a class without votes
-FILES = WEIGHTS, CONFIG = "head.safetensors", "head.json"
+WEIGHTS, CONFIG = "head.safetensors", "head.json"
 
 
 @dataclass(frozen=True)

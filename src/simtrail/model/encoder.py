@@ -275,8 +275,8 @@ class Encoder(nn.Module):
         With `fit: tile`, the features of an image are the mean over its tiles, without those of only background.
         `images` is a folder (with its subfolders), a file, a pattern, a list or table of files (see `image_files`), a
         list of paths, a DataFrame with a column `path`, or an array (N, C, H, W) of any height and width, with the
-        bands and value range of the files that the encoder was trained on. `modality` and `aligned`
-        are as in `features`. Raises InputError, which names each file that can't be read or has different bands.
+        bands and value range of the files that the encoder was trained on. `modality` and `aligned` are as in
+        `features`. Raises InputError, which names each file that can't be read or has different bands.
         """
         items, index = _items_and_index(images)
         result, errors = [], []

@@ -37,9 +37,8 @@ def by_meaning(old: Named, new: Named) -> Filters:
     """The filters of each new band: those of the band of the same name, or else of the nearest wavelengths.
 
     Between two known wavelengths they are interpolated. Old bands named red, green and blue have those of `RGB` if they
-    say none. Bands of which neither is known are paired cyclically. A filter
-    that goes to n bands is divided by n, so that an image that is the same in all bands gives the same response as
-    before, if every old band is used.
+    say none. Bands of which neither is known are paired cyclically. A filter that goes to n bands is divided by n, so
+    that an image that is the same in all bands gives the same response as before, if every old band is used.
     """
     names, of_rgb = [name.lower() for name in old.names], dict(zip(*RGB, strict=True))
     old_nm = [of_rgb.get(name) if nm is None else nm for name, nm in zip(names, old.wavelengths, strict=True)]

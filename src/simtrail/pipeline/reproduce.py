@@ -21,7 +21,7 @@ from simtrail.errors import InputError, TrainingError, listed
 from simtrail.model import CONFIG, WEIGHTS
 from simtrail.params import change
 from simtrail.pipeline import workspace as ws
-from simtrail.tracking.pull import fetch
+from simtrail.tracking.pull import origin
 from simtrail.tracking.run import software
 from simtrail.tracking.store import project_root
 from simtrail.tracking.trace import trace
@@ -37,7 +37,7 @@ def reproduce(uri: str, out: Path, keep: bool = False) -> None:
     environment is named. Raises InputError if commit or data are missing or differ, and TrainingError if the weights
     differ by more than `CLOSE` or a score does.
     """
-    trail = trace(uri)
+    folder, trail = origin(uri)[0], trace(uri)
     if "parameters" not in trail:
         raise InputError(f"{uri}: {trail.get('note', 'has no trail')}; only encoders with a trail can be reproduced")
     if not trail["code"]["commit"]:
@@ -58,7 +58,7 @@ def reproduce(uri: str, out: Path, keep: bool = False) -> None:
         found = json.loads((project / ws.STATISTICS).read_text(encoding="utf-8"))
         if found["data_md5"] != trail["data"]["md5"]:
             raise InputError(f"data/{trail['data']['dataset']}: changed while the encoder was trained again")
-        _compare(fetch(uri) if uri.startswith("models:/") else Path(uri), trail["scores"], project)
+        _compare(folder, trail["scores"], project)
 
 
 def _differences(trail: dict[str, Any]) -> Iterator[str]:

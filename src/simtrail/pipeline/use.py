@@ -86,7 +86,7 @@ def classify(
     rows = np.array([row[name] for name in names if name in row], int)
     labelled = (rows, known.labels[readable], known.groups[readable])
     result = classify(images.paths, images.features, *labelled, error, suggest, fair=known.fair[readable])
-    head = dataclasses.replace(result.fitted.head, about=origin(uri)[1])
+    head = dataclasses.replace(result.fitted.head, about=images.about)
     head.save(out)
     result.table.to_csv(out / "predictions.csv", index=False)
     suggested = out / "suggested.csv"
@@ -112,6 +112,7 @@ class Embedded(NamedTuple):
     """Image files with their features, and the encoder that made them."""
 
     encoder: Encoder
+    about: dict[str, str]  # where the encoder comes from
     paths: np.ndarray  # names, of the images that could be read
     features: np.ndarray
     files: dict[str, Path]  # of each name
@@ -131,7 +132,7 @@ def embedded(uri: str, sources: Sequence[Source], out: Path) -> Embedded:
     table = pd.read_parquet(out / "features.parquet")
     files = {source.name: source.path for source in sources}
     features = np.stack(table["vector"].to_list())
-    return Embedded(encoder, table["path"].to_numpy(object), features, files, len(rejected))
+    return Embedded(encoder, about, table["path"].to_numpy(object), features, files, len(rejected))
 
 
 def search(uri: str, paths: Sequence[str], queries: Sequence[str], top: int, out: Path) -> int:

@@ -16,7 +16,7 @@ from simtrail.model import CONFIG, GOLDEN, MANIFEST, WEIGHTS
 from simtrail.tracking.store import local_database, open_store
 
 CARD, CODE, REQUIREMENTS, TRAIL = "model_card.md", "code", "requirements.txt", "trail.json"
-OTHERS = (CARD, REQUIREMENTS, TRAIL)  # files of a registered encoder, besides those in simtrail.model
+OTHERS = (REQUIREMENTS, TRAIL)  # further files of a registered encoder
 ENCODER_TAG, REASON_TAG = "encoder_sha256", "reason"  # tags of a version
 URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))/?")
 
@@ -28,11 +28,20 @@ def fetch(uri: str, out: Path | None = None) -> Path:
     folder = _local_folder(uri) or _download(uri)
     if out is None:
         return folder
-    for name in (WEIGHTS, CONFIG, GOLDEN, MANIFEST, *OTHERS):  # of an encoder that was pulled before
-        (out / name).unlink(missing_ok=True)
-    shutil.rmtree(out / CODE, ignore_errors=True)
+    _make_room(out)
     shutil.copytree(folder, out, dirs_exist_ok=True)
     return out
+
+
+def _make_room(out: Path) -> None:
+    """Removes an encoder that was pulled to a folder before; InputError for files of somebody else with its names."""
+    manifest = out / MANIFEST
+    if manifest.is_file() and WEIGHTS in json.loads(manifest.read_text(encoding="utf-8")):
+        for name in (WEIGHTS, CONFIG, GOLDEN, MANIFEST, CARD, *OTHERS):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / CODE, ignore_errors=True)
+    elif taken := [name for name in (MANIFEST, *OTHERS, CODE) if (out / name).exists()]:
+        raise InputError(f"{out / taken[0]}: is not of an encoder that was pulled before; name a new folder")
 
 
 def origin(uri: str) -> tuple[Path, dict[str, str]]:
@@ -53,9 +62,11 @@ def require_unchanged(folder: Path) -> None:
         return
     for name, sha256 in json.loads((folder / MANIFEST).read_text(encoding="utf-8")).items():
         if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: no such file; pull the encoder again")
+            raise InputError(f"{folder / name}: no such file; pull it again, or register it again")
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
-            raise InputError(f"{folder / name}: changed since the encoder was registered; pull the encoder again")
+            raise InputError(
+                f"{folder / name}: changed since the encoder was registered; pull it again, or register it again"
+            )
 
 
 class Registered(NamedTuple):

@@ -15,7 +15,9 @@ class EncoderModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["encoder"])
-        if find_spec("simtrail") is None:
+        if (
+            getattr(find_spec("simtrail"), "origin", None) is None
+        ):  # a folder of this name may be near, without a package
             sys.path.append(str(folder / "code"))
         from simtrail.model.encoder import Encoder  # not above: registering runs this file, and need not wait for torch
 

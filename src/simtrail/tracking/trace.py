@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from simtrail.data.vectors import about
 from simtrail.errors import InputError
 from simtrail.model import WEIGHTS
 from simtrail.tracking.pull import ENCODER_TAG, REASON_TAG, TRAIL, URI, encoder_hash, fetch
@@ -28,13 +29,14 @@ def trace(what: str) -> dict[str, Any]:
     """
     path = Path(what)
     if what.startswith("models:/"):
-        return {"model": what, **_registered(what), **_trail(fetch(what))}
+        folder = fetch(what)  # first: it refuses what the registry does not have
+        return {"model": what, **_registered(what), **_trail(folder)}
     if (path / WEIGHTS).is_file():
         return {"folder": what, "encoder_sha256": encoder_hash(path), **_trail(path)}
-    if about := _made_with(path):
-        known = _by_hash(about["encoder_sha256"])
-        beyond = trace(known) if known else {"model": about["model"], "note": "the registry here does not have it"}
-        made = {key: value for key, value in about.items() if key not in ("recipe", "images")}  # long
+    if made := _made_with(path):
+        known = _by_hash(made["encoder_sha256"])
+        beyond = trace(known) if known else {"model": made["model"], "note": "the registry here does not have it"}
+        made = {key: value for key, value in made.items() if key not in ("recipe", "images")}  # long
         return {"file": what, "made": made, **beyond}
     return {"run": what, **_run(what)}
 
@@ -84,21 +86,11 @@ def _by_hash(sha256: str) -> str | None:
     return None
 
 
-def _made_with(path: Path) -> dict[str, str] | None:
+def _made_with(path: Path) -> dict[str, Any] | None:
     """What a file of features, or the folder of a classifier, says of the encoder that it was made with."""
-    beside = path.with_name(f"{path.name}.json")
-    place = {".parquet": path, ".npy": beside, ".csv": beside}.get(path.suffix.lower(), path / "about.json")
-    if (path / "head.json").is_file():
-        return json.loads((path / "head.json").read_text(encoding="utf-8"))["about"]
-    if not place.is_file():
-        return None
-    if place.suffix == ".json":
-        about = json.loads(place.read_text(encoding="utf-8"))
-    else:
-        import pyarrow.parquet as pq
-
-        about = json.loads((pq.read_schema(place).metadata or {}).get(b"simtrail", b"{}"))
-    return about if "encoder_sha256" in about else None
+    head = path / "head.json"
+    found = json.loads(head.read_text(encoding="utf-8")).get("about", {}) if head.is_file() else about(path)
+    return found if "encoder_sha256" in found else None
 
 
 def _run(run_id: str) -> dict[str, Any]:
