@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,6 +69,16 @@ def test_an_encoder_runs_by_its_own_code_with_seven_packages_and_needs_all_of_th
     lazy = {"data/tables.py", "data/reading/arrays.py", "data/reading/envi.py", "data/reading/photographs.py"}
     assert set(INFERENCE) - used <= lazy | {"tracking/__init__.py", "tracking/golden.py"}
     assert used <= set(INFERENCE)
+
+
+@pytest.mark.parametrize("spec", [None, SimpleNamespace(origin=None), SimpleNamespace(origin="simtrail/__init__.py")])
+def test_mlflow_loads_the_own_code_of_a_model_only_where_simtrail_is_not_installed(folder, monkeypatch, spec):
+    from simtrail.tracking import pyfunc
+
+    monkeypatch.setattr(pyfunc, "find_spec", lambda name: spec)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    pyfunc.EncoderModel().load_context(SimpleNamespace(artifacts={"encoder": str(folder / "encoder")}))
+    assert (str(folder / "encoder/code") in sys.path) == (getattr(spec, "origin", None) is None)
 
 
 def test_an_encoder_gives_its_golden_features(folder):

@@ -15,9 +15,8 @@ class EncoderModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["encoder"])
-        if (
-            getattr(find_spec("simtrail"), "origin", None) is None
-        ):  # a folder of this name may be near, without a package
+        # any folder of this name has a spec, but only a package has an origin
+        if getattr(find_spec("simtrail"), "origin", None) is None:
             sys.path.append(str(folder / "code"))
         from simtrail.model.encoder import Encoder  # not above: registering runs this file, and need not wait for torch
 
