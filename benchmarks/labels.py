@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from simtrail.downstream.head import fit_head, next_to_label
+from simtrail.downstream.fitting import fit_head, next_to_label
 from simtrail.evaluation.tasks import main_task
 
 RESULTS = Path(__file__).parent / "results"
@@ -90,7 +90,7 @@ def rounds(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, test: n
             left = np.setdiff1d(pool, learnt)
             more = rng.permutation(len(left))[:ROUND]
             if choice == "suggested":
-                more = next_to_label(head.probabilities(features[left]), features[left], ROUND, seed)
+                more = next_to_label(head.doubt(features[left]), features[left], ROUND, seed)
             learnt = np.concatenate([learnt, left[more]])
     return rows
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simtrail.data.reading.readers import read_image
+    from simtrail.downstream.predictor import Predictor
     from simtrail.model.encoder import Encoder
     from simtrail.params import load_params
     from simtrail.pipeline.transformer import EncoderTransformer
 
-__all__ = ["EncoderTransformer", "load_encoder", "load_params", "read_image"]
+__all__ = ["EncoderTransformer", "load_encoder", "load_params", "load_predictor", "read_image"]
 # `simtrail --help` needs none of them
 _LAZY = {
     "EncoderTransformer": "simtrail.pipeline.transformer",
@@ -37,8 +38,23 @@ def load_encoder(uri: str | Path, head_layers: int = 0) -> Encoder:
     """
     from simtrail.model.encoder import Encoder
 
-    if str(uri).startswith("models:/"):
-        from simtrail.tracking.pull import fetch
+    return Encoder.load(_folder(uri), head_layers)
 
-        return Encoder.load(fetch(str(uri)), head_layers)
-    return Encoder.load(Path(uri), head_layers)
+
+def load_predictor(uri: str | Path) -> Predictor:
+    """What `simtrail classify` or `simtrail finetune` made: from a registry URI, or a local folder.
+
+    Its `predict(paths_or_folder)` returns a DataFrame with one row of predictions per image. Raises InputError for an
+    unknown name, a damaged folder, and an encoder without a head.
+    """
+    from simtrail.downstream.predictor import Predictor
+
+    return Predictor.load(_folder(uri))
+
+
+def _folder(uri: str | Path) -> Path:
+    if not str(uri).startswith("models:/"):
+        return Path(uri)
+    from simtrail.tracking.pull import fetch
+
+    return fetch(str(uri))

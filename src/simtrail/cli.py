@@ -244,14 +244,36 @@ def classify(
         float, typer.Option(min=0.001, max=0.5, help="largest fraction of all images that may get a wrong label")
     ] = 0.05,
     suggest: Annotated[int, typer.Option(min=0, help="number of images to choose as the next to label")] = 0,
+    target: Annotated[
+        str, typer.Option(help="what a label is: class; tags (several, with ; between them, or -); or number")
+    ] = "class",
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="register what was learned as a model of this name")
+    ] = None,
 ) -> None:
     """Label many images from a few labelled ones; writes predictions.csv and sheet.html, a page to review them.
 
     Exit code 3: done, but some files could not be read. They are listed beside the result.
     """
-    from simtrail.pipeline.use import classify
+    from simtrail.pipeline.labelling import classify
 
-    raise typer.Exit(3 if classify(uri, labels, paths, out, label, group, error, suggest) else 0)
+    bad = classify(uri, labels, paths, out, label, group, target, error, suggest, register)  # type: ignore[arg-type]
+    raise typer.Exit(3 if bad else 0)
+
+
+@app.command()
+def predict(
+    uri: Annotated[str, typer.Argument(help="models:/NAME/VERSION with a head, or the folder of simtrail classify")],
+    paths: Images,
+    out: Out = Path("predicted"),
+) -> None:
+    """Predict classes, tags or numbers of images with what simtrail classify has learned; writes predictions.csv.
+
+    Exit code 3: done, but some files could not be read. They are listed beside the result.
+    """
+    from simtrail.pipeline.labelling import predict
+
+    raise typer.Exit(3 if predict(uri, paths, out) else 0)
 
 
 @app.command()
@@ -354,6 +376,18 @@ def export(
     from simtrail.pipeline.use import export
 
     export(uri, folder, form)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="the folder of simtrail pull, or simtrail export --format folder")],
+    name: Annotated[str | None, typer.Option(help="name of the model here; default: the name it has there")] = None,
+) -> None:
+    """Register an encoder of another registry in this one, from its folder, with its trail."""
+    from simtrail.tracking.derived import import_folder
+
+    model, version, alias = import_folder(folder, name)
+    print(f"import: models:/{model}/{version}, {alias}")
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +13,6 @@ from simtrail.data.sources import Source, image_files
 from simtrail.tracking.pull import origin
 
 if TYPE_CHECKING:
-    from simtrail.downstream.head import Fitted
     from simtrail.model.encoder import Encoder
 
 EXAMPLES = 24  # images of a cluster on its page
@@ -49,60 +47,12 @@ def embed(uri: str, paths: Sequence[str], out: Path, modality: str | None, stric
     sources, (folder, about) = image_files(paths), origin(uri)
     rejected = embed_files(Encoder.load(folder), sources, out, about, modality, strict)
     print(f"embed: {len(sources) - len(rejected)} images: {out}")
-    _tell_rejected(rejected, out.with_name(out.stem + ".rejected.csv"))
+    tell_rejected(rejected, out.with_name(out.stem + ".rejected.csv"))
     return len(rejected)
 
 
-def classify(
-    uri: str,
-    labels: Path,
-    paths: Sequence[str],
-    out: Path,
-    label: str | None,
-    group: str | None,
-    error: float,
-    suggest: int,
-) -> int:
-    """Labels images from a few labelled ones; returns the number of files that could not be read.
-
-    Writes to the folder `out`: predictions.csv, sheet.html, the head, the features and, with `suggest`, suggested.csv.
-    """
-    from simtrail.downstream.classify import CHOSEN, classify, read_labels
-    from simtrail.downstream.head import groups_needed
-    from simtrail.report.sheet import contact_sheet
-
-    known = read_labels(labels, [Path(path) for path in paths if Path(path).is_dir()], label, group)
-    places: dict[Path, Source] = {}
-    for source in [*image_files(paths), *known.sources]:  # in this order, so that features are found in the next round
-        places.setdefault(source.path.resolve(), source)
-    images = embedded(uri, list(places.values()), out)
-    row = {name: number for number, name in enumerate(images.paths)}
-    names = [places[source.path.resolve()].name for source in known.sources]
-    readable = np.array([name in row for name in names], bool)
-    if not readable.all():
-        print(
-            f"classify: warning: {(~readable).sum()} of {len(names)} labelled images can't be read, and teach nothing"
-        )
-    rows = np.array([row[name] for name in names if name in row], int)
-    labelled = (rows, known.labels[readable], known.groups[readable])
-    result = classify(images.paths, images.features, *labelled, error, suggest, fair=known.fair[readable])
-    head = dataclasses.replace(result.fitted.head, about=images.about)
-    head.save(out)
-    result.table.to_csv(out / "predictions.csv", index=False)
-    suggested = out / "suggested.csv"
-    suggested.unlink(missing_ok=True)
-    if suggest:
-        pd.DataFrame({"path": result.suggested, "label": "", CHOSEN: "yes"}).to_csv(suggested, index=False)
-    lines = classified_lines(result.fitted, result.table, groups_needed(error))
-    facts = {"title": f"{len(result.table)} images, {len(head.names)} classes", "verdict": lines[-1]}
-    recipe = images.encoder.config.recipe
-    contact_sheet(result.table, result.suggested, images.files, recipe, facts, out / "sheet.html")
-    print("\n".join(f"classify: {line}" for line in lines))
-    print(f"classify: review {out / 'sheet.html'}; all predictions: {out / 'predictions.csv'}")
-    return images.rejected
-
-
-def _tell_rejected(rejected: pd.DataFrame, listing: Path) -> None:
+def tell_rejected(rejected: pd.DataFrame, listing: Path) -> None:
+    """Prints how many files could not be read, and where they are listed."""
     if len(rejected):
         first, files = rejected.iloc[0], "file" if len(rejected) == 1 else "files"
         print(f"{len(rejected)} {files} can't be read, such as {first['path']}: {first['reason']}; all: {listing}")
@@ -128,7 +78,7 @@ def embedded(uri: str, sources: Sequence[Source], out: Path) -> Embedded:
     encoder = Encoder.load(folder)
     out.mkdir(parents=True, exist_ok=True)
     rejected = embed_files(encoder, sources, out / "features.parquet", about)
-    _tell_rejected(rejected, out / "features.rejected.csv")
+    tell_rejected(rejected, out / "features.rejected.csv")
     table = pd.read_parquet(out / "features.parquet")
     files = {source.name: source.path for source in sources}
     features = np.stack(table["vector"].to_list())
@@ -226,23 +176,3 @@ def _spread(rows: pd.DataFrame) -> list[Any]:
     """At most `EXAMPLES` of the rows, evenly spaced."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).round().astype(int))
     return list(rows.iloc[chosen].itertuples())
-
-
-def classified_lines(fitted: Fitted, table: pd.DataFrame, needed: int) -> list[str]:
-    """What the command says: the head, its accuracy, and how many images get a label at the promised error."""
-    head, free = fitted.head, table[table["given"].isna()]
-    strength = f"k = {head.strength:.0f}" if head.kind == "knn" else f"C = {head.strength:g}"
-    first = f"{head.kind} ({strength}) on {len(table) - len(free)} labelled images of {len(head.names)} classes"
-    lines = [f"{first}: accuracy {fitted.accuracy:.3f} in cross-validation"]
-    if np.isinf(head.threshold):
-        promise = (
-            f"an error of {head.error:.0%} needs labelled images of at least {needed} groups, drawn at random; use no "
-            "prediction yet"
-        )
-    else:
-        used = f"{int(free['use'].sum())} of {len(free)} images get a label, the others are for you to look at"
-        promise = (
-            f"{used}; of all images, at most {head.error:.0%} get a wrong one, on average and as far as the "
-            f"{fitted.fair} labelled images that nobody chose are a fair sample"
-        )
-    return [*lines, promise]

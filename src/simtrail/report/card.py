@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -47,6 +48,11 @@ def content(facts: dict[str, Any]) -> dict[str, Any]:
         "title": title,
         "verdict": verdict,
     }
+
+
+def head_card(name: str, head: Any, encoder: dict[str, str], labels: dict[str, Any], lines: Sequence[str]) -> str:
+    """The model card, in Markdown, of a head on an encoder; `lines` say how good it is."""
+    return render("head.md.j2", name=name, head=head, encoder=encoder, labels=labels, lines=lines)
 
 
 def limits(facts: dict[str, Any]) -> list[str]:

@@ -18,12 +18,15 @@ from simtrail.report.figures.pictures import display_bands, rgb
 from simtrail.report.html import render
 
 SIDE = 96  # of a picture, in pixels
+RANGES = 5  # of a number, that get a section each
 OF_CLASS, OF_ALL = 48, 1_500  # images of a class on the page, the most doubtful, and of all classes
 
 
 def contact_sheet(
     table: pd.DataFrame,
     suggested: Sequence[str],
+    labels: pd.DataFrame,
+    target: str,
     files: Mapping[str, Path],
     recipe: Recipe,
     facts: Mapping[str, Any],
@@ -31,12 +34,14 @@ def contact_sheet(
 ) -> None:
     """Writes the page for the table of `classify`: images to label next, then each class, the most doubtful first.
 
-    `files` are the files of the paths. The page needs no network. Whoever chooses classes on it can save them, with the
-    labels that were given, as the next table of labels.
+    `target` is that of the head: instead of classes, there can be a section for each tag, or for ranges of a number.
+    `files` are the files of the paths, `labels` the table of labels, with `facts.column` that of the labels. The page
+    needs no network. Whoever labels images on it can save these with `labels` as the next table of labels.
     """
     free = table[table["given"].isna()]
-    most = max(6, min(OF_CLASS, OF_ALL // max(1, free["predicted"].nunique())))
-    sections = {name: rows.head(most) for name, rows in free.groupby("predicted", sort=True)}
+    parts = {"class": _by_class, "tags": _by_tag, "number": _by_range}[target](free)
+    most = max(6, min(OF_CLASS, OF_ALL // max(1, len(parts))))
+    sections = {name: rows.head(most) for name, rows in parts.items()}
     by_path = table.set_index("path")
     ahead = by_path.loc[list(suggested)].reset_index()
     near = [column for column in table if column.startswith("nearest_")]
@@ -48,14 +53,35 @@ def contact_sheet(
         facts=facts,
         suggested=ahead.to_dict("records"),
         sections=[
-            {"name": name, "rows": rows.to_dict("records"), "count": int((free["predicted"] == name).sum())}
+            {"name": name, "rows": rows.to_dict("records"), "count": len(parts[name])}
             for name, rows in sections.items()
         ],
         pictures=pictures,
-        classes=sorted(set(table["predicted"]) | set(table["given"].dropna())),
-        given=table.loc[table["given"].notna(), ["path", "given", "chosen"]].fillna("").to_numpy().tolist(),
+        target=target,
+        classes=sorted(
+            {*map(str, labels[facts["column"]]), *map(str, table["predicted"])} if target == "class" else ()
+        ),
+        columns=[*labels],
+        given=labels.to_numpy().tolist(),
     )
     out.write_text(page, encoding="utf-8")
+
+
+def _by_class(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return dict(iter(table.groupby("predicted", sort=True)))
+
+
+def _by_tag(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The images that have, or may have, a tag; and those without any."""
+    sets = [set(f"{row.predicted};{row.unsure}".split(";")) - {"", "-"} or {"no tag"} for row in table.itertuples()]
+    return {tag: table[[tag in each for each in sets]] for tag in sorted(set().union(*sets))}
+
+
+def _by_range(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Parts of equal size, from the lowest to the highest predicted number."""
+    parts = np.array_split(np.argsort(table["predicted"].to_numpy(), kind="stable"), RANGES)
+    tables = (table.iloc[np.sort(part)] for part in parts if len(part))
+    return {f"{t['predicted'].min():.4g} – {t['predicted'].max():.4g}": t for t in tables}
 
 
 class Card(NamedTuple):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simtrail.errors import InputError
-from simtrail.model import CONFIG, MANIFEST, WEIGHTS
+from simtrail.model import CONFIG, HEAD, HEAD_CONFIG, MANIFEST, WEIGHTS
 from simtrail.tracking.pull import CARD, CODE, REQUIREMENTS, TRAIL, require_unchanged
 
 PACKAGES = ("torch", "timm", "numpy", "pandas", "pillow", "tifffile", "safetensors")  # that the code needs
@@ -26,22 +26,32 @@ INFERENCE = (  # all that `python -m simtrail.tracking.golden` imports, and noth
     *("model/__init__.py", "model/backbone.py", "model/encoder.py", "model/first_layer.py", "model/fusion.py"),
     *("model/local.py", "model/projector.py", "tracking/__init__.py", "tracking/golden.py"),
 )
+PREDICTION = (  # what simtrail.downstream.predictor imports besides
+    *("downstream/__init__.py", "downstream/head.py", "downstream/predictor.py"),
+    *("evaluation/__init__.py", "evaluation/classifiers.py", "evaluation/geometry.py"),
+)
 TOLERANCE = 1e-4  # of golden features, as a fraction of the largest: other processors round differently
 
 
-def bundle(encoder: Path, card: str, trail: dict[str, Any], out: Path) -> None:
-    """Writes the folder that is registered: weights, configuration, card, trail, code and golden features."""
+def bundle(encoder: Path, card: str, trail: dict[str, Any], out: Path, head: Path | None = None) -> None:
+    """Writes the folder that is registered: weights, configuration, card, trail, code and golden features.
+
+    With the folder of a `head`, also its files, and the code that predicts.
+    """
     from simtrail.model.encoder import Encoder  # slow to import
     from simtrail.tracking.golden import seal
 
     out.mkdir()
     for file in (WEIGHTS, CONFIG):
         shutil.copy(encoder / file, out)
+    if head:
+        for file in (HEAD, HEAD_CONFIG):
+            shutil.copy(head / file, out)
     (out / CARD).write_text(card, encoding="utf-8")
     (out / TRAIL).write_text(json.dumps(trail, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / REQUIREMENTS).write_text("".join(f"{line}\n" for line in requirements(PACKAGES)), encoding="utf-8")
     package = Path(__file__).parents[1]
-    for name in INFERENCE:
+    for name in INFERENCE + PREDICTION * bool(head):
         place = out / CODE / "simtrail" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(package / name, place)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simtrail.errors import InputError
-from simtrail.model import CONFIG, GOLDEN, MANIFEST, WEIGHTS
+from simtrail.model import CONFIG, GOLDEN, HEAD, HEAD_CONFIG, MANIFEST, WEIGHTS
 from simtrail.tracking.store import local_database, open_store
 
 CARD, CODE, REQUIREMENTS, TRAIL = "model_card.md", "code", "requirements.txt", "trail.json"
@@ -37,7 +37,7 @@ def _make_room(out: Path) -> None:
     """Removes an encoder that was pulled to a folder before; InputError for files of somebody else with its names."""
     manifest = out / MANIFEST
     if manifest.is_file() and WEIGHTS in json.loads(manifest.read_text(encoding="utf-8")):
-        for name in (WEIGHTS, CONFIG, GOLDEN, MANIFEST, CARD, *OTHERS):
+        for name in (WEIGHTS, CONFIG, GOLDEN, MANIFEST, CARD, HEAD, HEAD_CONFIG, *OTHERS):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / CODE, ignore_errors=True)
     elif taken := [name for name in (MANIFEST, *OTHERS, CODE) if (out / name).exists()]:
@@ -51,9 +51,7 @@ def origin(uri: str) -> tuple[Path, dict[str, str]]:
         raise InputError(f"{uri}: must be models:/NAME@champion, models:/NAME/VERSION, or a folder with {WEIGHTS}")
     require_unchanged(folder)
     sha = encoder_hash(folder)
-    found = URI.fullmatch(uri)
-    version = registered(found[1], sha) if found else None
-    return folder, {"model": uri, "version": str(version.version) if version else "", "encoder_sha256": sha}
+    return folder, {"model": uri, "version": _version(uri) or "", "encoder_sha256": sha}
 
 
 def require_unchanged(folder: Path) -> None:
@@ -63,7 +61,7 @@ def require_unchanged(folder: Path) -> None:
     for name, sha256 in json.loads((folder / MANIFEST).read_text(encoding="utf-8")).items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: no such file; pull it again, or register it again")
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
+        if file_hash(folder / name) != sha256:
             raise InputError(
                 f"{folder / name}: changed since the encoder was registered; pull it again, or register it again"
             )
@@ -79,7 +77,12 @@ class Registered(NamedTuple):
 
 def encoder_hash(folder: Path) -> str:
     """The sha256 of an encoder's weights and configuration, which identifies it."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes()).hexdigest()
+    return file_hash(folder / WEIGHTS, folder / CONFIG)
+
+
+def file_hash(*files: Path) -> str:
+    """The sha256 of the bytes of files, one after the other."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def registered(name: str, sha: str) -> Registered | None:
@@ -105,13 +108,21 @@ def _local_folder(uri: str) -> Path | None:
         return None
 
 
-def _folder(uri: str) -> Path | None:
+def _version(uri: str) -> str | None:
+    """The number of the version that a URI means; None if only MLflow can tell."""
     if not (parts := URI.fullmatch(uri)):  # such as models:/NAME/latest
         return None
     name, version, alias = parts.groups()
-    if alias:
-        versions = _rows("version FROM registered_model_aliases", name=name, alias=alias)
-        version = versions[0] if versions else None
+    if not alias:
+        return version
+    versions = _rows("version FROM registered_model_aliases", name=name, alias=alias)
+    return str(versions[0]) if versions else None
+
+
+def _folder(uri: str) -> Path | None:
+    if not (version := _version(uri)):
+        return None
+    name = URI.fullmatch(uri)[1]  # type: ignore[index]  # it has a version
     places = _rows("storage_location FROM model_versions", name=name, version=version)
     folder = Path(places[0] or "", "artifacts/encoder") if places else None
     return folder if folder and (folder / WEIGHTS).is_file() else None

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 from simtrail.errors import InputError
 from simtrail.evaluation.names import TITLES
@@ -68,7 +68,7 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
     name, sha = trail.params.register_.name, encoder_hash(candidate.encoder)
     client = open_store()
     with store_lock():
-        _create_model(client, name)
+        create_model(client, name, "SimCLR encoder: each version has its metrics and lineage.")
         versions = client.search_model_versions(f"name = '{name}'")
         existing = next((v for v in versions if v.tags.get(ENCODER_TAG) == sha), None)
         with run(trail, encoder=sha) as run_id:
@@ -96,17 +96,26 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _create_model(client: MlflowClient, name: str) -> None:
+def create_model(client: MlflowClient, name: str, description: str) -> None:
+    """Creates a registered model, if there is none of this name."""
     try:
-        client.create_registered_model(name, description="SimCLR encoder: each version has its metrics and lineage.")
+        client.create_registered_model(name, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
 def _create_version(client: MlflowClient, name: str, trail: Trail, candidate: Candidate, run_id: str) -> ModelVersion:
-    model = _log_model(candidate, run_id)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "encoder")
+        bundle(candidate.encoder, candidate.card(run_id), candidate.trail(run_id), folder)
+        model = log_model(folder, *candidate.signature)
     mlflow.log_metrics(candidate.metrics, model_id=model.model_id, dataset=trail.dataset())
+    return add_version(client, name, model, run_id)
+
+
+def add_version(client: MlflowClient, name: str, model: Any, run_id: str) -> ModelVersion:
+    """A new version of a registered model, from what `log_model` returned."""
     version = client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
     link = json.dumps([{"name": name, "version": version.version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})  # for the link on the page of the run
@@ -132,21 +141,21 @@ def _tags(trail: Trail, candidate: Candidate, sha: str, run_id: str) -> dict[str
     }
 
 
-def _log_model(candidate: Candidate, run_id: str) -> Any:
-    dtype, bands = candidate.signature
-    tensors = (
-        TensorSpec(np.dtype(dtype), (-1, bands, -1, -1)),
-        TensorSpec(np.dtype("float32"), (-1, -1)),
-    )
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+def log_model(folder: Path, dtype: np.dtype, bands: int, predictions: dict[str, str] | None = None) -> Any:
+    """Logs the folder of an encoder to the active run as a pyfunc of arrays (N, bands, H, W); returns what MLflow does.
+
+    With a head in it, `predictions` are the columns of the result with the types of MLflow.
+    """
+    images = Schema([TensorSpec(np.dtype(dtype), (-1, bands, -1, -1))])
+    columns: list[Any] = [ColSpec(kind, name) for name, kind in (predictions or {}).items()]
+    result = Schema(columns or [TensorSpec(np.dtype("float32"), (-1, -1))])
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # MLflow advises an input example, but the signature is enough
-        folder = Path(scratch, "encoder")
-        bundle(candidate.encoder, candidate.card(run_id), candidate.trail(run_id), folder)
         return mlflow.pyfunc.log_model(
             name="encoder",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"encoder": str(folder)},
-            signature=ModelSignature(Schema([tensors[0]]), Schema([tensors[1]])),
+            signature=ModelSignature(images, result),
             # some compressions of TIFF need imagecodecs
             pip_requirements=requirements([*PACKAGES, "imagecodecs", "mlflow"]),
         )

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import photographs, rgb_config
+from typer.testing import CliRunner
+
+import simtrail
+from simtrail.cli import app
+from simtrail.errors import InputError
+from simtrail.model.encoder import Encoder
+from simtrail.tracking import bundle
+from simtrail.tracking.derived import import_folder
+from simtrail.tracking.store import open_store
+from simtrail.tracking.trace import trace
+
+TRAIL = {
+    "name": "moths",
+    "run": "abc",
+    "code": {"commit": "123", "uncommitted changes": False},
+    "data": {"dataset": "moths", "md5": "4f.dir", "checks": "passed, 0 warnings"},
+    "environment": {},
+    "parameters": {"pretrain.epochs": 3},
+    "scores": {"linear_probe/accuracy": 0.5},
+}
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, [*arguments])
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project with a pulled encoder, and a head that is registered as models:/colours/1."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    Encoder(rgb_config({"pretrain.encoder.model": "test_resnet"})).save(folder / "trained")
+    bundle.bundle(folder / "trained", "# moths\n", TRAIL, folder / "encoder")
+    photographs(folder / "photos")
+    paths = [f"photos/class{c}/{i}.png" for c in range(3) for i in range(8)]
+    pd.DataFrame({"path": paths, "label": [p[7:13] for p in paths]}).to_csv(folder / "labels.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        done = run("classify", "encoder", "labels.csv", "photos", "--error", "0.2", "--register", "colours")
+        assert done.exit_code == 0, done.exception
+        assert "registered models:/colours/1: use it with simtrail predict" in done.output
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(project, monkeypatch):
+    monkeypatch.chdir(project)
+
+
+def test_a_head_is_registered_once_with_its_scores_and_lineage(project):
+    again = run("classify", "encoder", "labels.csv", "photos", "--error", "0.2", "--register", "colours")
+    assert "models:/colours/1" in again.output
+    version = open_store().get_model_version("colours", "1")
+    assert {"head_sha256", "encoder_sha256", "metric.score"} <= version.tags.keys()
+    assert "Predicts one class per image" in version.description
+    tree = trace("models:/colours/1")
+    assert tree["labels"]["images"] == 24
+    assert tree["labels"]["column"] == "label"
+    assert tree["encoder"]["data"]["md5"] == "4f.dir"
+    assert mlflow.get_run(tree["run"]).data.metrics["score"] == tree["scores"]["score"]
+
+
+def test_images_go_in_and_labels_come_out_of_the_registered_head(project):
+    expected = pd.read_csv("classified/predictions.csv").set_index("path")
+    table = simtrail.load_predictor("models:/colours/1").predict("photos")
+    pd.testing.assert_series_equal(table["predicted"], expected.loc[table.index, "predicted"])
+    done = run("predict", "models:/colours/1", "photos", "-o", "new")
+    assert done.output.startswith("predict: 36 images: ")
+    written = pd.read_csv("new/predictions.csv").set_index("path")
+    pd.testing.assert_frame_equal(written, expected.loc[written.index, [*written]], check_dtype=False)
+    images = np.stack([simtrail.read_image(path) for path in table.index[:4]])
+    open_store()
+    served = mlflow.pyfunc.load_model("models:/colours/1").predict(images)
+    assert served["predicted"].tolist() == table["predicted"].tolist()[:4]
+    features = simtrail.load_encoder("models:/colours/1").embed(images)
+    np.testing.assert_allclose(features, simtrail.load_encoder("encoder").embed(images), atol=1e-6)
+
+
+def test_the_folder_of_classify_predicts_with_its_encoder_only(project, tmp_path):
+    assert run("predict", "classified", "photos/class1", "-o", "new").output.startswith("predict: 12 images: ")
+    assert "an encoder without a head" in str(run("predict", "encoder", "photos").exception)
+    shutil.copytree("classified", tmp_path / "other")
+    tree = json.loads((tmp_path / "other/head.json").read_text())
+    tree["about"]["encoder_sha256"] = "0"
+    (tmp_path / "other/head.json").write_text(json.dumps(tree))
+    message = str(run("predict", str(tmp_path / "other"), "photos").exception)
+    assert "learned with another encoder than encoder is now" in message
+
+
+def test_a_pulled_folder_is_imported_once_with_its_trail(project, tmp_path, monkeypatch):
+    verified = []
+    monkeypatch.setattr("simtrail.tracking.derived.verify", verified.append)  # it takes seconds, see test_bundle
+    name, version, alias = import_folder(project / "encoder", None)
+    assert (name, version, alias) == ("moths", 1, "champion")
+    assert verified == [project / "encoder"]
+    assert import_folder(project / "encoder", None) == ("moths", 1, "champion")
+    found = open_store().get_model_version("moths", "1")
+    assert found.tags["data_md5"] == "4f.dir"
+    assert mlflow.get_run(found.run_id).data.params == {"pretrain.epochs": "3"}
+    assert trace("models:/moths@champion")["parameters"] == {"pretrain.epochs": 3}
+    other = Encoder(rgb_config({"pretrain.encoder.model": "test_resnet"}))
+    other.save(tmp_path / "trained")
+    bundle.bundle(tmp_path / "trained", "# moths\n", TRAIL, tmp_path / "encoder")
+    assert import_folder(tmp_path / "encoder", None) == ("moths", 2, "challenger")
+    assert simtrail.load_predictor("models:/colours/1").head.names == ["class0", "class1", "class2"]
+    run("pull", "models:/colours/1", "--out", str(tmp_path / "colours"))
+    assert "import: models:/again/1, champion" in run("import", str(tmp_path / "colours"), "--name", "again").output
+    (tmp_path / "colours/head.json").write_text("{}")
+    with pytest.raises(InputError, match=r"head.json: changed since"):
+        import_folder(tmp_path / "colours", "again")
+    with pytest.raises(InputError, match="must be a folder that simtrail pull, or simtrail export"):
+        import_folder(project / "trained", None)
