@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup repro sweep test test-slow lint docs ui lock clean
+.PHONY: help setup repro sweep test test-slow lint docs ui serve lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -51,6 +51,9 @@ sweep: .venv/.installed ## search for better parameters: make sweep [NAME=defaul
 
 ui: .venv/.installed ## open the MLflow UI on 127.0.0.1
 	@$(BIN)/simtrail ui
+
+serve: .venv/.installed ## serve a registered model on 127.0.0.1: make serve URI=models:/simtrail-encoder@champion
+	@$(BIN)/simtrail serve $(or $(URI),models:/simtrail-encoder@champion)
 
 lock: .venv/.installed ## write requirements.lock again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock

@@ -352,6 +352,18 @@ def verify(
 
 
 @app.command()
+def serve(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/VERSION, or a pulled folder")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port on 127.0.0.1")] = 5001,
+    limit: Annotated[int, typer.Option(min=1, help="megabytes of a request at most; raise it for large cubes")] = 64,
+) -> None:
+    """Serve an encoder or a classifier with MLflow's model server on 127.0.0.1: files or arrays in, JSON out."""
+    from simtrail.pipeline.use import serve
+
+    serve(uri, port, limit * 10**6)
+
+
+@app.command()
 def reproduce(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/VERSION, or a pulled folder")],
     out: Annotated[Path, typer.Option("--out", "-o", help="a new folder, for the git worktree")] = Path("reproduced"),

@@ -17,11 +17,15 @@ AHEAD, HELD = 256, 2**28  # images that wait for the network at most, and their 
 
 
 def conformed(
-    items: Sequence[Path] | Sequence[np.ndarray], recipe: Recipe, modality: str | None = None
+    items: Sequence[Path] | Sequence[np.ndarray],
+    recipe: Recipe,
+    modality: str | None = None,
+    max_side: int | None = None,
 ) -> Iterator[np.ndarray | str]:
     """For each path, or array (C, H, W), in order: the recipe's array (T, bands, size, size), or why there is none.
 
-    T is 1 or, with `fit: tile`, the number of tiles, without those of only background.
+    T is 1 or, with `fit: tile`, the number of tiles, without those of only background. Large files with a side above
+    `max_side` are not decoded.
     """
     bytes_each = len(recipe.bands) * recipe.size**2 * np.dtype(recipe.dtype).itemsize
     ahead = max(THREADS, min(AHEAD, HELD // bytes_each))
@@ -30,17 +34,17 @@ def conformed(
     waiting: deque[Future[np.ndarray | str]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         for item in items:
-            waiting.append(pool.submit(_conformed, item, recipe, modality))
+            waiting.append(pool.submit(_conformed, item, recipe, modality, max_side))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _conformed(item: Path | np.ndarray, recipe: Recipe, modality: str | None) -> np.ndarray | str:
+def _conformed(item: Path | np.ndarray, recipe: Recipe, modality: str | None, max_side: int | None) -> np.ndarray | str:
     try:
         if isinstance(item, Path):
-            decoded = open_image(item, recipe.reading, recipe.needed)
+            decoded = open_image(item, recipe.reading, recipe.needed, max_side)
             if modality is None:
                 recipe.require_same_units(decoded.facts)
             squares = conform(decoded.image, recipe, modality)

@@ -298,14 +298,16 @@ class Encoder(nn.Module):
         batch_size: int = 64,
         modality: str | None = None,
         aligned: bool = False,
+        max_side: int | None = None,
     ) -> Iterator[np.ndarray | str]:
         """For each path, or array (C, H, W), in order: its features (width,), or why there are none.
 
         Only a few batches of images are in memory. Images 0 … batch_size − 1 are a batch, and so on: the features are
-        the same whether a list is embedded at once or in parts that begin at multiples of `batch_size`.
+        the same whether a list is embedded at once or in parts that begin at multiples of `batch_size`. Large files
+        with a side above `max_side` are not decoded.
         """
         none = self.features(iter(()), modality, aligned)  # errors come before any file is read
-        loaded = conformed(items, self.config.recipe, modality)
+        loaded = conformed(items, self.config.recipe, modality, max_side)
         size = 1 if self.config.recipe.fit == "tile" else batch_size
         while batch := list(islice(loaded, size)):
             squares = [found for found in batch if not isinstance(found, str)]

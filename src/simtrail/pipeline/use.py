@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from simtrail.data.sources import Source, image_files
+from simtrail.model import HEAD_CONFIG
 from simtrail.tracking.pull import origin
 
 if TYPE_CHECKING:
@@ -36,6 +37,20 @@ def export(uri: str, out: Path, form: str) -> None:
 
     export(origin(uri)[0], out, form)  # type: ignore[arg-type]  # it names the forms that it knows
     print(f"export: {uri} as {form}: {out}")
+
+
+def serve(uri: str, port: int, limit: int) -> None:
+    """Serves an encoder, or a head with its encoder, on 127.0.0.1 until it is stopped."""
+    from simtrail.downstream.head import Head
+    from simtrail.downstream.service import Service
+    from simtrail.model.encoder import Encoder
+    from simtrail.tracking.server import serve
+
+    folder = origin(uri)[0]
+    head = Head.load(folder) if (folder / HEAD_CONFIG).is_file() else None
+    service = Service(Encoder.load(folder), head)
+    print(f"serve: {uri}: POST http://127.0.0.1:{port}/invocations (stop with Ctrl-C)", flush=True)
+    serve(service.answer, port, limit)
 
 
 def embed(uri: str, paths: Sequence[str], out: Path, modality: str | None, strict: bool) -> int:
