@@ -381,10 +381,10 @@ def export(
     folder: Annotated[Path, typer.Argument(help="a new folder")],
     form: Annotated[
         str,
-        typer.Option("--format", help="folder (with the code that runs it), timm (a state dict), or huggingface"),
+        typer.Option("--format", help="folder (with the code that runs it), onnx, timm (a state dict), or huggingface"),
     ] = "folder",
 ) -> None:
-    """Write an encoder for another tool: a folder that stands alone, or weights that timm loads."""
+    """Write an encoder for another tool: a folder that stands alone, an ONNX file, or weights that timm loads."""
     from simtrail.pipeline.use import export
 
     export(uri, folder, form)

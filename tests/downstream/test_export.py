@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -49,10 +52,34 @@ def test_a_copied_folder_is_the_same_encoder(tmp_path):
         export(tmp_path / "encoder", tmp_path / "copy", "folder")
 
 
+def test_onnx_gives_the_same_features_for_any_number_of_images(tmp_path):
+    encoder = saved(tmp_path / "encoder", features=[1, 2])
+    export(tmp_path / "encoder", tmp_path / "onnx", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "onnx/encoder.onnx")
+    batch = torch.rand(7, 3, 32, 32)
+    with torch.inference_mode():
+        expected = encoder(batch).numpy()
+    np.testing.assert_allclose(session.run(None, {"images": batch.numpy()})[0], expected, atol=1e-5)
+    readme = (tmp_path / "onnx/README.md").read_text()
+    assert "float32 (N, 3, 32, 32)" in readme
+    assert json.loads((tmp_path / "onnx/recipe.json").read_text())["fit"] == "pad"
+
+
+def test_onnx_with_other_features_is_not_written(tmp_path, monkeypatch):
+    saved(tmp_path / "encoder")
+    monkeypatch.setattr("simtrail.downstream.export.ONNX_TOLERANCE", -1)
+    with pytest.raises(InputError, match="onnxruntime gives other features for 2 images"):
+        export(tmp_path / "encoder", tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("simtrail.downstream.export.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install onnxscript onnxruntime"):
+        export(tmp_path / "encoder", tmp_path / "out", "onnx")
+
+
 def test_what_timm_can_not_rebuild_is_refused(tmp_path):
     saved(tmp_path / "small", stem="small")
     with pytest.raises(InputError, match=r"timm alone can't rebuild this test_resnet \(stem small, width 1\)"):
         export(tmp_path / "small", tmp_path / "out", "timm")
-    with pytest.raises(InputError, match="must be one of folder, timm, huggingface"):
+    with pytest.raises(InputError, match="must be one of folder, onnx, timm, huggingface"):
         export(tmp_path / "small", tmp_path / "out", "keras")
     assert not (tmp_path / "out").exists()

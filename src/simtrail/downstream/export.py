@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
@@ -15,17 +19,19 @@ from simtrail.errors import InputError
 from simtrail.model.backbone import Backbone
 from simtrail.model.encoder import Encoder
 
-Format = Literal["folder", "timm", "huggingface"]
+Format = Literal["folder", "onnx", "timm", "huggingface"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+ONNX_TOLERANCE = 1e-4  # of features, as a fraction of the largest
 
 
 def export(folder: Path, out: Path, form: Format) -> None:
     """Writes the encoder in a folder to another folder, which must be new or empty.
 
-    `folder` copies it, with the code that runs it. `timm` writes model.safetensors, which
-    `timm.create_model(…).load_state_dict` takes strictly, and a README.md with the call. `huggingface` writes a folder
-    that `timm.create_model("local-dir:…", pretrained=True)` loads, and that can be pushed to a hub. Raises InputError
-    for a folder that is not empty, and for an encoder that timm alone can't rebuild.
+    `folder` copies it, with the code that runs it. `onnx` writes encoder.onnx, with the normalisation but without the
+    reading of files, once onnxruntime gives its features for batches of several sizes. `timm` writes model.safetensors,
+    which `timm.create_model(…).load_state_dict` takes strictly, and a README.md with the call. `huggingface` writes a
+    folder that `timm.create_model("local-dir:…", pretrained=True)` loads, and that can be pushed to a hub. InputError
+    for a folder that is not empty, for an encoder that timm alone can't rebuild, and if ONNX gives other features.
     """
     if form not in FORMATS:
         raise InputError(f"--format {form}: must be one of {', '.join(FORMATS)}")
@@ -35,6 +41,10 @@ def export(folder: Path, out: Path, form: Format) -> None:
         shutil.copytree(folder, out, dirs_exist_ok=True)
         return
     encoder = Encoder.load(folder).cpu()
+    if form == "onnx":
+        _write_onnx(encoder, out)
+        (out / "README.md").write_text(_card(folder, encoder) + _onnx_use(encoder), encoding="utf-8")
+        return
     net, options = _rebuilt(encoder)
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, out / "model.safetensors")
@@ -56,7 +66,7 @@ def export(folder: Path, out: Path, form: Format) -> None:
         arguments = ", ".join(f"{name}={value}" for name, value in options.items())
         call = f'net = timm.create_model("{model}", num_classes=0, {arguments})\n'
         call += 'net.load_state_dict(load_file("model.safetensors"))'
-    (out / "README.md").write_text(_readme(folder, encoder, call, form), encoding="utf-8")
+    (out / "README.md").write_text(_card(folder, encoder) + _timm_use(encoder, call, form), encoding="utf-8")
 
 
 def _rebuilt(encoder: Encoder) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -87,14 +97,74 @@ def _rebuilt(encoder: Encoder) -> tuple[torch.nn.Module, dict[str, Any]]:
     return net, options
 
 
-def _readme(folder: Path, encoder: Encoder, call: str, form: Format) -> str:
-    """The model card of a registered encoder, if there is one, and how to use the exported one."""
-    config, card = encoder.config, folder / "model_card.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {config.architecture.model}\n"
+def _write_onnx(encoder: Encoder, out: Path) -> None:
+    """Writes encoder.onnx, (B, bands, S, S) float32 in [0, 1] → (B, width), and the recipe that makes such images."""
+    if missing := [name for name in ("onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install onnxscript onnxruntime")
+    import onnxruntime
+
+    recipe = encoder.config.recipe
+    batches = [torch.rand(n, len(recipe.bands), recipe.size, recipe.size) for n in (2, 1, 5)]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                encoder,
+                (batches[0],),
+                dynamo=True,
+                dynamic_shapes={"batch": {0: torch.export.Dim("images")}},
+                input_names=["images"],
+                output_names=["features"],
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise InputError(f"ONNX can't hold this encoder: {' '.join(str(error).split())[:200]}") from None
+    out.mkdir(parents=True, exist_ok=True)
+    program.save(out / "encoder.onnx")  # type: ignore[union-attr]  # of dynamo
+    session = onnxruntime.InferenceSession(out / "encoder.onnx", providers=["CPUExecutionProvider"])
+    for batch in batches:
+        with torch.inference_mode():
+            expected = encoder(batch).numpy()
+        found = session.run(None, {"images": batch.numpy()})[0]
+        if not np.abs(found - expected).max() <= ONNX_TOLERANCE * np.abs(expected).max():
+            shutil.rmtree(out)
+            raise InputError(f"onnxruntime gives other features for {len(batch)} images; use --format folder")
+    (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _card(folder: Path, encoder: Encoder) -> str:
+    """The model card of a registered encoder, if there is one."""
+    card = folder / "model_card.md"
+    return card.read_text(encoding="utf-8") if card.is_file() else f"# {encoder.config.architecture.model}\n"
+
+
+def _onnx_use(encoder: Encoder) -> str:
+    recipe = encoder.config.recipe
+    return f"""
+## Use with ONNX
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("encoder.onnx")
+features = session.run(None, {{"images": images}})[0]  # (N, {encoder.width})
+```
+
+Input: float32 (N, {len(recipe.bands)}, {recipe.size}, {recipe.size}), any N: the bands
+{", ".join(recipe.bands)} on a scale from 0 to 1. The model normalises them. It reads no files: recipe.json says how
+they are scaled (`low`, `high`), masked (`mask_band`, `background`), and brought to {recipe.size} × {recipe.size} pixels
+(`fit`: {recipe.fit}).
+"""
+
+
+def _timm_use(encoder: Encoder, call: str, form: Format) -> str:
+    config = encoder.config
     grids = config.architecture.features
     other = "" if grids == [1] else f" The features of the registered encoder are others: maps on the grids {grids}."
     load = "" if form == "huggingface" else "from safetensors.torch import load_file\n"
-    return f"""{text}
+    return f"""
 ## Use with timm
 
 ```python
