@@ -262,6 +262,33 @@ def classify(
 
 
 @app.command()
+def finetune(
+    uri: Uri,
+    labels: Annotated[
+        Path,
+        typer.Argument(help="a table of labelled images, or a folder with metadata.csv or a folder for each class"),
+    ],
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="folders that paths in the table are relative to, if not to its own")
+    ] = None,
+    out: Out = Path("finetuned"),
+    label: Annotated[str | None, typer.Option(help="the column of labels, if it is not label")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="a column such as specimen: its images are no independent ones")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the images at most; it stops when it is best")] = 50,
+    error: Annotated[
+        float, typer.Option(min=0.001, max=0.5, help="largest fraction of all images that may get a wrong label")
+    ] = 0.05,
+    register: Annotated[str | None, typer.Option(metavar="NAME", help="register it as a model of this name")] = None,
+) -> None:
+    """Fine-tune an encoder on labelled images, and compare it with a classifier on frozen features."""
+    from simtrail.pipeline.labelling import finetune
+
+    finetune(uri, labels, folders or (), out, label, group, epochs, error, register)
+
+
+@app.command()
 def predict(
     uri: Annotated[str, typer.Argument(help="models:/NAME/VERSION with a head, or the folder of simtrail classify")],
     paths: Images,
@@ -326,6 +353,17 @@ def outliers(
     from simtrail.pipeline.use import outliers
 
     raise typer.Exit(3 if outliers(uri, paths, top, out) else 0)
+
+
+@app.command()
+def duplicates(uri: Uri, paths: Images, out: Out = Path("duplicates")) -> None:
+    """Find images that may be the same: equal files, and near copies; writes duplicates.html and duplicates.csv.
+
+    Exit code 3: done, but some files could not be read. They are listed beside the result.
+    """
+    from simtrail.pipeline.use import duplicates
+
+    raise typer.Exit(3 if duplicates(uri, paths, out) else 0)
 
 
 @app.command()

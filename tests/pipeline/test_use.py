@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import photographs, rgb_config
+from PIL import Image
 from typer.testing import CliRunner
 
 from simtrail.cli import app
@@ -129,6 +130,21 @@ def test_search_clusters_and_outliers_write_a_table_and_a_page_with_every_pictur
     assert found["path"].str[:12].to_list() == ["photos/class"] * 6
     assert not found["path"].isin(["photos/class0/1.png", "photos/class2/5.png"]).any()
     assert len(pd.read_csv("out/clusters.csv")) == len(pd.read_csv("out/outliers.csv")) == 36
+
+
+def test_copies_are_found_in_sets(folder):
+    shutil.copy("photos/class0/1.png", "photos/class2/copy.png")
+    with Image.open("photos/class0/1.png") as image:
+        image.save("photos/class2/other.bmp")
+    result = run("duplicates", "encoder", "photos", "-o", "out")
+    assert result.exit_code == 3, result.exception
+    table = pd.read_csv("out/duplicates.csv")
+    assert (table["set"] == 1).all()
+    assert set(table["path"]) | set(table["copy"]) == {
+        f"photos/class{p}" for p in ("0/1.png", "2/copy.png", "2/other.bmp")
+    }
+    assert sorted(table["kind"]) == ["exact", "near"]
+    assert "set 1: 3 images" in (folder / "out/duplicates.html").read_text()
 
 
 def test_the_map_has_all_images_by_folder_and_cluster(folder, monkeypatch):

@@ -121,3 +121,20 @@ def test_a_pulled_folder_is_imported_once_with_its_trail(project, tmp_path, monk
         import_folder(tmp_path / "colours", "again")
     with pytest.raises(InputError, match="must be a folder that simtrail pull, or simtrail export"):
         import_folder(project / "trained", None)
+
+
+def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project):
+    done = run("finetune", "encoder", "photos", "--epochs", "2", "--error", "0.4", "-o", "tuned", "--register", "tuned")
+    assert done.exit_code == 0, done.exception
+    assert "on frozen features:" in done.output
+    assert "registered models:/tuned/1" in done.output
+    assert run("predict", "tuned", "photos", "-o", "new").output.startswith("predict: 36 images: ")
+    tree = trace("models:/tuned/1")
+    assert tree["encoder"]["model"] == "encoder"
+    assert tree["encoder"]["data"]["md5"] == "4f.dir"
+    assert tree["settings"]["kind"] == "finetune"
+    metrics = mlflow.get_run(tree["run"]).data.metrics
+    assert {"curves/loss", "curves/val_accuracy", "gain", "frozen"} <= metrics.keys()
+    tuned = simtrail.load_encoder("models:/tuned/1").embed("photos/class0")
+    assert not np.allclose(tuned, simtrail.load_encoder("encoder").embed("photos/class0"))
+    assert simtrail.load_predictor("models:/tuned/1").predict("photos")["predicted"].nunique() > 1

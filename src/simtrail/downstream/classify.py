@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from simtrail.data import tables
-from simtrail.data.sources import Source, place
+from simtrail.data.sources import Source, image_files, place
 from simtrail.downstream.fitting import Fitted, fit_head, next_to_label
 from simtrail.downstream.head import TARGETS, Target
 from simtrail.errors import InputError, listed
@@ -43,6 +43,7 @@ def read_labels(
 ) -> Labels:
     """The labelled images of a table with a column `path` and a column of labels; rows without a label are left out.
 
+    `path` is a table, or a folder with a metadata.csv, or with a folder of images for each class.
     `label` names the column of labels; without it, it is `label` or the only column besides `path` and the group. Paths
     are relative to the table's folder, to one of `folders`, or to the current folder. Without `group`, a column of
     this name, each image is a group. A value in the column `chosen` means that the image was chosen because it was
@@ -51,8 +52,11 @@ def read_labels(
     """
     if target not in TARGETS:
         raise InputError(f"--target {target}: must be one of {', '.join(TARGETS)}")
-    table = tables.load_table(path)
-    frame = pd.DataFrame(table.rows, columns=table.columns, dtype=object)
+    if path.is_dir():
+        path, frame = _of_folder(path)
+    else:
+        table = tables.load_table(path)
+        frame = pd.DataFrame(table.rows, columns=table.columns, dtype=object)
     frame = frame.rename(columns={name: "path" for name in frame if name.lower() == "path"})
     others = [name for name in frame if name not in ("path", CHOSEN, group)]
     chosen = label or ("label" if "label" in others else others[0] if len(others) == 1 else None)
@@ -78,6 +82,18 @@ def read_labels(
     groups = alone if group is None else frame[group].where(frame[group].notna(), alone).to_numpy()
     table = frame.assign(**{CHOSEN: frame.get(CHOSEN)}).fillna("").astype(str)
     return Labels(sources, names, groups.astype(str), fair, str(chosen), table)
+
+
+def _of_folder(folder: Path) -> tuple[Path, pd.DataFrame]:
+    """A table in the folder, and what it says: metadata.csv or, without one, the names of the folders of images."""
+    if (metadata := folder / "metadata.csv").is_file():
+        table = tables.load_table(metadata)
+        return metadata, pd.DataFrame(table.rows, columns=table.columns, dtype=object)
+    inside = folder / "images" if (folder / "images").is_dir() else folder
+    names = [source.path.relative_to(inside) for source in image_files(inside)]
+    if not all(name.parent.name for name in names):
+        raise InputError(f"{folder}: must have a metadata.csv, or a folder of images for each class")
+    return inside / "metadata.csv", pd.DataFrame({"path": map(str, names), "label": [n.parent.name for n in names]})
 
 
 @dataclass(frozen=True)

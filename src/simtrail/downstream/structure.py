@@ -7,10 +7,12 @@ import pandas as pd
 from sklearn.preprocessing import normalize
 
 from simtrail.errors import InputError
+from simtrail.evaluation import structure as evaluation
 from simtrail.evaluation.classifiers import nearest
 
 COMPONENTS = 64  # principal components in which clusters are looked for: in more, all distances are alike
 NEIGHBOURS = 5
+SEARCHED = 200_000  # images among which near copies are looked for; of more, a sample
 
 
 def search(features: np.ndarray, paths: np.ndarray, queries: np.ndarray, names: np.ndarray, top: int) -> pd.DataFrame:
@@ -55,6 +57,25 @@ def clusters(features: np.ndarray, count: int | None = None, smallest: int = 10,
         members = normalize(features[number == cluster])
         similarity[number == cluster] = members @ normalize(members.mean(0, keepdims=True))[0]
     return pd.DataFrame({"cluster": number, "similarity": similarity.round(4)})
+
+
+def duplicates(features: np.ndarray, paths: np.ndarray, sha256: np.ndarray) -> pd.DataFrame:
+    """Pairs of images that may be the same, in sets: set, path, copy, kind (exact or near), angle in degrees.
+
+    See `evaluation.structure.duplicates`. Sets are connected by pairs; the largest is 1.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(paths)
+    pairs = evaluation.duplicates(features, sha256, np.arange(n), largest=SEARCHED)
+    links = coo_array((np.ones(len(pairs)), (pairs["first"], pairs["second"])), (n, n))
+    component = pd.Series(connected_components(links, directed=False)[1])
+    order = component.value_counts(sort=True).index
+    number = component.map({old: new for new, old in enumerate(order, 1)}).to_numpy()[pairs["first"]]
+    table = pd.DataFrame({"set": number, "path": paths[pairs["first"]], "copy": paths[pairs["second"]]})
+    table = table.assign(kind=pairs["kind"], angle=pairs["angle"].round(3))
+    return table.sort_values(["set", "angle"], kind="stable", ignore_index=True)
 
 
 def outliers(features: np.ndarray, paths: np.ndarray) -> pd.DataFrame:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +17,10 @@ from simtrail.data.sources import Source, image_files
 from simtrail.errors import InputError
 from simtrail.model import HEAD_CONFIG, WEIGHTS
 from simtrail.pipeline.use import embedded
-from simtrail.tracking.pull import file_hash, origin
+from simtrail.tracking.pull import TRAIL, encoder_hash, origin
 
 if TYPE_CHECKING:
+    from simtrail.downstream.classify import Labels
     from simtrail.downstream.fitting import Fitted
     from simtrail.downstream.head import Head, Target
 
@@ -75,14 +79,87 @@ def classify(
     if name:
         scores = {"score": result.fitted.score, "used": result.fitted.covered, "wrong": result.fitted.wrong}
         settings = {"target": target, "kind": head.kind, "strength": head.strength, "error": error}
-        told = {"file": str(labels), "sha256": file_hash(labels), "column": known.column, "images": len(rows)}
-        register_head(name, uri, out, head, scores, settings, told, lines, [labels, out / "predictions.csv"])
+        files = [out / "predictions.csv"]
+        parent = origin(uri)
+        _register(name, parent[0], parent, out, head, scores, settings, _labels(labels, known), lines, files)
     return images.rejected
 
 
-def register_head(
+def finetune(
+    uri: str,
+    labels: Path,
+    folders: Sequence[Path],
+    out: Path,
+    label: str | None,
+    group: str | None,
+    epochs: int,
+    error: float,
+    name: str | None,
+) -> None:
+    """Fine-tunes an encoder on labelled images, and says whether it was worth it.
+
+    Writes to the folder `out`: the encoder with its head, history.csv, and test.csv, the predictions for test images.
+    With a `name`, they are registered as a model of this name.
+    """
+    from simtrail.downstream.classify import read_labels
+    from simtrail.downstream.tuned import pack_images, tune
+    from simtrail.model.encoder import Encoder
+    from simtrail.params import Geometry, change
+
+    known = read_labels(labels, folders, label, group)
+    folder, about = origin(uri)
+    encoder = Encoder.load(folder)
+    trail, tree = folder / TRAIL, dict[str, Any]()
+    change(tree, json.loads(trail.read_text(encoding="utf-8")).get("parameters", {}) if trail.is_file() else {})
+    geometry = Geometry.model_validate(tree.get("pretrain", {}).get("augment", {}).get("geometry", {}))
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        images, errors = pack_images([source.path for source in known.sources], encoder, Path(scratch))
+        if errors:
+            lines = [f"{known.sources[i].name}: {reason}" for i, reason in errors.items()]
+            raise InputError("\n".join(lines[:20]) + "\ntake these rows out of the table of labels")
+        names = [source.name for source in known.sources]
+        result = tune(encoder, images, known.labels, known.groups, names, epochs, geometry, error)
+    result.encoder.save(out)
+    head = dataclasses.replace(result.head, about=about | {"encoder_sha256": encoder_hash(out)})
+    head.save(out)
+    pd.DataFrame(result.history).to_csv(out / "history.csv", index=False)
+    result.test.to_csv(out / "test.csv", index=False)
+    value, low, high = (float(part[0]) for part in result.difference)
+    before, after = ((result.test[column] == result.test["truth"]).mean() for column in ("frozen", "tuned"))
+    verdict = "worth it" if low > 0 else "worse" if high < 0 else "this may be chance"
+    first = f"fine-tuned on {len(head.labelled)} images of {len(head.names)} classes (epoch {result.epoch} kept)"
+    lines = [
+        f"{first}: accuracy {after:.3f} on {len(result.test)} test images",
+        f"{result.frozen} on frozen features: {before:.3f}; difference {value:+.3f} (95 % interval {low:+.3f} – "
+        f"{high:+.3f}): {verdict}",
+    ]
+    print("\n".join(f"finetune: {line}" for line in lines))
+    print(f"finetune: {out}: use it with simtrail predict {out} PATH…")
+    if name:
+        scores = {"score": float(after), "frozen": float(before), "gain": value, "gain_low": low, "gain_high": high}
+        settings = {"target": "class", "kind": "finetune", "epochs": epochs, "error": error}
+        files = [out / "history.csv", out / "test.csv"]
+        told = _labels(labels, known)
+        _register(name, out, (folder, about), out, head, scores, settings, told, lines, files, result.history)
+
+
+def _labels(path: Path, known: Labels) -> dict[str, Any]:
+    """What a registered head records about its labels."""
+    text = known.table.to_csv(index=False)
+    return {
+        "file": str(path),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "column": known.column,
+        "images": len(known.labels),
+        "table": text,
+    }
+
+
+def _register(
     name: str,
-    encoder: str,
+    encoder: Path,
+    parent: tuple[Path, dict[str, str]],
     folder: Path,
     head: Head,
     scores: dict[str, float],
@@ -90,17 +167,21 @@ def register_head(
     labels: dict[str, Any],
     lines: Sequence[str],
     files: Sequence[Path],
+    history: Sequence[dict[str, float]] = (),
 ) -> None:
-    """Registers a head in a folder, on an encoder, as a model that stands alone, and says so."""
+    """Registers the head in a folder, with an encoder, as a model that stands alone, and says so.
+
+    `parent` is the registered encoder that the other is, or was fine-tuned from.
+    """
     from simtrail.report.card import head_card
     from simtrail.tracking.derived import Derived, register_head
 
-    place, about = origin(encoder)
-    card = head_card(name, head, about, labels, lines)
+    table = labels.pop("table")
+    card = head_card(name, head, parent[1], labels, lines)
     example = head.predict(np.zeros((1, head.arrays["seen"].shape[1]), np.float32))
     kinds = {"b": "boolean", "f": "double"}
     columns = {column: kinds.get(example[column].dtype.kind, "string") for column in example}
-    derived = Derived(name, place, folder, about, card, settings, scores, labels, columns, files)
+    derived = Derived(name, encoder, folder, *parent, card, settings, scores, labels, columns, table, files, history)
     version = register_head(derived)
     print(f"registered models:/{name}/{version}: use it with simtrail predict, or simtrail.load_predictor")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from simtrail.model.encoder import Encoder
 
 EXAMPLES = 24  # images of a cluster on its page
+NEAR = "Files are equal, or the angle of their features is below a tenth of the median to the most like image."
 CLUSTERED = 20  # images from which on clusters are looked for on a map
 
 
@@ -155,6 +156,30 @@ def outliers(uri: str, paths: Sequence[str], top: int, out: Path) -> int:
     note = f"The {len(cards)} of {len(table)} images least like any other, the oddest first."
     gallery("Odd images", note, {"": cards}, known.files, known.encoder.config.recipe, out / "outliers.html")
     print(f"outliers: {len(table)} images, the oddest first: {out / 'outliers.html'}, {out / 'outliers.csv'}")
+    return known.rejected
+
+
+def duplicates(uri: str, paths: Sequence[str], out: Path) -> int:
+    """Finds images that may be the same; writes duplicates.csv (pairs) and duplicates.html (sets) to `out`."""
+    from simtrail.data.manifest import file_sha256
+    from simtrail.downstream.structure import duplicates
+    from simtrail.report.sheet import Card, gallery
+
+    known = embedded(uri, image_files(paths), out)
+    hashes = np.array([file_sha256(known.files[path]) for path in known.paths])
+    table = duplicates(known.features, known.paths, hashes)
+    table.to_csv(out / "duplicates.csv", index=False)
+    sections = {}
+    for number, pairs in table.groupby("set"):
+        same = "equal files" if (pairs["kind"] == "exact").all() else f"up to {pairs['angle'].max():.2f}° apart"
+        members = pd.unique(pairs[["path", "copy"]].to_numpy().ravel())
+        sections[f"set {number}: {len(members)} images, {same}"] = [Card(path, path) for path in members[:EXAMPLES]]
+    note = f"{len(table)} pairs among {len(known.paths)} images. {NEAR}"
+    recipe = known.encoder.config.recipe
+    gallery(f"{len(sections)} sets of like images", note, sections, known.files, recipe, out / "duplicates.html")
+    print(
+        f"duplicates: {len(table)} pairs in {len(sections)} sets: {out / 'duplicates.html'}, {out / 'duplicates.csv'}"
+    )
     return known.rejected
 
 

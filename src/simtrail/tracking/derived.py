@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from simtrail.model import CONFIG, HEAD_CONFIG, MANIFEST
 from simtrail.tracking.bundle import bundle, verify
 from simtrail.tracking.pull import CARD, ENCODER_TAG, REASON_TAG, TRAIL, encoder_hash, require_unchanged
 from simtrail.tracking.registry import add_version, create_model, log_model
-from simtrail.tracking.run import git_state, software
+from simtrail.tracking.run import curve_logger, git_state, software
 from simtrail.tracking.store import open_store, store_lock
 
 HEAD_TAG = "head_sha256"  # tag of a version with a head: identifies its settings and labels
@@ -33,13 +33,16 @@ class Derived:
     name: str  # of the registered model
     encoder: Path  # the folder of the encoder
     head: Path  # the folder with the head
-    origin: dict[str, str]  # where the encoder comes from
+    parent: Path  # the folder of the registered encoder that this is, or was fine-tuned from
+    origin: dict[str, str]  # where that comes from
     card: str
     settings: dict[str, Any]  # how it was made
     metrics: dict[str, float]
     labels: dict[str, Any]  # which labels it learned from
     predictions: dict[str, str]  # columns of a prediction, with the types of MLflow
-    files: Sequence[Path] = field(default_factory=list)
+    table: str  # of the labels, CSV
+    files: Sequence[Path]
+    history: Sequence[dict[str, float]] = ()  # of fine-tuning
 
 
 def register_head(derived: Derived) -> int:
@@ -53,8 +56,10 @@ def register_head(derived: Derived) -> int:
     tags = {HEAD_TAG: sha, ENCODER_TAG: encoder_hash(derived.encoder), "encoder": derived.origin["model"]}
 
     def folder(run_id: str, scratch: Path) -> Path:
+        mlflow.log_text(derived.table, "labels.csv")
+        curve_logger(run_id)([*derived.history])
         commit, diff = git_state()
-        own = derived.encoder / TRAIL
+        own = derived.parent / TRAIL
         trail = {
             "name": derived.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -101,7 +106,7 @@ def import_folder(folder: Path, name: str | None) -> tuple[str, int, str]:
     parameters = trail.get("parameters") or trail.get("settings") or {}
     files = [folder / CARD, folder / TRAIL]
     text = "Imported: its trail is in trail.json."
-    version = _register(name, text, lambda run, scratch: folder, tags, parameters, trail["scores"], columns, files)
+    version = _register(name, text, lambda run, _: folder, tags, parameters, trail["scores"], columns, files)
     client = open_store()
     with store_lock():
         present = client.get_model_version(name, str(version)).aliases
