@@ -156,12 +156,14 @@ class Head:
 
     def _numbers(self, scores: np.ndarray) -> pd.DataFrame:
         values, half = scores[:, 0].astype(np.float64), self.threshold
-        return pd.DataFrame({"predicted": values, "low": values - half, "high": values + half})
+        table = pd.DataFrame({"predicted": values, "low": values - half, "high": values + half})
+        return table.map(lambda value: float(f"{value:.6g}"))
 
 
 def probabilities(scores: np.ndarray, target: Target, temperature: float) -> np.ndarray:
     """Of classes, that exclude one another, or of tags, that do not; both (N, names)."""
-    return softmax(scores / temperature) if target == "class" else 1 / (1 + np.exp(-scores / temperature))
+    logits = scores / temperature
+    return softmax(logits) if target == "class" else 1 / (1 + np.exp(-logits.clip(-50, 50)))
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -141,7 +142,10 @@ def _register(
             if version.tags.get(same) == tags[same] and (HEAD_TAG in version.tags) == (HEAD_TAG in tags):
                 return int(version.version)
         mlflow.set_experiment(name)
-        with mlflow.start_run() as active, tempfile.TemporaryDirectory() as scratch:
+        with (
+            mlflow.start_run(run_name=f"{name} {time.strftime('%m-%d %H:%M')}") as active,
+            tempfile.TemporaryDirectory() as scratch,
+        ):
             run_id = active.info.run_id
             mlflow.log_params(parameters)
             mlflow.log_metrics(metrics)
