@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -74,11 +75,6 @@ def blocks(page: Path) -> list[Block]:
     return [Block(part[1], part[2] or "", dedent(part[3]), place) for part, place in zip(parts, places, strict=True)]
 
 
-def is_slow(page: Path) -> bool:
-    """Whether the code of a page starts programs, or needs a registered model."""
-    return any(re.search(r"^(simtrail|dvc|source) |models:/", block.code, re.MULTILINE) for block in blocks(page))
-
-
 def prose(page: Path) -> str:
     return FENCE.sub("", page.read_text())
 
@@ -91,7 +87,7 @@ def commands(code: str) -> list[list[str]]:
         words.whitespace_split = True
         command: list[str] = []
         for word in [*words, "&&"]:
-            if word in ("&&", "||", ";", "|"):
+            if word in ("&&", "||", ";", "|", "&"):
                 found.append(command)
                 command = []
             elif command or not re.match(r"\w+=", word):
@@ -119,7 +115,7 @@ def check_command(words: list[str]) -> None:
         case "python":
             assert (ROOT / arguments[0]).exists()
         case _:
-            assert program in ("git", "cd", "source"), program
+            assert program in ("git", "cd", "source", "curl", "kill"), program
 
 
 def check_simtrail(arguments: list[str]) -> None:
@@ -270,16 +266,21 @@ def run_page(page: Path, folder: Path, monkeypatch) -> None:
             exec(compile(block.code, block.place, "exec"), names)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if not is_slow(p)], ids=lambda page: page.stem)
-def test_a_page_runs(page, trained, monkeypatch):
-    run_page(page, trained, monkeypatch)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if is_slow(p)], ids=lambda page: page.stem)
-def test_a_page_with_commands_runs(page, cloned, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_runs(page, cloned, tmp_path, monkeypatch):
     shutil.copytree(cloned, tmp_path / "copy", symlinks=True)
     run_page(page, tmp_path / "copy", monkeypatch)
+
+
+def test_the_notebook_is_the_tutorial():
+    spec = spec_from_file_location("notebook", ROOT / "docs/notebook.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.notebook((ROOT / "docs/tutorial.md").read_text())
+    assert made == (ROOT / "docs/tutorial.ipynb").read_text(), "run python docs/notebook.py"
+    code = ["".join(cell["source"]) for cell in json.loads(made)["cells"] if cell["cell_type"] == "code"]
+    assert [c.removeprefix("%%bash\n") for c in code[1:]] == [b.code.strip() for b in blocks(ROOT / "docs/tutorial.md")]
 
 
 class Loaded(HTMLParser):

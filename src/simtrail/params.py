@@ -773,6 +773,8 @@ class Register(_Section):
     beat_floors: bool = False
     """Whether an encoder is refused whose linear probe is not significantly more accurate than every floor. false: it
     is registered, with a warning."""
+    license: str | None = None
+    """License of the model, for its card and trail, as hubs name it, such as mit or cc-by-4.0. null: none is stated."""
 
 
 class Params(_Section):

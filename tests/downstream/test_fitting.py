@@ -150,7 +150,7 @@ def test_of_the_decisions_about_tags_at_most_the_promised_part_is_wrong():
     wrong, used = [], []
     for seed in range(20):
         x, y = tagged(260, seed)
-        fitted = fit_head(x[:60], y[:60], np.arange(60), 0.05, ("linear",), target="tags")
+        fitted = fit_head(x[:60], y[:60], np.arange(60), 0.05, ("knn",), target="tags")
         assert fitted.head.names == ["a", "b", "c"]
         p = fitted.head.probabilities(x[60:])
         sure = np.maximum(p, 1 - p) >= fitted.head.threshold
@@ -158,7 +158,7 @@ def test_of_the_decisions_about_tags_at_most_the_promised_part_is_wrong():
         wrong.append((sure & ((p >= 0.5) != truth)).mean())
         used.append(sure.mean())
     assert np.mean(wrong) < 0.05 + 2 * np.std(wrong) / np.sqrt(20)
-    assert np.mean(used) > 0.5
+    assert np.mean(used) > 0.4
 
 
 @pytest.mark.parametrize("kind", ["linear", "svc", "knn"])

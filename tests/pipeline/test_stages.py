@@ -32,7 +32,6 @@ from simtrail.pipeline import stages
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.summary import score_lines, summary
 from simtrail.pipeline.training_run import training_run
-from simtrail.pipeline.use import verify
 from simtrail.tracking import pull
 from simtrail.tracking.trace import lines, trace
 
@@ -407,9 +406,7 @@ def test_the_quick_way_to_a_registered_model_finds_what_mlflow_finds(project):
     assert pull.registered("small", "another encoder") is None
 
 
-def test_a_registered_model_verifies_itself_and_tells_where_it_comes_from(project, capsys):
-    verify("models:/small@champion")
-    assert "all files are unchanged, and it gives the features of the day" in capsys.readouterr().out
+def test_a_registered_model_tells_where_it_comes_from(project):
     trail = trace("models:/small@champion")
     assert trail["run"] == json.loads(ws.REGISTRATION.read_text())["run_id"]
     assert trail["data"]["md5"] == json.loads(ws.VALIDATION.read_text())["data_md5"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 from PIL import Image
 
@@ -256,6 +257,15 @@ def test_the_card_shows_how_to_load_the_model_its_training_data_and_its_scores()
     assert "split 3430364f: 576 train, 144 val, 240 test" in card
     assert "only 60" not in card
     assert "Accuracy" not in model_card(unlabelled())
+
+
+def test_the_card_states_the_license_as_hubs_read_it():
+    values = facts()
+    assert "license" not in model_card(values)
+    values["params"]["register"]["license"] = "mit"
+    front = yaml.safe_load(model_card(values).split("---")[1])
+    assert front["license"] == "mit"
+    assert front["library_name"] == "simtrail"
 
 
 def test_page_and_card_list_the_wavelengths_of_all_bands_and_every_augmentation_strength(folder):

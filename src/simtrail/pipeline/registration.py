@@ -113,6 +113,7 @@ def _trail(params: Params, encoder: Path, metrics: dict[str, float], run_id: str
     validation, statistics, origin = read_json(VALIDATION, "check"), read_json(STATISTICS, "prepare"), lineage(run_id)
     return {
         "name": params.register_.name,
+        "license": params.register_.license,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": run_id,
         "code": {"commit": origin["commit"], "uncommitted changes": origin["dirty"]},
