@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from contextlib import suppress
 from html.parser import HTMLParser
 from importlib.util import module_from_spec, spec_from_file_location
@@ -16,10 +17,11 @@ from pathlib import Path
 from textwrap import dedent
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 import typer
 import yaml
-from conftest import ROOT, photographs, with_changes
+from conftest import DATASETS, ROOT, photographs, with_changes
 from pipeline.test_stages import SMALL, _quick, write_params  # noqa: F401 - _quick is a fixture
 
 from simtrail.cli import app
@@ -48,7 +50,8 @@ STAND_INS = {
     "torchrun": '{python} -c "{torchrun}" "$@"; case "$*" in *--no-python*) exec simtrail "${{!#}}";; esac',
     "dvc": 'case "$*" in "queue start"*) exec {python} -m dvc "$@" --help >/dev/null;; esac; '
     'exec {python} -m dvc "${{@//\\/mnt\\/lab/$HOME/lab}}"',
-    "simtrail": 'case $1 in ui) exec {python} -m simtrail ui --help >/dev/null;; esac; {python} -m simtrail "$@"; '
+    "simtrail": 'case $1 in ui) exec {python} -m simtrail ui --help >/dev/null;; serve) exec {python} -m simtrail "$@";; esac; '
+    '{python} -m simtrail "$@"; '
     'case $1 in init) cp -r "$HOME/photographs" "$2/new_photographs"; {python} -c "{small}" "$2/params.yaml";; esac',
 }
 TORCHRUN = "import sys; from torch.distributed.run import get_args_parser as p; p().parse_args(sys.argv[1:])"
@@ -271,6 +274,31 @@ def run_page(page: Path, folder: Path, monkeypatch) -> None:
 def test_a_page_runs(page, cloned, tmp_path, monkeypatch):
     shutil.copytree(cloned, tmp_path / "copy", symlinks=True)
     run_page(page, tmp_path / "copy", monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATASETS / "butterflies.tar.xz").exists(), reason="needs shared/datasets/butterflies.tar.xz")
+def test_the_tour_runs_on_photographs_of_wings(tmp_path, _quick, monkeypatch):  # noqa: F811
+    project, data = tmp_path / "simtrail", tmp_path / "simtrail/data/demo"
+    with tarfile.open(DATASETS / "butterflies.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    table = pd.read_csv(tmp_path / "butterflies/metadata.csv")
+    table = table[table["genus"].isin(["Papilio", "Parnassius", "Graphium"])].groupby("genus").head(30)
+    (data / "images").mkdir(parents=True)
+    for path in table["path"]:
+        shutil.copy(tmp_path / "butterflies" / path, data / path)
+    table.assign(species=table["genus"])[["path", "species", "specimen"]].to_csv(data / "metadata.csv", index=False)
+    (data / "dataset.yaml").write_text("label: species\ngroup: specimen\n")
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(project)
+    shutil.copy(ROOT / "dvc.yaml", project)
+    write_params(project, register__name="simtrail-encoder")
+    for name in STAGES:
+        getattr(stages, name)()
+    shutil.copytree(data / "images", project / "new_photographs")
+    run_page(ROOT / "docs/tutorial.md", tmp_path, monkeypatch)
+    trail = json.loads((project / "encoder/trail.json").read_text())
+    assert trail["data"]["images"] == len(table)
 
 
 def test_the_notebook_is_the_tutorial():

@@ -15,7 +15,7 @@ import pandas as pd
 
 from simtrail.data.sources import Source, image_files
 from simtrail.errors import InputError
-from simtrail.model import HEAD_CONFIG, WEIGHTS
+from simtrail.model import HEAD_CONFIG, MANIFEST, WEIGHTS
 from simtrail.pipeline.use import embedded
 from simtrail.tracking.pull import TRAIL, encoder_hash, origin
 
@@ -106,6 +106,8 @@ def finetune(
     from simtrail.model.encoder import Encoder
     from simtrail.params import Geometry, change
 
+    if (out / MANIFEST).exists():
+        raise InputError(f"{out}: is the folder of a pulled encoder; name another with --out")
     known = read_labels(labels, folders, label, group)
     folder, about = origin(uri)
     encoder = Encoder.load(folder)

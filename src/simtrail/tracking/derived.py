@@ -19,12 +19,10 @@ from mlflow.exceptions import MlflowException
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, HEAD_CONFIG, MANIFEST
 from simtrail.tracking.bundle import bundle, verify
-from simtrail.tracking.pull import CARD, ENCODER_TAG, REASON_TAG, TRAIL, encoder_hash, require_unchanged
+from simtrail.tracking.pull import CARD, ENCODER_TAG, HEAD_TAG, REASON_TAG, TRAIL, encoder_hash, require_unchanged
 from simtrail.tracking.registry import add_version, create_model, log_model
 from simtrail.tracking.run import curve_logger, git_state, software
 from simtrail.tracking.store import open_store, store_lock
-
-HEAD_TAG = "head_sha256"  # tag of a version with a head: identifies its settings and labels
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,8 @@ def import_folder(folder: Path, name: str | None) -> tuple[str, int, str]:
     tags = {ENCODER_TAG: encoder_hash(folder), "imported": str(folder), "trained_in_run": str(trail.get("run", ""))}
     if (folder / HEAD_CONFIG).is_file():
         tags[HEAD_TAG] = trail["head_sha256"]
-        columns = {"predicted": "string"}
+        number = json.loads((folder / HEAD_CONFIG).read_text(encoding="utf-8"))["target"] == "number"
+        columns = {"predicted": "double" if number else "string"}
     else:
         data, code = trail["data"], trail["code"]
         tags |= {"data": data["dataset"], "data_md5": data["md5"], "checks": data["checks"]}
@@ -139,7 +138,11 @@ def _register(
     with store_lock():
         create_model(client, name, about)
         for version in client.search_model_versions(f"name = '{name}'"):
-            if version.tags.get(same) == tags[same] and (HEAD_TAG in version.tags) == (HEAD_TAG in tags):
+            if (HEAD_TAG in version.tags) != (HEAD_TAG in tags):
+                raise InputError(
+                    f"{name}: its versions are {_kind(version.tags)}, not {_kind(tags)}: choose another name"
+                )
+            if version.tags.get(same) == tags[same]:
                 return int(version.version)
         mlflow.set_experiment(name)
         with (
@@ -164,3 +167,7 @@ def _register(
                 client.set_model_version_tag(name, version.version, f"metric.{key}", f"{score:.6g}")
             client.update_model_version(name, version.version, (made / CARD).read_text(encoding="utf-8"))
     return int(version.version)
+
+
+def _kind(tags: dict[str, str]) -> str:
+    return "classifiers" if HEAD_TAG in tags else "encoders"

@@ -18,6 +18,7 @@ from simtrail.tracking.store import local_database, open_store
 CARD, CODE, REQUIREMENTS, TRAIL = "model_card.md", "code", "requirements.txt", "trail.json"
 OTHERS = (REQUIREMENTS, TRAIL)  # further files of a registered encoder
 ENCODER_TAG, REASON_TAG = "encoder_sha256", "reason"  # tags of a version
+HEAD_TAG = "head_sha256"  # of a version with a head: identifies its settings and labels
 URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))/?")
 
 

@@ -26,7 +26,7 @@ from simtrail.params import Register
 from simtrail.tracking import gate
 from simtrail.tracking.bundle import PACKAGES, bundle, requirements, verify
 from simtrail.tracking.evaluated import load_run
-from simtrail.tracking.pull import ENCODER_TAG, REASON_TAG, encoder_hash, fetch
+from simtrail.tracking.pull import ENCODER_TAG, HEAD_TAG, REASON_TAG, encoder_hash, fetch
 from simtrail.tracking.run import Trail, curve_logger, git_state, log_result, run
 from simtrail.tracking.store import open_store, store_lock
 
@@ -70,6 +70,8 @@ def register(trail: Trail, candidate: Candidate) -> dict[str, Any]:
     with store_lock():
         create_model(client, name, "SimCLR encoder: each version has its metrics and lineage.")
         versions = client.search_model_versions(f"name = '{name}'")
+        if any(HEAD_TAG in version.tags for version in versions):
+            raise InputError(f"register.name = {name}: is the name of a classifier; choose another")
         existing = next((v for v in versions if v.tags.get(ENCODER_TAG) == sha), None)
         with run(trail, encoder=sha) as run_id:
             curve_logger(run_id)(candidate.history)  # only needed if the encoder came from DVC's cache, without a run

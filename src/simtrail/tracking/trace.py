@@ -10,7 +10,7 @@ from typing import Any
 from simtrail.data.vectors import about
 from simtrail.errors import InputError
 from simtrail.model import WEIGHTS
-from simtrail.tracking.pull import ENCODER_TAG, REASON_TAG, TRAIL, URI, encoder_hash, fetch
+from simtrail.tracking.pull import ENCODER_TAG, HEAD_TAG, REASON_TAG, TRAIL, URI, encoder_hash, fetch
 from simtrail.tracking.store import local_database, open_store
 
 TAGS = {  # of a run → name in the trail
@@ -81,7 +81,7 @@ def _by_hash(sha256: str) -> str | None:
         return None
     for model in open_store().search_registered_models():
         for version in open_store().search_model_versions(f"name = '{model.name}'"):
-            if version.tags.get(ENCODER_TAG) == sha256:
+            if version.tags.get(ENCODER_TAG) == sha256 and HEAD_TAG not in version.tags:
                 return f"models:/{model.name}/{version.version}"
     return None
 
