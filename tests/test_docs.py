@@ -50,8 +50,8 @@ STAND_INS = {
     "torchrun": '{python} -c "{torchrun}" "$@"; case "$*" in *--no-python*) exec simtrail "${{!#}}";; esac',
     "dvc": 'case "$*" in "queue start"*) exec {python} -m dvc "$@" --help >/dev/null;; esac; '
     'exec {python} -m dvc "${{@//\\/mnt\\/lab/$HOME/lab}}"',
-    "simtrail": 'case $1 in ui) exec {python} -m simtrail ui --help >/dev/null;; serve) exec {python} -m simtrail "$@";; esac; '
-    '{python} -m simtrail "$@"; '
+    "simtrail": "case $1 in ui) exec {python} -m simtrail ui --help >/dev/null;; esac; "
+    'case $1 in serve) exec {python} -m simtrail "$@";; esac; {python} -m simtrail "$@"; '
     'case $1 in init) cp -r "$HOME/photographs" "$2/new_photographs"; {python} -c "{small}" "$2/params.yaml";; esac',
 }
 TORCHRUN = "import sys; from torch.distributed.run import get_args_parser as p; p().parse_args(sys.argv[1:])"
@@ -278,7 +278,8 @@ def test_a_page_runs(page, cloned, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATASETS / "butterflies.tar.xz").exists(), reason="needs shared/datasets/butterflies.tar.xz")
-def test_the_tour_runs_on_photographs_of_wings(tmp_path, _quick, monkeypatch):  # noqa: F811
+@pytest.mark.usefixtures("_quick")
+def test_the_tour_runs_on_photographs_of_wings(tmp_path, monkeypatch):
     project, data = tmp_path / "simtrail", tmp_path / "simtrail/data/demo"
     with tarfile.open(DATASETS / "butterflies.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
