@@ -91,7 +91,7 @@ def test_an_archive_gives_the_images_of_its_folder(cifar10, folder, tmp_path):
     arrays = []
     for name, data in (("a", folder), ("b", archive)):
         (tmp_path / name).mkdir()
-        arrays.append(cifar10.read(cifar10.Path(data), 24, prepare, tmp_path / name).packed.shards[0])
+        arrays.append(cifar10.read(cifar10.Path(data), 24, prepare, tmp_path / name).packed.rows(np.arange(24)))
     assert np.array_equal(*arrays)
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,10 +36,28 @@ def packed(tmp_path, monkeypatch):
 def test_rows_are_the_conformed_images_across_shards(packed):
     manifest, recipe, images, folder = packed
     assert len(images) == len(manifest) == 36
-    assert len(images.shards) == 4
     order = np.array([35, 0, 9, 10, 11, 20, 3])
     expected = [conform(read_image(folder / "data" / manifest["path"][i]), recipe) for i in order]
     np.testing.assert_array_equal(images.rows(order), np.concatenate(expected))
+    whole = images.rows(np.arange(36))
+    np.testing.assert_array_equal(whole[order], images.rows(order))
+    np.testing.assert_array_equal(images.rows(np.arange(8, 13)), whole[8:13])
+    assert images.rows(np.array([], int)).shape == (0, 3, 16, 16)
+
+
+def test_the_files_of_packed_images_are_not_mapped_into_memory(packed):
+    images, folder = packed[2:]
+    images.rows(np.arange(36))
+    assert str(folder / "out") not in Path("/proc/self/maps").read_text()
+
+
+def test_an_incomplete_shard_is_named(packed):
+    images, folder = packed[2:]
+    shard = folder / "out/images-0002.npy"
+    os.truncate(shard, shard.stat().st_size - 1)
+    images.rows(np.arange(29))
+    with pytest.raises(InputError, match=r"images-0002\.npy: is incomplete; run the prepare stage again"):
+        images.rows(np.arange(30))
 
 
 def test_packing_again_in_the_same_process_fills_the_new_files(packed, monkeypatch):

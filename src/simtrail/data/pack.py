@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections.abc import Sequence
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,25 +26,37 @@ SAMPLED, PIXELS = 256, 64  # number of images and of pixels per image in the sam
 
 
 class PackedImages:
-    """The shards of one `prepare`, as one array of shape (N, bands, size, size) that stays on disk."""
+    """The shards of one `prepare`, as one array of shape (N, bands, size, size) that stays on disk.
+
+    Rows are read from the files, not from a memory map: of a million images, a process would come to hold them all.
+    """
 
     def __init__(self, folder: Path, recipe: Recipe):
         self.recipe = recipe
-        self.shards = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("images-*.npy"))]
-        self._starts = np.cumsum([0] + [len(shard) for shard in self.shards])
+        shards = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("images-*.npy"))]
+        self._shape: tuple[int, ...] = shards[0].shape[1:] if shards else (0, 0, 0)
+        self._dtype: np.dtype = shards[0].dtype if shards else np.dtype(np.uint8)
+        self._size = math.prod(self._shape) * self._dtype.itemsize
+        self._files = [Path(shard.filename).open("rb", buffering=0) for shard in shards]  # noqa: SIM115 - read later
+        self._offsets = [int(shard.offset) for shard in shards]
+        self._starts = np.cumsum([0] + [len(shard) for shard in shards])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """A copy of the given rows, in the given order, in their packed type."""
-        if len(self.shards) == 1:
-            return self.shards[0][indices]
-        result = np.empty((len(indices), *self.shards[0].shape[1:]), self.shards[0].dtype)
+        indices = np.asarray(indices)
+        result = np.empty((len(indices), *self._shape), self._dtype)
         shard = np.searchsorted(self._starts, indices, side="right") - 1
-        for number in np.unique(shard):
-            in_shard = shard == number
-            result[in_shard] = self.shards[number][indices[in_shard] - self._starts[number]]
+        begin = np.flatnonzero(
+            (np.diff(indices, prepend=-2) != 1) | (np.diff(shard, prepend=-1) != 0)
+        )  # of a run of rows
+        for first, last in pairwise([*begin, len(indices)]):
+            number, size = int(shard[first]), int(last - first) * self._size
+            place = self._offsets[number] + int(indices[first] - self._starts[number]) * self._size
+            if os.preadv(self._files[number].fileno(), [result[first:last].data.cast("B")], place) != size:
+                raise InputError(f"{self._files[number].name}: is incomplete; run the prepare stage again")
         return result
 
 
@@ -72,6 +87,7 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> Pac
     results = in_parallel(pack_one, items, "prepare", lambda item: f"{folder / item[1]}: damaged", threads=mapped)
     if errors := [error for error in results if isinstance(error, str)]:
         raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: simtrail check, or dvc repro check")
+    _open.cache_clear()
     moments, images = np.concatenate(results), PackedImages(out, recipe)
     kept = np.flatnonzero(~np.isnan(moments).any((1, 2)))
     if len(kept) < len(tiles):
