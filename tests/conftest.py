@@ -36,6 +36,10 @@ DATASETS = ROOT.parent / "shared" / "datasets"
 def pytest_collection_modifyitems(items):
     # the slowest file starts first, in parallel with the others
     items.sort(key=lambda item: item.path.name != "test_stages.py")
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -104,3 +105,15 @@ def test_the_time_to_an_accuracy_ends_at_the_first_validation_that_reaches_it(ci
     curve = pd.DataFrame({"knn": [0.3, 0.7, 0.86, 0.84, 0.88], "seconds": [math.nan, 0, 10, 20, 30]})
     curve = curve.assign(features="SimCLR", epoch=range(5), linear=0.5, images_per_second=1.0, peak_mb=1.0)
     assert cifar10.summary(curve).endswith("kNN accuracy: 80%: 10, 85%: 10, 88%: 30")
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_whole_without_one():
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["bash", "benchmarks/gpu.sh", "--smoke"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "of_ceiling" in done.stdout
+    assert "NT-Xent and its gradient, 64 images" in done.stdout

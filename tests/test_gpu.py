@@ -15,7 +15,7 @@ from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.objectives import OBJECTIVES
 from simtrail.training.learner import Learner
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = pytest.mark.gpu
 RECIPE = Recipe(
     size=32, fit="pad", background=0.5, composite=True, file_dtype="uint8", file_bands=5, mask_band=None,
     bands=["red", "green", "blue", "uv", "nir"], dtype="uint8", low=[0] * 5, high=[255] * 5,
