@@ -119,7 +119,7 @@ def test_a_pulled_folder_is_imported_once_with_its_trail(project, tmp_path, monk
     (tmp_path / "colours/head.json").write_text("{}")
     with pytest.raises(InputError, match=r"head.json: changed since"):
         import_folder(tmp_path / "colours", "again")
-    with pytest.raises(InputError, match="colours: its versions are classifiers, not encoders: choose another name"):
+    with pytest.raises(InputError, match="colours: is the name of classifiers, not of encoders; choose another name"):
         import_folder(tmp_path / "encoder", "colours")
     with pytest.raises(InputError, match="must be a folder that simtrail pull, or simtrail export"):
         import_folder(project / "trained", None)
@@ -132,6 +132,9 @@ def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project):
     assert "registered models:/tuned/1" in done.output
     refused = run("finetune", "encoder", "photos", "-o", "encoder").exception
     assert "encoder: is the folder of a pulled encoder; name another with --out" in str(refused)
+    for name, reason in (("moths", "moths: is the name of encoders, not of classifiers"), ("a/b", "has no / and no :")):
+        refused = run("finetune", "encoder", "photos", "--register", name).exception
+        assert reason in str(refused)
     assert run("predict", "tuned", "photos", "-o", "new").output.startswith("predict: 36 images: ")
     tree = trace("models:/tuned/1")
     assert tree["encoder"]["model"] == "encoder"

@@ -45,6 +45,7 @@ def classify(
     from simtrail.downstream.classify import CHOSEN, classify, read_labels
     from simtrail.report.sheet import contact_sheet
 
+    _require_name(name)
     known = read_labels(labels, [Path(path) for path in paths if Path(path).is_dir()], label, group, target)
     places: dict[Path, Source] = {}
     for source in [*image_files(paths), *known.sources]:  # in this order, so that features are found in the next round
@@ -108,6 +109,7 @@ def finetune(
 
     if (out / MANIFEST).exists():
         raise InputError(f"{out}: is the folder of a pulled encoder; name another with --out")
+    _require_name(name)
     known = read_labels(labels, folders, label, group)
     folder, about = origin(uri)
     encoder = Encoder.load(folder)
@@ -144,6 +146,14 @@ def finetune(
         files = [out / "history.csv", out / "test.csv"]
         told = _labels(labels, known)
         _register(name, out, (folder, about), out, head, scores, settings, told, lines, files, result.history)
+
+
+def _require_name(name: str | None) -> None:
+    """Raises InputError, before anything is computed, for a name that can't be registered."""
+    if name:
+        from simtrail.tracking.derived import versions_of
+
+        versions_of(name, heads=True)
 
 
 def _labels(path: Path, known: Labels) -> dict[str, Any]:

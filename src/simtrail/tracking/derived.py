@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +15,12 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, HEAD_CONFIG, MANIFEST
+from simtrail.params import MODEL_NAME
 from simtrail.tracking.bundle import bundle, verify
 from simtrail.tracking.pull import CARD, ENCODER_TAG, HEAD_TAG, REASON_TAG, TRAIL, encoder_hash, require_unchanged
 from simtrail.tracking.registry import add_version, create_model, log_model
@@ -136,14 +139,10 @@ def _register(
     client = open_store()
     same = HEAD_TAG if HEAD_TAG in tags else ENCODER_TAG
     with store_lock():
+        versions = versions_of(name, heads=HEAD_TAG in tags)
+        if existing := next((v for v in versions if v.tags.get(same) == tags[same]), None):
+            return int(existing.version)
         create_model(client, name, about)
-        for version in client.search_model_versions(f"name = '{name}'"):
-            if (HEAD_TAG in version.tags) != (HEAD_TAG in tags):
-                raise InputError(
-                    f"{name}: its versions are {_kind(version.tags)}, not {_kind(tags)}: choose another name"
-                )
-            if version.tags.get(same) == tags[same]:
-                return int(version.version)
         mlflow.set_experiment(name)
         with (
             mlflow.start_run(run_name=f"{name} {time.strftime('%m-%d %H:%M')}") as active,
@@ -169,5 +168,15 @@ def _register(
     return int(version.version)
 
 
-def _kind(tags: dict[str, str]) -> str:
-    return "classifiers" if HEAD_TAG in tags else "encoders"
+def versions_of(name: str, heads: bool) -> list[ModelVersion]:
+    """The versions of a registered model. Raises InputError for a name that none can have, or that is of another kind.
+
+    Versions of a model are encoders or, with `heads`, classifiers.
+    """
+    if not re.fullmatch(MODEL_NAME, name):
+        raise InputError(f"{name!r}: a name of a model has no / and no :")
+    versions = [*open_store().search_model_versions(f"name = '{name}'")]
+    if any((HEAD_TAG in version.tags) != heads for version in versions):
+        kinds = ("classifiers", "encoders") if heads else ("encoders", "classifiers")
+        raise InputError(f"{name}: is the name of {kinds[1]}, not of {kinds[0]}; choose another name")
+    return versions
