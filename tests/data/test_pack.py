@@ -51,6 +51,35 @@ def test_the_files_of_packed_images_are_not_mapped_into_memory(packed):
     assert str(folder / "out") not in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.parametrize("killed", [KeyboardInterrupt, None])
+def test_a_killed_packing_continues_after_its_last_part(packed, monkeypatch, killed):
+    manifest, recipe, images, folder = packed
+    seen = []
+
+    def in_turn(function, items, *_, **__):
+        if killed and len(seen) == 2:
+            raise killed
+        seen.append([item[1] for item in items])
+        return [function(item) for item in items]
+
+    monkeypatch.setattr(packing, "PART", 15)
+    monkeypatch.setattr(packing, "in_parallel", in_turn)
+    new, state = folder / "new", folder / "state"
+    new.mkdir()
+    (state / "other").mkdir(parents=True)
+    if killed:
+        with pytest.raises(killed):
+            packing.pack(folder / "data", manifest, recipe, new, state)
+        assert not list(new.iterdir())
+        killed = None
+    result = packing.pack(folder / "data", manifest, recipe, new, state)
+    assert [len(part) for part in seen] == [15, 15, 6]
+    assert sorted(path for part in seen for path in part) == sorted(manifest["path"])
+    np.testing.assert_array_equal(result.images.rows(np.arange(36)), images.rows(np.arange(36)))
+    assert not list(state.iterdir())
+    assert len(result.moments) == 36
+
+
 def test_an_incomplete_shard_is_named(packed):
     images, folder = packed[2:]
     shard = folder / "out/images-0002.npy"

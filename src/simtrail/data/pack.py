@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from functools import cache, partial
 from itertools import pairwise
@@ -22,6 +23,7 @@ from simtrail.data.tiles import corners
 from simtrail.errors import InputError
 
 SHARD_BYTES = 512 * 2**20
+PART = 20_000  # files that are packed before a kill can no longer lose them
 SAMPLED, PIXELS = 256, 64  # number of images and of pixels per image in the sample for choosing bands
 
 
@@ -67,32 +69,50 @@ class Packing(NamedTuple):
     blank: int  # number of tiles that were left out, because they are only background
 
 
-def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path) -> Packing:
+def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path, unfinished: Path | None = None) -> Packing:
     """Packs a dataset folder into `out`/images-*.npy, in manifest order.
 
-    With `fit: tile` a file has a row per tile, without tiles of only background. Raises InputError if a file has
-    changed since the manifest was made.
+    With `fit: tile` a file has a row per tile, without tiles of only background. Until the end the shards are in a
+    folder in `unfinished` (default: in `out`): after a kill, the next call for the same files and recipe continues
+    behind the last `PART` files that are complete. Raises InputError if a file has changed since the manifest was made.
     """
+    unfinished = unfinished or out / "unfinished"
+    made_from = manifest[["path", "sha256"]].to_csv(index=False) + recipe.model_dump_json()
+    work = unfinished / hashlib.sha256(made_from.encode(errors="surrogateescape")).hexdigest()[:16]
+    for other in set(unfinished.glob("*")) - {work}:
+        shutil.rmtree(other)
+    work.mkdir(parents=True, exist_ok=True)
     _open.cache_clear()  # the shards of an earlier call had the same names, but are deleted
     shape = (len(recipe.bands), recipe.size, recipe.size)
     rows = max(1, SHARD_BYTES // (int(np.prod(shape)) * np.dtype(recipe.dtype).itemsize))
     tiles = _tiles(manifest, recipe)
-    for number, start in enumerate(range(0, len(tiles), rows)):
+    parts = [np.load(path) for path in sorted(work.glob("moments-*.npy"))]  # of an earlier process
+    for number, start in enumerate(range(0, len(tiles), rows) if not parts else ()):
         count = min(rows, len(tiles) - start)
-        np.lib.format.open_memmap(_shard(out, number), "w+", recipe.dtype, (count, *shape)).flush()
+        np.lib.format.open_memmap(_shard(work, number), "w+", recipe.dtype, (count, *shape)).flush()
     firsts = np.searchsorted(tiles["image"], np.arange(len(manifest))).tolist()
     items = list(zip(firsts, manifest["path"], manifest["sha256"], manifest["crc"], strict=True))
     mapped = bool(manifest["crc"].notna().all())
-    pack_one = partial(_pack_one, folder, out, recipe, rows)
-    results = in_parallel(pack_one, items, "prepare", lambda item: f"{folder / item[1]}: damaged", threads=mapped)
-    if errors := [error for error in results if isinstance(error, str)]:
-        raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: simtrail check, or dvc repro check")
+    pack_one = partial(_pack_one, folder, work, recipe, rows)
+    for start in range(len(parts) * PART, len(items), PART):
+        part = items[start : start + PART]
+        title = f"prepare {start + 1:,}–{start + len(part):,}" if len(items) > PART else "prepare"
+        results = in_parallel(pack_one, part, title, lambda item: f"{folder / item[1]}: damaged", threads=mapped)
+        if errors := [error for error in results if isinstance(error, str)]:
+            raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: simtrail check, or dvc repro check")
+        parts.append(np.concatenate(results))
+        np.save(work / "part.npy", parts[-1])
+        (work / "part.npy").rename(work / f"moments-{len(parts):05d}.npy")
     _open.cache_clear()
-    moments, images = np.concatenate(results), PackedImages(out, recipe)
+    moments, images = np.concatenate(parts), PackedImages(work, recipe)
     kept = np.flatnonzero(~np.isnan(moments).any((1, 2)))
     if len(kept) < len(tiles):
-        images = _without_blank(images, kept, rows, out)
-    return Packing(images, moments[kept], tiles.iloc[kept].reset_index(drop=True), len(tiles) - len(kept))
+        _without_blank(images, kept, rows, work)
+    for shard in work.glob("images-*.npy"):
+        shutil.move(shard, out / shard.name)
+    shutil.rmtree(work)
+    tiles = tiles.iloc[kept].reset_index(drop=True)
+    return Packing(PackedImages(out, recipe), moments[kept], tiles, len(moments) - len(kept))
 
 
 def _tiles(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
@@ -103,7 +123,7 @@ def _tiles(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image", "top", "left"])
 
 
-def _without_blank(images: PackedImages, kept: np.ndarray, rows: int, out: Path) -> PackedImages:
+def _without_blank(images: PackedImages, kept: np.ndarray, rows: int, out: Path) -> None:
     """Writes the shards again, with only the kept rows."""
     new = [out / f"kept-{number:04d}.npy" for number in range(-(-len(kept) // rows))]
     for number, path in enumerate(new):
@@ -112,7 +132,6 @@ def _without_blank(images: PackedImages, kept: np.ndarray, rows: int, out: Path)
         old.unlink()
     for number, path in enumerate(new):
         path.rename(_shard(out, number))
-    return PackedImages(out, images.recipe)
 
 
 def statistics(moments: np.ndarray) -> dict[str, list[float]]:
