@@ -241,7 +241,8 @@ def classify(
         str | None, typer.Option(help="a column such as specimen: its images are no independent ones")
     ] = None,
     error: Annotated[
-        float, typer.Option(min=0.001, max=0.5, help="largest fraction of all images that may get a wrong label")
+        float,
+        typer.Option(min=0.001, max=0.5, help="largest fraction of all images that may get a wrong label; 0.05 is 5 %"),
     ] = 0.05,
     suggest: Annotated[int, typer.Option(min=0, help="number of images to choose as the next to label")] = 0,
     target: Annotated[
@@ -278,7 +279,8 @@ def finetune(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the images at most; it stops when it is best")] = 50,
     error: Annotated[
-        float, typer.Option(min=0.001, max=0.5, help="largest fraction of all images that may get a wrong label")
+        float,
+        typer.Option(min=0.001, max=0.5, help="largest fraction of all images that may get a wrong label; 0.05 is 5 %"),
     ] = 0.05,
     register: Annotated[str | None, typer.Option(metavar="NAME", help="register it as a model of this name")] = None,
 ) -> None:
@@ -437,7 +439,7 @@ def import_(
     from simtrail.tracking.derived import import_folder
 
     model, version, alias = import_folder(folder, name)
-    print(f"import: models:/{model}/{version}, {alias}")
+    print(f"import: models:/{model}/{version}{f', {alias}' if alias else ''}")
 
 
 @app.command()

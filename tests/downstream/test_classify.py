@@ -64,7 +64,9 @@ def test_mistakes_in_a_table_of_labels_are_named(folder):
         ("path,a\nphotos/a.png,x\n", {"label": "kind"}, r"no column 'kind' \(--label\); it has path, a"),
         ("file,label\nphotos/a.png,x\n", {}, "no column 'path'"),
         ("path,label\ngone.png,x\n", {}, "1 of its paths name no file: gone.png"),
-        ("path,label\nphotos/a.png,x\nphotos/a.png,y\n", {}, "listed twice"),
+        ("path,label\nphotos/a.png,x\nphotos/../photos/a.png,y\n", {}, "photos/../photos/a.png: listed twice"),
+        ("path,mm\nphotos/a.png,3\nphotos/b.png,x\n", {"target": "number"}, "column 'mm': no numbers: 'x'"),
+        ("path,label\nphotos/a.png,x\n", {"target": "sort"}, "--target sort: must be one of class, tags, number"),
     ):
         with pytest.raises(InputError, match=reason.replace("?", r"\?")):
             read_labels(write(folder, text), **options)

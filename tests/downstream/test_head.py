@@ -44,6 +44,7 @@ def test_evidence_is_the_nearest_of_other_images_and_unlike_is_a_rank():
     table = head.predict(queries)
     assert set(table.loc[0, ["nearest_1", "nearest_2"]]) == {"w", "x"}
     assert table["unlike"].tolist() == [round(unlike[0], 3), 1]
+    assert not table.loc[1, "use"]
 
 
 def test_tags_are_named_and_those_in_doubt_are_listed_apart():

@@ -88,6 +88,11 @@ def test_images_go_in_and_labels_come_out_of_the_registered_head(project):
 
 
 def test_the_folder_of_classify_predicts_with_its_encoder_only(project, tmp_path):
+    refused = run("predict", "classified", "photos", "-o", "classified").exception
+    assert "classified: has what simtrail classify or finetune made; name another folder" in str(refused)
+    for command in (["classify", "encoder", "labels.csv", "photos"], ["outliers", "encoder", "photos"]):
+        assert "encoder: is the folder of a pulled encoder" in str(run(*command, "-o", "encoder").exception)
+    assert trace("classified")["made"]["learned"]["labelled images"] == 24
     assert run("predict", "classified", "photos/class1", "-o", "new").output.startswith("predict: 12 images: ")
     assert "an encoder without a head" in str(run("predict", "encoder", "photos").exception)
     shutil.copytree("classified", tmp_path / "other")
@@ -115,10 +120,25 @@ def test_a_pulled_folder_is_imported_once_with_its_trail(project, tmp_path, monk
     assert import_folder(tmp_path / "encoder", None) == ("moths", 2, "challenger")
     assert simtrail.load_predictor("models:/colours/1").head.names == ["class0", "class1", "class2"]
     run("pull", "models:/colours/1", "--out", str(tmp_path / "colours"))
-    assert "import: models:/again/1, champion" in run("import", str(tmp_path / "colours"), "--name", "again").output
+    assert "import: models:/again/1\n" in run("import", str(tmp_path / "colours"), "--name", "again").output
     (tmp_path / "colours/head.json").write_text("{}")
     with pytest.raises(InputError, match=r"head.json: changed since"):
         import_folder(tmp_path / "colours", "again")
+    for uri, reason in (
+        (
+            "models:/moths@best",
+            r"alias best not found; the registry holds models:/moths@challenger, models:/moths@champion",
+        ),
+        ("models:/moth/1", "the registry holds .*models:/colours/1.*models:/moths@champion"),
+        ("models:/moths", "must look like models:/NAME@champion or models:/NAME/VERSION"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            simtrail.load_encoder(uri)
+    shutil.copy("classified/head.json", tmp_path / "encoder")
+    with pytest.raises(InputError, match=r"head.json: is not of this encoder; pull it again to a new folder"):
+        import_folder(tmp_path / "encoder", "other")
+    (tmp_path / "encoder/head.json").unlink()
+    assert "is a file; name a new folder" in str(run("pull", "models:/moths/1", "--out", "labels.csv").exception)
     with pytest.raises(InputError, match="colours: is the name of classifiers, not of encoders; choose another name"):
         import_folder(tmp_path / "encoder", "colours")
     with pytest.raises(InputError, match="must be a folder that simtrail pull, or simtrail export"):

@@ -69,12 +69,13 @@ def read_labels(
     sources = [Source(name, place([path.parent, *folders], name)) for name in frame["path"].fillna("")]
     if missing := [source.name for source in sources if not source.path.is_file()]:
         raise InputError(f"{path}: {len(missing)} of its paths name no file: {listed(missing, 3)}")
-    if repeated := [name for name, twice in zip(frame["path"], frame["path"].duplicated(), strict=True) if twice]:
+    files = pd.Series([source.path.resolve() for source in sources], dtype=object)
+    if repeated := [source.name for source, twice in zip(sources, files.duplicated(), strict=True) if twice]:
         raise InputError(f"{path}: {listed(repeated, 3)}: listed twice; keep one row")
     names = frame[chosen].to_numpy(dtype=str)
     if target == "number":
         numbers = pd.to_numeric(frame[chosen], errors="coerce").to_numpy(float)
-        if wrong := [f"{name!r}" for name, number in zip(names, numbers, strict=True) if not np.isfinite(number)]:
+        if wrong := [f"{str(name)!r}" for name, number in zip(names, numbers, strict=True) if not np.isfinite(number)]:
             raise InputError(f"{path}: column {chosen!r}: no numbers: {listed(wrong, 3)}")
         names = numbers
     fair = frame[CHOSEN].isna().to_numpy() if CHOSEN in frame else np.ones(len(frame), bool)

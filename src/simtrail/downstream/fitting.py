@@ -39,7 +39,7 @@ class Fitted:
 
     head: Head
     candidates: pd.DataFrame  # kind, strength, score, loss of each candidate, out of fold
-    score: float  # of the chosen one, out of fold: accuracy of images, or of decisions about tags; R² of numbers
+    score: float  # of the chosen one on fair images, out of fold: accuracy (of tags: of decisions); R² of numbers
     covered: float  # fraction of the fair labelled images (decisions about tags) that would be used; 1 for numbers
     wrong: float  # fraction that would be used and wrong, out of fold; for numbers: outside their interval
     fair: int  # number of labelled images on which the promise rests
@@ -82,6 +82,8 @@ def fit_head(
                 best, chosen, scores, temperature = rank, (kind, strength, score), found, heat
     kind, strength, score = chosen
     drawn = np.ones(len(groups), bool) if fair is None else fair
+    if drawn.any() and not drawn.all():  # so that rounds of labelling can be compared: chosen images are harder
+        score = _quality(scores[drawn], task._replace(y=task.y[drawn]), temperature)[0]
     sure, right = _certainty(scores[drawn], task.y[drawn], target, temperature)
     of_group = np.repeat(groups[drawn], sure.shape[1])
     threshold = threshold_for(sure.ravel(), right.ravel(), of_group, error) if drawn.any() else np.inf

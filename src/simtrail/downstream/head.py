@@ -23,6 +23,7 @@ SEPARATOR, NO_TAG = ";", "-"  # of tags in a label; the label of an image withou
 KNN_TEMPERATURE = 0.07
 ROWS = 2_000  # images that are compared with all others at a time
 SMALLEST = 1e-6  # probability of a class without votes
+UNLIKE = 0.95  # above it, an image is unlike everything labelled
 NEAREST = 3  # labelled images that are shown as evidence
 
 
@@ -66,7 +67,8 @@ class Head:
         """A row per image, with these columns:
 
         - of a class: `predicted`, `probability`: the most probable class; `use`: whether the prediction may be used, so
-          that at most `error` of all images get a wrong label; `second`, `second_probability`: the next class
+          that at most `error` of all images get a wrong label, and is not `UNLIKE` everything labelled; `second`,
+          `second_probability`: the next class
         - of tags: `predicted`: those that an image has, with `;` between them, or `-`; `probability`: of the least
           certain decision; `use`: whether all decisions are certain; `unsure`: the tags that are not decided; and a
           column for the probability of each tag. At most `error` of all decisions are used and wrong
@@ -78,6 +80,8 @@ class Head:
         if not self.labelled:
             return table
         rows, unlike = self.evidence(features)
+        if "use" in table:
+            table["use"] &= unlike <= UNLIKE  # it may be of a class that nobody has labelled
         paths = np.array(self.labelled, dtype=object)
         near = {f"nearest_{i + 1}": paths[rows[:, i]] for i in range(rows.shape[1])}
         return table.assign(unlike=unlike.round(3), **near)

@@ -48,7 +48,11 @@ class Service(NamedTuple):
         with tempfile.TemporaryDirectory() as scratch:
             items = _arrays(inputs, self.encoder.config.recipe) if inputs.ndim == 4 else _files(inputs, Path(scratch))
             found = list(self.encoder.stream(items, max_side=SIDE))
-        if errors := [f"input {i}: {reason}" for i, reason in enumerate(found) if isinstance(reason, str)]:
+        if errors := [
+            f"input {i}: {reason.removesuffix(', despite its name')}"
+            for i, reason in enumerate(found)
+            if isinstance(reason, str)
+        ]:
             raise InputError("; ".join(errors[:10]))
         features = np.stack([row for row in found if not isinstance(row, str)])
         return features if self.head is None else self.head.predict(features)

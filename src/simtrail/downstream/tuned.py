@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -120,5 +121,7 @@ def _split(labels: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarra
     if len(np.unique(groups)) < FEWEST:
         raise InputError(f"labels: images of {len(np.unique(groups))} groups: fine-tuning needs at least {FEWEST}")
     kind = StratifiedGroupKFold if np.bincount(labels).max() >= FOLDS else GroupKFold
-    folds = [held for _, held in kind(FOLDS, shuffle=True, random_state=seed).split(labels, labels, groups)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer groups than folds
+        folds = [held for _, held in kind(FOLDS, shuffle=True, random_state=seed).split(labels, labels, groups)]
     return np.sort(np.concatenate(folds[2:])), folds[1], folds[0]

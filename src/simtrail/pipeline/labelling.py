@@ -43,12 +43,16 @@ def classify(
     With a `name`, the head is registered as a model of this name.
     """
     from simtrail.downstream.classify import CHOSEN, classify, read_labels
+    from simtrail.downstream.head import NO_TAG, SEPARATOR
     from simtrail.report.sheet import contact_sheet
 
     _require_name(name)
+    given = image_files(paths)
     known = read_labels(labels, [Path(path) for path in paths if Path(path).is_dir()], label, group, target)
+    if target == "tags" and not any(SEPARATOR in each or each == NO_TAG for each in known.labels):
+        print(f"classify: warning: no label names several tags, or none ({NO_TAG}); is it --target class?")
     places: dict[Path, Source] = {}
-    for source in [*image_files(paths), *known.sources]:  # in this order, so that features are found in the next round
+    for source in [*given, *known.sources]:  # in this order, so that features are found in the next round
         places.setdefault(source.path.resolve(), source)
     images = embedded(uri, list(places.values()), out)
     row = {path: number for number, path in enumerate(images.paths)}
@@ -69,12 +73,14 @@ def classify(
     result.table.to_csv(out / "predictions.csv", index=False)
     suggested = out / "suggested.csv"
     suggested.unlink(missing_ok=True)
-    if suggest:
-        pd.DataFrame({"path": result.suggested, known.column: "", CHOSEN: "yes"}).to_csv(suggested, index=False)
+    table = known.table.assign(path=names)
+    if suggest:  # a whole table, so that nobody has to bring rows with other columns together
+        more = pd.DataFrame({"path": result.suggested, CHOSEN: "yes"}, columns=table.columns)
+        pd.concat([table, more.fillna("")]).to_csv(suggested, index=False)
     lines = classified_lines(result.fitted, result.table)
     facts = {"title": f"{len(result.table)} images", "verdict": lines[-1], "column": known.column}
     recipe = images.encoder.config.recipe
-    contact_sheet(result.table, result.suggested, known.table, target, images.files, recipe, facts, out / "sheet.html")
+    contact_sheet(result.table, result.suggested, table, target, images.files, recipe, facts, out / "sheet.html")
     print("\n".join(f"classify: {line}" for line in lines))
     print(f"classify: review {out / 'sheet.html'}; all predictions: {out / 'predictions.csv'}")
     if name:
@@ -202,6 +208,8 @@ def predict(uri: str, paths: Sequence[str], out: Path) -> int:
     """Writes what a head predicts to `out`/predictions.csv; returns the number of files that could not be read."""
     from simtrail.downstream.head import Head
 
+    if (out / HEAD_CONFIG).exists():
+        raise InputError(f"{out}: has what simtrail classify or finetune made; name another folder with --out")
     encoder, folder = _encoder_and_head(uri)
     head = Head.load(folder)
     images = embedded(encoder, image_files(paths), out)
@@ -237,7 +245,9 @@ def classified_lines(fitted: Fitted, table: pd.DataFrame) -> list[str]:
     images = f"{len(table) - len(free)} labelled images"
     of = {"class": f"{images} of {len(head.names)} classes", "tags": f"{images} with {len(head.names)} tags"}
     score = {"class": "accuracy", "tags": "accuracy of all decisions about tags", "number": "R²"}[head.target]
+    chosen = "" if fitted.fair in (0, len(table) - len(free)) else f" of the {fitted.fair} that nobody chose"
     first = f"{head.kind} ({strength}) on {of.get(head.target, images)}: {score} {fitted.score:.3f} in cross-validation"
+    first += chosen
     fair = f"on average and as far as the {fitted.fair} labelled images that nobody chose are a fair sample"
     if np.isinf(head.threshold):
         needed = f"needs labelled images of at least {groups_needed(head.error)} groups, drawn at random"
@@ -245,8 +255,12 @@ def classified_lines(fitted: Fitted, table: pd.DataFrame) -> list[str]:
     if head.target == "number":
         promise = f"the number is within ± {head.threshold:.4g} of the predicted one for {1 - head.error:.0%} of images"
         return [first, f"{promise}, {fair}"]
-    used = f"{int(free['use'].sum())} of {len(free)} images get a label, the others are for you to look at"
+    count = int(free["use"].sum())
     if head.target == "tags":
-        used = f"for {int(free['use'].sum())} of {len(free)} images all tags are decided, for the others not all"
+        used = f"for {count} of {len(free)} images all tags are decided"
         return [first, f"{used}; of all decisions, at most {head.error:.0%} are wrong, {fair}"]
-    return [first, f"{used}; of all images, at most {head.error:.0%} get a wrong one, {fair}"]
+    used = f"{count} of {len(free)} unlabelled images get a label, the others are for you to look at"
+    wrong = f"at most {head.error:.0%} of the {len(free)} get a wrong one"
+    if count:
+        wrong += f", which is {min(1, head.error * len(free) / count):.0%} of those that get one"
+    return [first, f"{used}; {wrong}: {fair}"]

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from simtrail.data.sources import Source, image_files
-from simtrail.model import HEAD_CONFIG
+from simtrail.errors import InputError
+from simtrail.model import HEAD_CONFIG, MANIFEST
 from simtrail.tracking.pull import origin
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def embedded(uri: str, sources: Sequence[Source], out: Path) -> Embedded:
     from simtrail.downstream.embedding import embed_files
     from simtrail.model.encoder import Encoder
 
+    if (out / MANIFEST).exists():
+        raise InputError(f"{out}: is the folder of a pulled encoder; name another with --out")
     folder, about = origin(uri)
     encoder = Encoder.load(folder)
     out.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ def register_head(derived: Derived) -> int:
 def import_folder(folder: Path, name: str | None) -> tuple[str, int, str]:
     """Registers the folder of a pulled or exported encoder here, with its trail; returns name, version and alias.
 
-    Its alias is `champion` if there is none, else `challenger`: it can't be compared, because its test predictions stay
+    The alias of an encoder is `champion` if there is none, else `challenger`: it can't be compared, because its test predictions stay
     in the registry that it comes from. Raises InputError for a folder that is not complete, was changed, or does not
     give its golden features here.
     """
@@ -97,8 +97,10 @@ def import_folder(folder: Path, name: str | None) -> tuple[str, int, str]:
     trail = json.loads((folder / TRAIL).read_text(encoding="utf-8"))
     name = name or str(trail["name"])
     tags = {ENCODER_TAG: encoder_hash(folder), "imported": str(folder), "trained_in_run": str(trail.get("run", ""))}
-    if (folder / HEAD_CONFIG).is_file():
-        tags[HEAD_TAG] = trail["head_sha256"]
+    if (folder / HEAD_CONFIG).is_file() != (HEAD_TAG in trail):
+        raise InputError(f"{folder / HEAD_CONFIG}: is not of this encoder; pull it again to a new folder")
+    if HEAD_TAG in trail:
+        tags[HEAD_TAG] = trail[HEAD_TAG]
         number = json.loads((folder / HEAD_CONFIG).read_text(encoding="utf-8"))["target"] == "number"
         columns = {"predicted": "double" if number else "string"}
     else:
@@ -110,6 +112,8 @@ def import_folder(folder: Path, name: str | None) -> tuple[str, int, str]:
     files = [folder / CARD, folder / TRAIL]
     text = "Imported: its trail is in trail.json."
     version = _register(name, text, lambda run, _: folder, tags, parameters, trail["scores"], columns, files)
+    if HEAD_TAG in tags:
+        return name, version, ""
     client = open_store()
     with store_lock():
         present = client.get_model_version(name, str(version)).aliases

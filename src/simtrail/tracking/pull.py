@@ -9,11 +9,14 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from simtrail.errors import InputError
 from simtrail.model import CONFIG, GOLDEN, HEAD, HEAD_CONFIG, MANIFEST, WEIGHTS
 from simtrail.tracking.store import local_database, open_store
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import RegisteredModel
 
 CARD, CODE, REQUIREMENTS, TRAIL = "model_card.md", "code", "requirements.txt", "trail.json"
 OTHERS = (REQUIREMENTS, TRAIL)  # further files of a registered encoder
@@ -24,7 +27,7 @@ URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))/?")
 
 def fetch(uri: str, out: Path | None = None) -> Path:
     """The folder with the encoder of a registry URI (models:/NAME@alias, models:/NAME/3): a copy in `out`, if given."""
-    if not uri.startswith("models:/"):
+    if not re.fullmatch(r"models:/[^/@]+[/@].+", uri):
         raise InputError(f"{uri}: must look like models:/NAME@champion or models:/NAME/VERSION")
     folder = _local_folder(uri) or _download(uri)
     if out is None:
@@ -41,7 +44,9 @@ def _make_room(out: Path) -> None:
         for name in (WEIGHTS, CONFIG, GOLDEN, MANIFEST, CARD, HEAD, HEAD_CONFIG, *OTHERS):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / CODE, ignore_errors=True)
-    elif taken := [name for name in (MANIFEST, *OTHERS, CODE) if (out / name).exists()]:
+    elif out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; name a new folder")
+    elif taken := [name for name in (MANIFEST, HEAD, HEAD_CONFIG, *OTHERS, CODE) if (out / name).exists()]:
         raise InputError(f"{out / taken[0]}: is not of an encoder that was pulled before; name a new folder")
 
 
@@ -147,7 +152,15 @@ def _download(uri: str) -> Path:
     try:
         return Path(download_artifacts(f"{uri.rstrip('/')}/artifacts/encoder"))
     except (MlflowException, OSError, ValueError) as error:
-        names = ", ".join(sorted(f"models:/{model.name}" for model in client.search_registered_models())) or "no model"
+        models = client.search_registered_models()
+        wanted = [model for model in models if model.name == uri.split("/")[1].split("@")[0]] or models
+        names = ", ".join(name for model in wanted for name in _names(model)) or "no model"
         raise InputError(
             f"{uri}: {' '.join(str(error).split())[:200].rstrip('.')}; the registry holds {names}"
         ) from None
+
+
+def _names(model: RegisteredModel) -> list[str]:
+    """How the aliases of a model are named, and its latest version."""
+    latest = [f"models:/{model.name}/{version.version}" for version in model.latest_versions]
+    return [*(f"models:/{model.name}@{alias}" for alias in sorted(model.aliases)), *latest]

@@ -34,7 +34,7 @@ def trace(what: str) -> dict[str, Any]:
     if (path / WEIGHTS).is_file():
         return {"folder": what, "encoder_sha256": encoder_hash(path), **_trail(path)}
     if made := _made_with(path):
-        known = _by_hash(made["encoder_sha256"])
+        known = _by_hash(made["encoder_sha256"], made["model"])
         beyond = trace(known) if known else {"model": made["model"], "note": "the registry here does not have it"}
         made = {key: value for key, value in made.items() if key not in ("recipe", "images")}  # long
         return {"file": what, "made": made, **beyond}
@@ -75,11 +75,13 @@ def _registered(uri: str) -> dict[str, Any]:
     return {"version": int(version.version), "aliases": list(version.aliases), "why": version.tags.get(REASON_TAG)}
 
 
-def _by_hash(sha256: str) -> str | None:
-    """The URI of the registered version with this encoder."""
+def _by_hash(sha256: str, uri: str) -> str | None:
+    """The URI of the registered version with this encoder; of several, that of the model in a URI."""
     if (database := local_database()) is not None and not database.exists():
         return None
-    for model in open_store().search_registered_models():
+    named = URI.fullmatch(uri)
+    models = open_store().search_registered_models()
+    for model in sorted(models, key=lambda model: not named or model.name != named[1]):
         for version in open_store().search_model_versions(f"name = '{model.name}'"):
             if version.tags.get(ENCODER_TAG) == sha256 and HEAD_TAG not in version.tags:
                 return f"models:/{model.name}/{version.version}"
@@ -89,8 +91,12 @@ def _by_hash(sha256: str) -> str | None:
 def _made_with(path: Path) -> dict[str, Any] | None:
     """What a file of features, or the folder of a classifier, says of the encoder that it was made with."""
     head = path / "head.json"
-    found = json.loads(head.read_text(encoding="utf-8")).get("about", {}) if head.is_file() else about(path)
-    return found if "encoder_sha256" in found else None
+    if not head.is_file():
+        found = about(path)
+        return found if "encoder_sha256" in found else None
+    tree = json.loads(head.read_text(encoding="utf-8"))
+    learned = {key: tree[key] for key in ("target", "kind", "names", "error") if key in tree}
+    return tree.get("about", {}) | {"learned": learned | {"labelled images": len(tree.get("labelled", []))}}
 
 
 def _run(run_id: str) -> dict[str, Any]:
