@@ -86,9 +86,9 @@ def register_head(derived: Derived) -> int:
 def import_folder(folder: Path, name: str | None) -> tuple[str, int, str]:
     """Registers the folder of a pulled or exported encoder here, with its trail; returns name, version and alias.
 
-    The alias of an encoder is `champion` if there is none, else `challenger`: it can't be compared, because its test predictions stay
-    in the registry that it comes from. Raises InputError for a folder that is not complete, was changed, or does not
-    give its golden features here.
+    The alias of an encoder is `champion` if there is none, else `challenger`: it can't be compared, because its test
+    predictions stay in the registry that it comes from. A head has none. Raises InputError for a folder that is not
+    complete, was changed, or does not give its golden features here.
     """
     if not (folder / MANIFEST).is_file() or not (folder / TRAIL).is_file():
         raise InputError(f"{folder}: must be a folder that simtrail pull, or simtrail export --format folder, wrote")
