@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import socket
 import threading
 import time
@@ -77,6 +78,7 @@ def test_files_and_arrays_get_the_features_of_the_encoder(url, encoder, photos):
         (b'{"inputs": [[1], [1, 2]]}', 400, ""),
         (b'{"inputs": ["!"]}', 400, "input 0: no base64"),
         (b'{"inputs": ["aGVsbG8="]}', 400, "input 0: "),
+        (b'{"inputs": ["iUhERg=="]}', 400, "input 0: HDF5 (also MATLAB 7.3 and NetCDF 4) is not served"),
         (b'{"inputs": [[[[300]], [[1]], [[1]]]]}', 400, "integers of the range of uint8"),
         (b'{"inputs": [[[[0.5]], [[1]], [[1]]]]}', 400, "integers of the range of uint8"),
         (
@@ -135,6 +137,19 @@ def test_two_hundred_requests_in_parallel_all_get_their_answer(url, encoder, pho
         if good:
             answer = response.json()["predictions"][0]
             np.testing.assert_allclose(answer, expected[i % len(photos)], rtol=1e-4, atol=1e-5)
+
+
+def test_arrays_in_files_are_answered_too(encoder, photos):
+    import simtrail
+
+    image = simtrail.read_image(photos[0])
+    texts = []
+    for save in (np.save, np.savez):
+        file = io.BytesIO()
+        save(file, np.moveaxis(image, 0, -1))
+        texts.append(base64.b64encode(file.getvalue()).decode())
+    found = Service(encoder, None).answer([*texts, f"data:image/png;base64,{encoded(photos[0])}"])
+    np.testing.assert_allclose(found, np.repeat(encoder.embed(photos[:1]).to_numpy(), 3, 0), atol=1e-5)
 
 
 def test_a_head_answers_with_a_row_of_predictions(encoder, photos):

@@ -17,13 +17,8 @@ from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
 
 SIDE = 16_384  # pixels of the longest side of an image that is still decoded
-FORMATS = {
-    b"\x93NUMPY": ".npy",
-    b"\x89HDF": ".h5",
-    b"MATLAB": ".mat",
-    b"CDF": ".nc",
-    b"PK\x03\x04": ".npz",
-}  # others tell
+FORMATS = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".npz", b"MATLAB 5": ".mat", b"CDF": ".nc"}  # others tell
+HDF5 = (b"\x89HDF", b"MATLAB 7")  # a damaged file can make its library wait for ever
 
 
 class Service(NamedTuple):
@@ -35,9 +30,9 @@ class Service(NamedTuple):
     def answer(self, inputs: Any) -> np.ndarray | pd.DataFrame:
         """Features (N, width), or a table of predictions.
 
-        `inputs` are files of any format, except ENVI, as base64 strings (a list, or a table with one column), or an
-        array (N, C, H, W) of numbers, with the bands and range of the encoder's image files. Raises InputError, which
-        names each input by its position, from 0.
+        `inputs` are files of any format, except ENVI and HDF5, as base64 strings (a list, or a table with one column),
+        or an array (N, C, H, W) of numbers, with the bands and range of the encoder's image files. Raises InputError,
+        which names each input by its position, from 0.
         """
         if isinstance(inputs, pd.DataFrame) and inputs.shape[1] == 1:
             inputs = inputs.iloc[:, 0].to_numpy()
@@ -81,6 +76,8 @@ def _files(texts: np.ndarray, folder: Path) -> list[Path]:
             data = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
         except (binascii.Error, ValueError) as error:
             raise InputError(f"input {i}: no base64: {error}") from None
+        if data.startswith(HDF5):
+            raise InputError(f"input {i}: HDF5 (also MATLAB 7.3 and NetCDF 4) is not served; send the array of numbers")
         suffix = next((suffix for start, suffix in FORMATS.items() if data.startswith(start)), "")
         paths.append(folder / f"{i}{suffix}")
         paths[-1].write_bytes(data)
