@@ -37,8 +37,11 @@ def test_classify_labels_the_images_of_a_folder_and_makes_a_page_to_review_them(
     p = head.probabilities(np.stack([features[row["path"]]]))
     assert head.names[int(p.argmax())] == row["predicted"]
     assert abs(p.max() - row["probability"]) < 1e-4
-    suggested.fillna({"label": "class1"}).to_csv("next.csv", index=False)
-    second = run("classify", "encoder", "next.csv", "photos", "--error", "0.2")
+    suggested.fillna({"label": "class1"}).to_csv("classified/suggested.csv", index=False)
+    refused = str(run("classify", "encoder", "labels.csv", "photos", "--error", "0.2").exception)
+    assert "classified/suggested.csv: has 4 labels that labels.csv has not; use it instead, or remove it" in refused
+    second = run("classify", "encoder", "classified/suggested.csv", "photos", "--error", "0.2")
+    assert pd.read_csv("classified/suggested.csv")["label"].notna().sum() == 28
     assert "28 labelled images" in second.output
     assert "in cross-validation of the 24 that nobody chose" in second.output
     assert "as far as the 24 labelled images that nobody chose are a fair sample" in second.output

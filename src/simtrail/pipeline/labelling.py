@@ -48,7 +48,13 @@ def classify(
 
     _require_name(name)
     given = image_files(paths)
-    known = read_labels(labels, [Path(path) for path in paths if Path(path).is_dir()], label, group, target)
+    folders = [Path(path) for path in paths if Path(path).is_dir()]
+    known, suggested = read_labels(labels, folders, label, group, target), out / "suggested.csv"
+    same = suggested.exists() and suggested.samefile(labels)
+    if suggested.exists() and not same:  # somebody may have filled it in
+        filled = read_labels(suggested, folders, known.column, target=target)
+        if more := {s.path.resolve() for s in filled.sources} - {s.path.resolve() for s in known.sources}:
+            raise InputError(f"{suggested}: has {len(more)} labels that {labels} has not; use it instead, or remove it")
     if target == "tags" and not any(SEPARATOR in each or each == NO_TAG for each in known.labels):
         print(f"classify: warning: no label names several tags, or none ({NO_TAG}); is it --target class?")
     places: dict[Path, Source] = {}
@@ -71,8 +77,8 @@ def classify(
         head = dataclasses.replace(head, names=[known.column])
     head.save(out)
     result.table.to_csv(out / "predictions.csv", index=False)
-    suggested = out / "suggested.csv"
-    suggested.unlink(missing_ok=True)
+    if suggested.exists() and not same:
+        suggested.unlink()
     table = known.table.assign(path=names)
     if suggest:  # a whole table, so that nobody has to bring rows with other columns together
         more = pd.DataFrame({"path": result.suggested, CHOSEN: "yes"}, columns=table.columns)
