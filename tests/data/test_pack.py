@@ -80,6 +80,27 @@ def test_a_killed_packing_continues_after_its_last_part(packed, monkeypatch, kil
     assert len(result.moments) == 36
 
 
+def test_a_packing_that_is_killed_while_it_moves_its_files_begins_again(packed, monkeypatch):
+    manifest, recipe, images, folder = packed
+    new, state, moved = folder / "new", folder / "state", []
+    new.mkdir()
+
+    def move(source, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(shutil.copy(source, target))
+        source.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.shutil, "move", move)
+        with pytest.raises(KeyboardInterrupt):
+            packing.pack(folder / "data", manifest, recipe, new, state)
+    shutil.rmtree(new)  # as the stage does
+    new.mkdir()
+    result = packing.pack(folder / "data", manifest, recipe, new, state)
+    np.testing.assert_array_equal(result.images.rows(np.arange(36)), images.rows(np.arange(36)))
+
+
 def test_an_incomplete_shard_is_named(packed):
     images, folder = packed[2:]
     shard = folder / "out/images-0002.npy"

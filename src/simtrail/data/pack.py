@@ -51,9 +51,8 @@ class PackedImages:
         indices = np.asarray(indices)
         result = np.empty((len(indices), *self._shape), self._dtype)
         shard = np.searchsorted(self._starts, indices, side="right") - 1
-        begin = np.flatnonzero(
-            (np.diff(indices, prepend=-2) != 1) | (np.diff(shard, prepend=-1) != 0)
-        )  # of a run of rows
+        # where a run of rows begins, which are beside one another in a file
+        begin = np.flatnonzero((np.diff(indices, prepend=-2) != 1) | (np.diff(shard, prepend=-1) != 0))
         for first, last in pairwise([*begin, len(indices)]):
             number, size = int(shard[first]), int(last - first) * self._size
             place = self._offsets[number] + int(indices[first] - self._starts[number]) * self._size
@@ -105,6 +104,8 @@ def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path, unfini
         (work / "part.npy").rename(work / f"moments-{len(parts):05d}.npy")
     _open.cache_clear()
     moments, images = np.concatenate(parts), PackedImages(work, recipe)
+    for path in work.glob("moments-*.npy"):  # from here on, a kill must begin again: shards are rewritten and moved
+        path.unlink()
     kept = np.flatnonzero(~np.isnan(moments).any((1, 2)))
     if len(kept) < len(tiles):
         _without_blank(images, kept, rows, work)

@@ -79,16 +79,13 @@ def tune(
     also decides the threshold for `error`. Raises InputError for fewer than ten groups, or fewer than two classes.
     """
     names, y = np.unique(labels.astype(str), return_inverse=True)
-    rows = np.arange(len(y))
     train, val, test = _split(y, np.unique(groups, return_inverse=True)[1], seed)
     known = np.concatenate([train, val])
     features = features_of(encoder, images)
     frozen = fit_head(features[known], labels[known], groups[known], error, seed=seed).head
     seconds = step_seconds(deepcopy(encoder), ["fp32", "bf16"], images=8)
     tuning = Tuning(epochs, geometry, min(seconds, key=lambda name: seconds[name]), seed=seed)
-    found = fine_tune(
-        encoder, images, Labelled(rows[train], y[train]), Labelled(rows[val], y[val]), len(names), tuning, print
-    )
+    found = fine_tune(encoder, images, Labelled(train, y[train]), Labelled(val, y[val]), len(names), tuning, print)
     net, linear = found.model[0], found.model[1]
     assert isinstance(net, Encoder)
     assert isinstance(linear, torch.nn.Linear)

@@ -82,7 +82,7 @@ class Limits(NamedTuple):
                 "decompression bomb"
             )
         if self.max_side is not None and max(shape) > self.max_side:
-            raise ValueError(f"{sides}: a side is longer than max_side = {self.max_side} px")
+            raise ValueError(f"{sides}: a side is longer than check.max_side = {self.max_side} px")
 
 
 def arranged(array: np.ndarray, axes: str, reading: Reading) -> tuple[np.ndarray, tuple[str, ...]]:
