@@ -68,15 +68,18 @@ class Packing(NamedTuple):
     blank: int  # number of tiles that were left out, because they are only background
 
 
-def pack(folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path, unfinished: Path | None = None) -> Packing:
+def pack(
+    folder: Path, manifest: pd.DataFrame, recipe: Recipe, out: Path, unfinished: Path | None = None, code: str = ""
+) -> Packing:
     """Packs a dataset folder into `out`/images-*.npy, in manifest order.
 
     With `fit: tile` a file has a row per tile, without tiles of only background. Until the end the shards are in a
-    folder in `unfinished` (default: in `out`): after a kill, the next call for the same files and recipe continues
-    behind the last `PART` files that are complete. Raises InputError if a file has changed since the manifest was made.
+    folder in `unfinished` (default: in `out`): after a kill, the next call for the same files, recipe and `code`, a
+    hash, continues behind the last `PART` files that are complete. Raises InputError if a file has changed since the
+    manifest was made.
     """
     unfinished = unfinished or out / "unfinished"
-    made_from = manifest[["path", "sha256"]].to_csv(index=False) + recipe.model_dump_json()
+    made_from = manifest[["path", "sha256"]].to_csv(index=False) + recipe.model_dump_json() + code
     work = unfinished / hashlib.sha256(made_from.encode(errors="surrogateescape")).hexdigest()[:16]
     for other in set(unfinished.glob("*")) - {work}:
         shutil.rmtree(other)

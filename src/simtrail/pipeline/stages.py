@@ -118,7 +118,8 @@ def prepare(settings: Sequence[str] = ()) -> None:
     for line in without_effect(recipe, manifest["facts"].iloc[0]):
         echo(f"prepare: warning: {line}")
     ws.fresh_folder(ws.PACKED)  # only now: an error in the settings must not remove an earlier result
-    packed = pack(dataset.folder, manifest, recipe, ws.PACKED, ws.project_folder() / ".simtrail/prepare")
+    unfinished = ws.project_folder() / ".simtrail/prepare"
+    packed = pack(dataset.folder, manifest, recipe, ws.PACKED, unfinished, ws.code_hash("data"))
     table = _split_table(manifest, split, blocks, held_out)
     if recipe.fit == "tile":
         table = table_of_tiles(table, packed.tiles)

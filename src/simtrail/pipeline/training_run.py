@@ -21,7 +21,7 @@ from simtrail.model.backbone import one_line
 from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.weights import CHOICES, HUB, is_file
 from simtrail.params import FEATURES, Params, Pretrain, changed, recipe, value_of
-from simtrail.pipeline.workspace import Prepared, prepared, project_folder
+from simtrail.pipeline.workspace import Prepared, code_hash, prepared, project_folder
 from simtrail.training.features import Chosen
 from simtrail.training.loop import Trained, fit
 from simtrail.training.state import Checkpoints
@@ -54,7 +54,7 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     p = p.each_seed()[0]
     statistics, _, bands, images = source = prepared()
     config = encoder_config(p, source)
-    weights, code = first_weights(p.weights), _code_hash(*CODE)
+    weights, code = first_weights(p.weights), code_hash(*CODE)
     of_teacher = first_weights(p.teacher.weights, "pretrain.teacher.weights") if p.teacher.weights else None
     stamps = [weights.stamp, *([of_teacher.stamp] if of_teacher else [])]
     origins = {"first_weights": weights.stamp, "teacher": of_teacher.stamp if of_teacher else None}
@@ -190,12 +190,3 @@ def _without_effect(p: Pretrain) -> list[str]:
     if p.monitor.metric == "last" and p.monitor.patience:
         lines.append(f"monitor.patience = {p.monitor.patience}: no effect: monitor.metric is last")
     return [f"pretrain.{line}" for line in lines]
-
-
-def _code_hash(*parts: str) -> str:
-    """A hash of the source code of the given modules and subpackages."""
-    package = Path(__file__).parents[1]
-    files = sorted(
-        f for part in parts for f in ([package / part] if part.endswith(".py") else (package / part).rglob("*.py"))
-    )
-    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from functools import partial
@@ -102,6 +103,15 @@ def settings(params: Params, stage: str) -> dict[str, Any]:
     sections = tuple(f"{section}." for section in DECIDING[stage])
     flat = params.flat().items()
     return {key: value for key, value in flat if f"{key}.".startswith(sections) and not key.startswith(HOW_OFTEN)}
+
+
+def code_hash(*parts: str) -> str:
+    """A hash of the source code of the given modules and subpackages."""
+    package = Path(__file__).parents[1]
+    files = sorted(
+        f for part in parts for f in ([package / part] if part.endswith(".py") else (package / part).rglob("*.py"))
+    )
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
 
 
 def project_folder() -> Path:
