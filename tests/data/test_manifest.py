@@ -12,7 +12,7 @@ from simtrail.data.manifest import _statistics, in_parallel
 def test_an_item_that_kills_its_process_has_a_result_of_its_own(monkeypatch, crashes):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     items = ["__import__('os')._exit(1)" if i in crashes else str(i) for i in range(80)]
-    results = in_parallel(eval, items, "test", crashed=lambda item: "crashed")
+    results = list(in_parallel(eval, items, "test", crashed=lambda item: "crashed"))
     assert results == ["crashed" if i in crashes else i for i in range(80)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -60,9 +61,15 @@ def scan(
     table, declared = dataset.table(), dataset.declaration
     mask = declared.bands.index(declared.mask) if declared.mask and declared.bands else None
     scan_file = partial(_scan_file, dataset.folder, mask, declared.nodata, declared.reading, max_side)
-    rows = in_parallel(scan_file, table["path"], "check", _crashed, meanwhile=meanwhile)
-    hashes = {path: md5 for row in rows for path, md5 in row.pop("md5").items()}
-    manifest = pd.concat([table, pd.DataFrame(rows)], axis=1)
+    columns: dict[str, list[Any]] = {}
+    hashes: dict[str, str] = {}
+    for row in in_parallel(scan_file, table["path"], "check", _crashed, meanwhile=meanwhile):
+        hashes |= row.pop("md5")
+        row["facts"] = row["facts"] and sys.intern(row["facts"])  # one text for all files, not one for each
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    manifest = pd.concat([table, pd.DataFrame(columns)], axis=1)
+    del columns
     sets = pd.Series(near_copies(manifest.pop("thumbnail").to_list()), manifest.index, "Int64")
     manifest["near_copy"] = sets.mask(sets < 0)
     return manifest, data_md5(dataset.folder, hashes)
@@ -96,8 +103,8 @@ def in_parallel(
     *,
     threads: bool = False,
     meanwhile: Callable[[], object] = lambda: None,
-) -> list[Any]:
-    """function(item) for every item, in order, on all processor cores, with a progress bar on a terminal.
+) -> Iterator[Any]:
+    """Yields function(item) for every item, in order, on all processor cores, with a progress bar on a terminal.
 
     It runs in several processes, because decoders in one process block each other; an item that kills its process, as
     a damaged file can, has the result `crashed(item)`. `threads` uses threads instead, which start faster and are
@@ -109,10 +116,11 @@ def in_parallel(
         with ThreadPoolExecutor(min(cores, 8)) as pool:  # more would only wait for the disk; each holds an image
             results = pool.map(function, items)
             meanwhile()
-            return list(bar(results))
-    if (workers := min(cores, len(items) // 32)) <= 1:  # few items take less time than the start of processes
-        return [function(item) for item in items]
-    return list(bar(_in_processes(function, items, crashed, workers, meanwhile)))
+            yield from bar(results)
+    elif (workers := min(cores, len(items) // 32)) <= 1:  # few items take less time than the start of processes
+        yield from map(function, items)
+    else:
+        yield from bar(_in_processes(function, items, crashed, workers, meanwhile))
 
 
 def _in_processes(

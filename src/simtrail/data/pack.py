@@ -1,4 +1,4 @@
-"""Packing: every image is decoded and conformed once and stored in shards, which are read by memory map."""
+"""Packing: every image is decoded and conformed once and stored in shards, of which only the rows of a batch are read."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def pack(
     for start in range(len(parts) * PART, len(items), PART):
         part = items[start : start + PART]
         title = f"prepare {start + 1:,}–{start + len(part):,}" if len(items) > PART else "prepare"
-        results = in_parallel(pack_one, part, title, lambda item: f"{folder / item[1]}: damaged", threads=mapped)
+        packed = in_parallel(pack_one, part, title, lambda item: f"{folder / item[1]}: damaged", threads=mapped)
+        results = list(packed)
         if errors := [error for error in results if isinstance(error, str)]:
             raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: simtrail check, or dvc repro check")
         parts.append(np.concatenate(results))

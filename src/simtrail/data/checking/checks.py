@@ -117,7 +117,8 @@ def _run(expectations: list[Expectation]) -> list[tuple[bool, list[int], dict[st
                 results.append((True, [], configuration))
                 continue
             definition = asset.add_dataframe_asset(str(number)).add_batch_definition_whole_dataframe("all")
-            batch = definition.get_batch({"dataframe": expected.table})
+            column = expected.table[[expected.arguments["column"]]]  # of the whole table, it would hash every value
+            batch = definition.get_batch({"dataframe": column})
             result = batch.validate(expectation, result_format={"result_format": "COMPLETE"})
             if result.exception_info.get("raised_exception"):
                 raise RuntimeError(f"Great Expectations failed on {expected.title}: {result.exception_info}")
