@@ -73,6 +73,11 @@ def test_tiles_and_images_cut_to_their_mask_exclude_each_other():
     )
 
 
+def test_pairs_of_groups_and_sampling_exclude_each_other():
+    error = message({"pretrain.positives": "group", "pretrain.sampling": "balanced"})
+    assert "pretrain.sampling = 'balanced': not possible with pretrain.positives: group, which draws pairs" in error
+
+
 def test_modalities_can_not_be_compared_if_they_may_be_left_out():
     terms = {"pretrain.encoder.fusion": "separate", "pretrain.terms.intra": 1.0}
     error = message(terms | {"pretrain.augment.spectral.group_dropout.p": 0.5})

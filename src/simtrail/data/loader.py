@@ -22,6 +22,7 @@ class TrainingData(NamedTuple):
     labels: np.ndarray | None = None  # class number of every packed row, −1 without a label; None if all are without
     block: np.ndarray | None = None  # of every packed row: images of one block are never split apart; None: all differ
     group: np.ndarray | None = None  # of every packed row: images of one group are positives; None: only views are
+    weight: np.ndarray | None = None  # of every packed row: how often it is drawn, in proportion; None: all equally
     teacher: np.ndarray | None = None  # features of every packed row that are to be predicted; None: there are none
 
 
@@ -37,14 +38,26 @@ def to_unit(batch: np.ndarray, full_scale: int, device: torch.device) -> torch.T
     return on_device(torch.from_numpy(batch), device).float().div_(full_scale)
 
 
-def epoch_rows(rows: np.ndarray, batch_size: int, seed: int, epoch: int, group: np.ndarray | None = None) -> np.ndarray:
+def epoch_rows(
+    rows: np.ndarray,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    group: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+) -> np.ndarray:
     """The packed rows of each batch of one epoch, (batches, B), in an order drawn from (seed, epoch).
 
     Every batch is full. The images left over at the end of an epoch are used in later epochs, which have other orders.
-    With the `group` of every packed row, images of a group are drawn in pairs, other pairs in every epoch.
+    With the `group` of every packed row, images of a group are drawn in pairs, other pairs in every epoch. With the
+    `weight` of every packed row, images are drawn in proportion to it, and none twice in a batch.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rows[rng.permutation(len(rows))]
+    if weight is not None:
+        batches = len(rows) // batch_size
+        drawn = np.repeat(order, _copies(weight[order], batches, batch_size, rng.random()))
+        return drawn.reshape(batch_size, batches).T[rng.permutation(batches)]  # copies stand side by side: none meet
     if group is not None:
         order = order[np.argsort(group[order], kind="stable")]
         _, start, count = np.unique(group[order], return_index=True, return_counts=True)
@@ -52,6 +65,27 @@ def epoch_rows(rows: np.ndarray, batch_size: int, seed: int, epoch: int, group: 
         _, number = np.unique(np.stack([group[order], pair], 1), axis=0, return_inverse=True)
         order = order[np.argsort(rng.permutation(number.max() + 1)[number], kind="stable")]
     return order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+
+
+def draws(weight: np.ndarray, batches: int, batch_size: int) -> np.ndarray:
+    """How often each image is drawn in an epoch on average: in proportion to its weight, at most once per batch.
+
+    At least `batch_size` images must have a weight above 0.
+    """
+    total, capped = batches * batch_size, np.zeros(len(weight), bool)
+    while True:
+        free = np.where(capped, 0, weight)
+        expected = np.where(capped, batches, free * ((total - batches * capped.sum()) / max(free.sum(), 1e-300)))
+        if not (over := expected > batches).any():
+            return expected
+        capped |= over
+
+
+def _copies(weight: np.ndarray, batches: int, batch_size: int, start: float) -> np.ndarray:
+    """The number of copies of each image in an epoch, `batches` · `batch_size` in all (systematic sampling)."""
+    ends = np.cumsum(draws(weight, batches, batch_size))
+    ends[-1] = batches * batch_size  # without the error of the sum
+    return np.diff(np.floor(ends + start), prepend=0).astype(int)
 
 
 def batches(

@@ -1,4 +1,4 @@
-"""Packing: every image is decoded and conformed once and stored in shards, of which only the rows of a batch are read."""
+"""Packing: every image is decoded and conformed once and stored in shards, of which training reads single rows."""
 
 from __future__ import annotations
 

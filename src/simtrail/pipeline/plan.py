@@ -146,6 +146,8 @@ def epochs(images: int, bands: int, device: torch.device) -> tuple[int, str]:
 
 def positives(p: Pretrain, train: pd.DataFrame) -> tuple[str, str]:
     """Groups where their images show the same; as labels tell, of which the training sees nothing else."""
+    if p.sampling != "uniform":
+        return "view", f"sampling: {p.sampling} draws single images"
     grouped = train[train["group"].notna()]
     sizes = grouped["group"].value_counts()
     if not (sizes > 1).any():

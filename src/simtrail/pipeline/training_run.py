@@ -15,7 +15,7 @@ import torch
 
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import TrainingData
-from simtrail.errors import InputError
+from simtrail.errors import InputError, listed
 from simtrail.model import CONFIG, WEIGHTS
 from simtrail.model.backbone import one_line
 from simtrail.model.encoder import Encoder, EncoderConfig
@@ -70,7 +70,8 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
             _check_local_views(encoder, p)
     train, val = (source.pretraining_rows(part) for part in ("train", "val"))
     labels, block = pd.factorize(source.table["label"])[0], source.table["block"].to_numpy()
-    data = TrainingData(images, train, val, labels, block, _groups(p, source.table["group"], train))
+    of_group, weight = _groups(p, source.table["group"], train), _weights(p, source.table, train)
+    data = TrainingData(images, train, val, labels, block, of_group, weight)
     checkpoints = Checkpoints(project_folder() / ".simtrail" / group, key, p.checkpoint.keep)
     teacher = p.teacher.model_copy(update={"weights": of_teacher and of_teacher.location})
     p = p.model_copy(update={"weights": weights.location, "teacher": teacher})
@@ -148,6 +149,41 @@ def _groups(p: Pretrain, names: pd.Series, train: np.ndarray) -> np.ndarray | No
             f"fill a batch of {p.batch_size} without negatives; set nt_xent, or a larger pretrain.batch_size"
         )
     return group
+
+
+def _weights(p: Pretrain, table: pd.DataFrame, train: np.ndarray) -> np.ndarray | None:
+    """How often each image is drawn, in proportion; None if all are equally often."""
+    if p.sampling == "uniform":
+        return None
+    weight, of_training = np.ones(len(table)), table.iloc[train]
+    if p.sampling == "balanced":
+        counts = of_training["label"].value_counts()
+        if len(counts) < 2:
+            raise InputError(
+                "pretrain.sampling = 'balanced': needs training images of two classes or more; set uniform"
+            )
+        weight = (counts.sum() / len(counts) / table["label"].map(counts)).fillna(1.0).to_numpy()
+    elif (column := f"meta.{p.sampling}") in table:
+        numbers = pd.to_numeric(of_training[column], errors="coerce")
+        if len(wrong := of_training[~(numbers.ge(0) & np.isfinite(numbers))]):
+            first = wrong.iloc[0]
+            raise InputError(
+                f"pretrain.sampling = {p.sampling!r}: {len(wrong)} of {len(train)} training images have no number ≥ 0 "
+                f"in this column, such as {first['path']}: {first[column]!r}; correct them in the table of metadata"
+            )
+        weight[train] = numbers
+    else:
+        columns = [name.removeprefix("meta.") for name in table if name.startswith("meta.")]
+        raise InputError(
+            f"pretrain.sampling = {p.sampling!r}: must be uniform, balanced or a column of metadata.csv"
+            + (f": {listed(columns)}" if columns else ", which has no further columns")
+        )
+    if (drawn := int((weight[train] > 0).sum())) < p.batch_size:
+        raise InputError(
+            f"pretrain.sampling = {p.sampling!r}: only {drawn} training images have a number above 0, fewer than "
+            f"pretrain.batch_size = {p.batch_size}; set a smaller batch"
+        )
+    return weight
 
 
 class _FirstWeights(NamedTuple):

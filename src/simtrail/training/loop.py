@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from simtrail.augment.views import TwoViews
-from simtrail.data.loader import TrainingData, batches, epoch_rows, on_device
+from simtrail.data.loader import TrainingData, batches, draws, epoch_rows, on_device
 from simtrail.errors import InputError, TrainingError
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
 from simtrail.model.weights import load_weights
@@ -82,6 +82,9 @@ def fit(
             processes = f"{world()} processes on {device.type}" if world() > 1 else device.type
             action = f"resumes after step {state.step} of {steps}" if state.step else f"trains for {steps} steps"
             log(f"{config.architecture.model}, {millions:.1f} M weights, {processes}; {action}")
+            if data.weight is not None:
+                times = draws(data.weight[data.train], per_epoch, params.batch_size)
+                log(f"sampling: an image is drawn {times.min():.2g} to {times.max():.2g} times per epoch")
         finite = _FiniteLoss(steps, saver)
         bar = tqdm(total=steps, initial=state.step, desc="pretrain", unit="step", disable=True if rank() else None)
         for epoch in range(len(state.history), epochs):
@@ -89,7 +92,7 @@ def fit(
                 log(f"stopped after epoch {epoch}: {metric} did not rise in {state.validations_since_best} validations")
                 break
             start, first_step, so_far = time.perf_counter(), state.step, _so_far(epoch, epochs, state.history)
-            rows = epoch_rows(data.train, params.batch_size, params.seed, epoch, data.group)
+            rows = epoch_rows(data.train, params.batch_size, params.seed, epoch, data.group, data.weight)
             rows = rows[first_step - epoch * per_epoch :]
             read = _Timed(batches(data.images, rows, device, shard=(rank(), world())))
             for rows_of_batch, batch in zip(rows, read, strict=True):
