@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup repro sweep test test-slow lint docs ui serve lock clean
+.PHONY: help setup repro sweep test test-slow lint bench docs ui serve lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,6 +41,9 @@ test-slow: .venv/.installed ## run all tests, also slow, browser and GPU tests i
 
 lint: .venv/.installed ## check formatting, style, types and import contracts
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: .venv/.installed ## compare the speed of this machine's simtrail with its ceilings and with peers (10 minutes)
+	@$(BIN)/python benchmarks/bench.py
 
 docs: .venv/.installed ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

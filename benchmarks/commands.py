@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from common import ROOT, save
 from PIL import Image
 
 from simtrail.params import change
 
-ROOT = Path(__file__).parent.parent
 SMALL = {
     "data.name": "colours",
     "prepare.size": 32,
@@ -53,9 +53,7 @@ def main() -> None:
         table = pd.DataFrame(
             {name: seconds(Path(path).resolve(), Path(scratch, name)) for name, path in checkouts.items()}
         )
-    table.index.name = "command"
-    table.round(2).to_csv(ROOT / "benchmarks/results/commands.csv")
-    print(table.round(2).to_string())
+    save(table.round(2).rename_axis("command").reset_index(), "commands")
 
 
 def seconds(checkout: Path, folder: Path) -> dict[str, float]:

@@ -11,19 +11,15 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import yaml
+from common import ROOT, save, watched
 
 from simtrail.data.reading.envi import open_envi
 
-HERE = Path(__file__).resolve().parent
 CUBES, BANDS, SIDE, CHOSEN = 100, 408, 256, 24
 SETTINGS = {
     "data": {"name": "cubes"},
@@ -74,36 +70,11 @@ def bare(folder: Path) -> None:
         np.array(open_envi(header)[bands])
 
 
-def watched(function: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the function, and the peak memory in GB of all child processes together, without shared pages."""
-    peak, finished = 0.0, threading.Event()
-
-    def sample() -> None:
-        nonlocal peak
-        while not finished.wait(0.1):
-            memory = 0
-            for child in psutil.Process().children(recursive=True):
-                try:
-                    memory += child.memory_full_info().uss
-                except psutil.Error:
-                    continue
-            peak = max(peak, memory / 1e9)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    start = time.perf_counter()
-    function()
-    seconds = time.perf_counter() - start
-    finished.set()
-    sampler.join()
-    return seconds, peak
-
-
 def main() -> None:
     folder = Path(sys.argv[1])
     write(folder)
-    shutil.copy(HERE.parent / "dvc.yaml", folder)
-    params = yaml.safe_load((HERE.parent / "params.yaml").read_text())
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for section, values in SETTINGS.items():
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -122,9 +93,7 @@ def main() -> None:
         "print('raw cubes to features:', e.embed('data/cubes/images/kind0').shape)"
     )
     subprocess.run([sys.executable, "-c", script], cwd=folder, check=True)
-    table = pd.DataFrame(rows)
-    table.to_csv(HERE / "results/cubes.csv", index=False)
-    print(table.to_string(index=False))
+    save(pd.DataFrame(rows), "cubes")
 
 
 if __name__ == "__main__":

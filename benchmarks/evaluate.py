@@ -10,17 +10,17 @@ parts as arguments run only these.
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from common import RESULTS, reset_peak, resident, save
 from sklearn.linear_model import LogisticRegression
 
 from simtrail.evaluation import label_efficiency
@@ -38,7 +38,6 @@ from simtrail.evaluation.structure import (
     retrieval,
 )
 
-HERE = Path(__file__).resolve().parent
 FIVE = np.array(["train", "train", "train", "val", "test"])
 
 
@@ -60,9 +59,9 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def probe() -> dict[str, float]:
-    features, labels = embeddings(50_000, 512, 10)
-    split = FIVE[np.arange(50_000) % 5]
+def probe(images: int = 50_000) -> dict[str, float]:
+    features, labels = embeddings(images, 512, 10)
+    split = FIVE[np.arange(images) % 5]
     train = split == "train"
     standard = (features[train] - features[train].mean(0)) / features[train].std(0)
     return {
@@ -159,10 +158,33 @@ def memory() -> dict[str, float]:
         "kNN": lambda: knn_probabilities(features, labels, features[:1000], 10, 0.07, 30),
         "linear probe, one strength": lambda: next(fit_logistic(features, labels, 30, (1e-5,), tolerance=1e-4)),
     }.items():
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        reset_peak()
         rows[f"{name}, s"] = seconds(part)
-        rows[f"{name}, peak GB"] = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e6
+        rows[f"{name}, peak GB"] = resident("VmHWM") / 1e9
     return rows
+
+
+def quick() -> list[dict[str, Any]]:
+    """Rows for the table of all benchmarks."""
+    near, fits = neighbours(), probe(10_000)
+    ours, theirs = list(near.values())[:2]
+    seven, one = fits.values()
+    return [
+        {
+            "what": "kNN of 10,000 in 50,000",
+            "value": 1 / ours,
+            "unit": "per second",
+            "beside": "only product and top-k",
+            "other": 1 / theirs,
+        },
+        {
+            "what": f"linear probe, 10,000 × 512, {len(C_VALUES)} strengths",
+            "value": 1 / seven,
+            "unit": "per second",
+            "beside": "scikit-learn, one strength",
+            "other": 1 / one,
+        },
+    ]
 
 
 def main() -> None:
@@ -176,12 +198,10 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, name, f"{folder}/{name}.csv"], check=True)
         parts = [pd.read_csv(f"{folder}/{name}.csv", names=["what", "value"]).assign(part=name) for name in selected]
     table = pd.concat(parts)[["part", "what", "value"]].round(3)
-    results = HERE / "results/evaluate-cpu.csv"
     if sys.argv[1:]:  # keeps the results of the other parts
-        before = pd.read_csv(results)
+        before = pd.read_csv(RESULTS / "evaluate-cpu.csv")[table.columns]
         table = pd.concat([before[~before["part"].isin(selected)], table])
-    table.to_csv(results, index=False)
-    print(table.to_string(index=False))
+    save(table, "evaluate-cpu")
 
 
 if __name__ == "__main__":

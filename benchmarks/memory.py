@@ -1,30 +1,35 @@
-"""Training on more packed images than memory should hold, beside training on few: rate, and memory of the process.
+"""Training on more packed images than memory should hold, beside training on few: rate, memory, and resuming.
 
     python benchmarks/memory.py FOLDER [IMAGES]
 
 Writes IMAGES (1,000,000) random images of 3 × 64 × 64 (12 GB) to FOLDER, in shards as `prepare` does, and removes them
 at the end. The rates are the medians of rounds that take turns: whole training steps of ResNet-10 on all of them and on
-the first 10,000, and the reading alone. Memory is what the process holds beyond what it held after the first step.
+the first 10,000, and the reading alone. Memory is what the process holds beyond what it held after the first step. A
+short training is interrupted between two checkpoints and continued: its weights must be those of one that was not.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
-from throughput import DEVICE, recipe, settings
+from common import DEVICE, encoder, recipe, save, settings
 
 from simtrail.augment.views import TwoViews
-from simtrail.data.loader import batches, epoch_rows
+from simtrail.data.loader import TrainingData, batches, epoch_rows
 from simtrail.data.pack import SHARD_BYTES, PackedImages
-from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.training.learner import Learner, threads_for
+from simtrail.training.loop import fit
+from simtrail.training.state import Checkpoints
 
 SIDE, BATCH, FEW = 64, 256, 10_000
 ROUNDS, STEPS, READS = 3, 4, 400
@@ -34,10 +39,20 @@ def main() -> None:
     folder, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000
     try:
         write(folder, count)
-        measure(PackedImages(folder, recipe(SIDE)))
+        found = measure(PackedImages(folder, recipe(SIDE)))
+        save(pd.DataFrame([found | {"resumed_exactly": resumes_exactly(folder)}]).round(2), "memory")
     finally:
         for file in folder.glob("images-*.npy"):
             file.unlink()
+
+
+def quick() -> list[dict[str, Any]]:
+    """Rows for the table of all benchmarks."""
+    with TemporaryDirectory() as folder:
+        write(Path(folder), 40_000)
+        found = measure(PackedImages(Path(folder), recipe(SIDE)), rounds=2, batch=64)
+    what = f"training step on {found['images']:,} packed images"
+    return [{"what": what, "value": found["all"], "unit": "images/s", "beside": f"on {FEW:,}", "other": found["few"]}]
 
 
 def write(folder: Path, count: int) -> None:
@@ -49,41 +64,70 @@ def write(folder: Path, count: int) -> None:
         np.save(folder / f"images-{number:04d}.npy", images)
 
 
-def endless(images: PackedImages, rows: np.ndarray) -> Iterator[torch.Tensor]:
+def endless(images: PackedImages, rows: np.ndarray, batch: int) -> Iterator[torch.Tensor]:
     for epoch in range(10**6):
-        yield from batches(images, epoch_rows(rows, BATCH, 0, epoch), DEVICE)
+        yield from batches(images, epoch_rows(rows, batch, 0, epoch), DEVICE)
 
 
-def measure(images: PackedImages) -> None:
-    p = settings("resnet10t", SIDE, BATCH, False)
-    p = p.model_copy(update={"precision": "bf16" if DEVICE.type == "cuda" else "fp32"})
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe(SIDE), mean=[0.5] * 3, std=[0.25] * 3)
-    learner = Learner(Encoder(config).to(DEVICE).train(), TwoViews(p.augment, recipe(SIDE)), p)
+def measure(images: PackedImages, rounds: int = ROUNDS, batch: int = BATCH) -> dict[str, float]:
+    """Images per second with all images, with few, and of reading alone; megabytes beyond the first step."""
+    p, packing = settings("resnet10t", SIDE, batch), recipe(SIDE)
+    learner = Learner(encoder(p, packing), TwoViews(p.augment, packing), p)
     rows = {"all": np.arange(len(images)), "few": np.arange(FEW)}
     process = psutil.Process()
-    learner.step(next(endless(images, rows["few"])), 1e-4, 0, 0, 0)
+    learner.step(next(endless(images, rows["few"], batch)), 1e-4, 0, 0, 0)
     before, most = process.memory_info().rss, 0
     rates: dict[str, list[float]] = {"all": [], "few": [], "reading": []}
-    streams, number = {name: endless(images, part) for name, part in rows.items()}, 0
+    streams, number = {name: endless(images, part, batch) for name, part in rows.items()}, 0
     with threads_for(DEVICE):
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, stream in streams.items():
                 next(stream)
                 start = time.perf_counter()
                 for _ in range(STEPS):
                     learner.step(next(stream), 1e-4, 0, 0, number := number + 1)
                     most = max(most, process.memory_info().rss)
-                rates[name].append(STEPS * BATCH / (time.perf_counter() - start))
+                rates[name].append(STEPS * batch / (time.perf_counter() - start))
             start = time.perf_counter()
             for _ in range(READS):
                 next(streams["all"])
             most = max(most, process.memory_info().rss)
-            rates["reading"].append(READS * BATCH / (time.perf_counter() - start))
+            rates["reading"].append(READS * batch / (time.perf_counter() - start))
     found = {name: median(values) for name, values in rates.items()}
-    print(f"{len(images):,} images: {found['all']:.0f} images/s, {found['all'] / found['few']:.2f} of those of {FEW:,}")
-    print(
-        f"reading alone: {found['reading']:.0f} images/s; memory: {(most - before) / 1e6:.0f} MB beyond the first step"
-    )
+    return {"images": len(images), **found, "of_few": found["all"] / found["few"], "MB": (most - before) / 1e6}
+
+
+class Interrupted(PackedImages):
+    """Images whose reading fails after some batches."""
+
+    left = 5
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().rows(indices)
+
+
+def resumes_exactly(folder: Path) -> bool:
+    """Whether a training that is interrupted and continued ends with the weights of one that is not."""
+    p = settings("resnet10t", SIDE, BATCH, max_steps=6, checkpoint={"every_steps": 2})
+    packing = recipe(SIDE)
+
+    def train(kind: Callable[..., PackedImages], **options: Any) -> dict[str, torch.Tensor]:
+        images = kind(folder, packing)
+        data = TrainingData(images, np.arange(len(images)), np.arange(0))
+        return fit(data, encoder(p, packing).config, p, validate=False, **options).encoder.state_dict()
+
+    whole = train(PackedImages)
+    with TemporaryDirectory() as scratch:
+        checkpoints = Checkpoints(Path(scratch), "run")
+        try:
+            train(Interrupted, checkpoints=checkpoints)
+        except KeyboardInterrupt:
+            assert checkpoints, "nothing to continue from"
+        continued = train(PackedImages, checkpoints=checkpoints)
+    return all(torch.equal(value, continued[name]) for name, value in whole.items())
 
 
 if __name__ == "__main__":

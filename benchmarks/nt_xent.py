@@ -7,22 +7,20 @@ Prints a table and writes it to benchmarks/results/nt_xent-<cpu|gpu>.csv. Takes 
 
 from __future__ import annotations
 
-import statistics
-import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from common import DEVICE, KIND, resident, save, timed
 
-from simtrail.model.encoder import best_device
 from simtrail.model.objectives import dcl, nt_xent
 
 DIMENSIONS, TEMPERATURE = 128, 0.2
 TIMED, MEASURED, ROUNDS = 2048, 8192, 15  # images, images, rounds
-DEVICE = best_device()
 
 
 def dense(projections: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -39,43 +37,38 @@ def inputs(images: int) -> torch.Tensor:
     return torch.randn(2 * images, DIMENSIONS, device=DEVICE, requires_grad=True)
 
 
-def milliseconds(form: str, projections: torch.Tensor) -> float:
-    start = time.perf_counter()
-    FORMS[form](projections, TEMPERATURE).backward()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
+def passes(form: str, images: int) -> Callable[[], None]:
+    projections = inputs(images)
+    return lambda: FORMS[form](projections, TEMPERATURE).backward()
 
 
 def peak_megabytes(form: str) -> float:
     """Peak memory without the inputs. Needs a new process for each call, because a process's peak never decreases."""
-    milliseconds(form, inputs(64))
-    projections = inputs(MEASURED)
+    passes(form, 64)()
+    measured = passes(form, MEASURED)
     before = torch.cuda.memory_allocated() if DEVICE.type == "cuda" else resident("VmRSS")
-    milliseconds(form, projections)
+    measured()
     after = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else resident("VmHWM")
     return (after - before) / 1e6
 
 
-def resident(field: str) -> int:
-    """Bytes of the process, from /proc, because getrusage would include the peak of its parent."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])
+def quick() -> list[dict[str, Any]]:
+    """Rows for the table of all benchmarks."""
+    seconds = timed({form: passes(form, TIMED) for form in ("nt_xent", "dense nt_xent")}, rounds=5)
+    ours, dense_form = (1 / each for each in seconds.values())
+    what = f"NT-Xent and its gradient, {TIMED:,} images"
+    return [{"what": what, "value": ours, "unit": "per second", "beside": "the dense form", "other": dense_form}]
 
 
 def main() -> None:
-    projections = inputs(TIMED)
-    rounds = [{form: milliseconds(form, projections) for form in FORMS} for _ in range(ROUNDS + 1)][1:]
+    seconds = timed({form: passes(form, TIMED) for form in FORMS}, ROUNDS)
     rows = []
     for form in FORMS:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             peak = pool.submit(peak_megabytes, form).result()
-        time_ms = statistics.median(times[form] for times in rounds)
-        rows.append({"form": form, f"ms at B = {TIMED}": round(time_ms, 1), f"MB at B = {MEASURED}": round(peak)})
-    table = pd.DataFrame(rows)
-    print(table.to_string(index=False))
-    device = "gpu" if DEVICE.type == "cuda" else "cpu"
-    table.to_csv(Path(__file__).parent / f"results/nt_xent-{device}.csv", index=False)
+        time_ms = round(1e3 * seconds[form], 1)
+        rows.append({"form": form, f"ms at B = {TIMED}": time_ms, f"MB at B = {MEASURED}": round(peak)})
+    save(pd.DataFrame(rows), f"nt_xent-{KIND}")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from throughput import DEVICE, ROOT, recipe, settings, timed
+from common import DEVICE, KIND, encoder, recipe, save, settings, timed
 
 from simtrail.augment.views import TwoViews
-from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.training.learner import Learner, threads_for
 
 SIDE, BATCH, TEACHER = 64, 64, 1280
@@ -32,25 +31,31 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
+def seconds(options: dict[str, dict[str, Any]], rounds: int) -> dict[str, float]:
     with threads_for(DEVICE):
-        seconds = timed({name: step(**option) for name, option in OPTIONS.items()})
-    plain = seconds["plain"]
-    rows = [{"option": name, "steps per second": 1 / s, "time": s / plain} for name, s in seconds.items()]
-    table = pd.DataFrame(rows).round(2)
-    print(table.to_string(index=False))
-    kind = "gpu" if DEVICE.type == "cuda" else "cpu"
-    table.to_csv(ROOT / f"benchmarks/results/options-{kind}.csv", index=False)
+        return timed({name: step(**option) for name, option in options.items()}, rounds)
+
+
+def quick() -> list[dict[str, Any]]:
+    """Rows for the table of all benchmarks."""
+    found = seconds(OPTIONS, rounds=3)
+    speeds = {name: BATCH / each for name, each in found.items()}
+    same: dict[str, Any] = {"unit": "images/s", "beside": "the plain step", "other": speeds.pop("plain")}
+    return [{"what": f"training step, {name}", "value": speed, **same} for name, speed in speeds.items()]
+
+
+def main() -> None:
+    found = seconds(OPTIONS, rounds=7)
+    rows = [{"option": name, "steps per second": 1 / s, "time": s / found["plain"]} for name, s in found.items()]
+    save(pd.DataFrame(rows).round(2), f"options-{KIND}")
 
 
 def step(packed: int = SIDE, local_views: int = 0, **values: torch.Tensor) -> Callable[[], Any]:
     """A training step with an option."""
-    p = settings("resnet10t", SIDE, BATCH, compiled=False).model_copy(update={"local_views": local_views})
-    packing = recipe(packed)
+    p, packing = settings("resnet10t", SIDE, BATCH, local_views=local_views), recipe(packed)
     width = values["teacher"].shape[1] if "teacher" in values else 0
-    kept: dict[str, Any] = {"recipe": packing, "mean": [0.5] * 3, "std": [0.25] * 3, "view_size": SIDE}
-    config = EncoderConfig(architecture=p.encoder, head=p.head, teacher_width=width, **kept)
-    learner = Learner(Encoder(config).to(DEVICE).train(), TwoViews(p.augment, packing, SIDE), p)
+    trained = encoder(p, packing, teacher_width=width, view_size=SIDE)
+    learner = Learner(trained, TwoViews(p.augment, packing, SIDE), p)
     images, numbers = torch.rand(BATCH, 3, packed, packed, device=DEVICE), count()
     values = {name: value.to(DEVICE) for name, value in values.items()}
     return lambda: learner.step(images, 1e-4, 0, 0, next(numbers), **values)

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from common import add
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -36,7 +37,6 @@ from simtrail.evaluation.tasks import main_task, small_pixels
 from simtrail.model.encoder import Encoder
 from simtrail.params import Evaluate
 
-RESULTS = Path(__file__).parent / "results/out_of_the_box.csv"
 STAGES = ("check", "prepare", "plan", "pretrain", "embed", "evaluate", "report", "register")
 TRAINING = ("plan", "pretrain")
 BATCH = 64  # of Lightly: as ours
@@ -56,20 +56,12 @@ def main() -> None:
             times = ours(project, name, source)
             (project / "times.json").write_text(json.dumps(times))
         rows[name] = scores(project)
-        save(name, rows[name])
+        add({"set": name, **rows[name]}, "out_of_the_box", "set")
     for name, row in rows.items():
         file = folder / name / "lightly.json"
         if not file.exists():
             file.write_text(json.dumps(lightly(folder / name)))
-        save(name, row | json.loads(file.read_text()))
-
-
-def save(name: str, row: dict[str, object]) -> None:
-    """Puts the row of a set into the table in place of an earlier one, and prints the table."""
-    table = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["set"])
-    table = pd.concat([table[table["set"] != name], pd.DataFrame([{"set": name, **row}])])
-    table.to_csv(RESULTS, index=False, float_format="%.4g")
-    print(table.to_string(index=False), flush=True)
+        add({"set": name, **row, **json.loads(file.read_text())}, "out_of_the_box", "set")
 
 
 def drawn(source: Path, count: int, folder: Path) -> Path:

@@ -9,14 +9,16 @@ mean difference of packed values (0 to 255) to those of a complete decode.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from common import reset_peak, resident, save
 from PIL import Image
 
 from simtrail.data.dataset import Dataset
@@ -30,10 +32,10 @@ FILES, AT_ONCE, WIDTH, HEIGHT, SIZE = 200, 10, 6000, 4000, 96
 KINDS = ("decode", "check", "reduced decode", "prepare")
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, files: int) -> None:
     """Writes photographs: smooth shapes of several scales, with edges and the noise of a camera."""
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
-    for i in range(FILES):
+    for i in range(files):
         path = folder / f"{i // AT_ONCE:02}/images/{i:03}.jpg"
         if path.exists():
             continue
@@ -53,13 +55,8 @@ def decode(path: Path, enough: tuple[int, int] | None = None) -> None:
     image.load()
 
 
-def memory(key: str) -> float:
-    """Bytes of memory of this process: VmRSS now, or VmHWM at its peak since the last reset."""
-    return 1024 * float(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
-def main(folder: Path) -> None:
-    write(folder)
+def measure(folder: Path, files: int = FILES) -> pd.DataFrame:
+    write(folder, files)
     out, seconds, peaks, differences = folder / "out", dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0), []
     out.mkdir(exist_ok=True)
     for batch in sorted(folder.glob("[0-9]*")):
@@ -67,8 +64,8 @@ def main(folder: Path) -> None:
         manifest = scan(dataset)[0]
         recipe = make_recipe(manifest, dataset.declaration, Prepare(size=SIZE))
         for kind in KINDS:
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-            before, start = memory("VmRSS"), time.process_time()
+            reset_peak()
+            before, start = resident("VmRSS"), time.process_time()
             if kind == "check":
                 scan(dataset)
             elif kind == "prepare":
@@ -76,17 +73,35 @@ def main(folder: Path) -> None:
             else:
                 for path in paths:
                     decode(path, (4 * SIZE * WIDTH // HEIGHT, 4 * SIZE) if kind == "reduced decode" else None)
-            seconds[kind] += (time.process_time() - start) / FILES
-            peaks[kind] = max(peaks[kind], (memory("VmHWM") - before) / (3 * WIDTH * HEIGHT))
+            seconds[kind] += (time.process_time() - start) / files
+            peaks[kind] = max(peaks[kind], (resident("VmHWM") - before) / (3 * WIDTH * HEIGHT))
         whole = conform(read_image(paths[0]), recipe)[0]
         differences.append(np.abs(packed.rows(np.arange(1))[0].astype(int) - whole).mean())
     table = pd.DataFrame({"work": KINDS, "seconds": seconds.values()})
     table["ratio"] = table["seconds"] / table["seconds"][[0, 0, 2, 2]].to_numpy()
     table["memory"] = peaks.values()
     table["difference"] = [np.nan] * 3 + [np.mean(differences)]
-    print(table.round(3).to_string(index=False))
-    table.round(3).to_csv(Path(__file__).parent / "results/photographs.csv", index=False)
+    return table
+
+
+def quick() -> list[dict[str, Any]]:
+    """Rows for the table of all benchmarks, by processor time."""
+    with TemporaryDirectory() as folder:
+        rates = 1 / measure(Path(folder), AT_ONCE).set_index("work")["seconds"]
+    return [
+        {
+            "what": f"{stage}, JPEG of 24 megapixels",
+            "value": rates[stage],
+            "unit": "files/s",
+            "beside": beside,
+            "other": rates[bare],
+        }
+        for stage, bare, beside in (
+            ("check", "decode", "only decoding"),
+            ("prepare", "reduced decode", "only decoding, reduced"),
+        )
+    ]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    save(measure(Path(sys.argv[1])).round(3), "photographs")

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
+from common import add
 
 from simtrail.evaluation.classifiers import knn_probabilities
 from simtrail.evaluation.difference import paired
@@ -29,8 +29,6 @@ from simtrail.params import Evaluate, changed, load_params
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.training_run import training_run
 from simtrail.training.loop import plan_steps
-
-RESULTS = Path(__file__).resolve().parent / "results/settings.csv"
 
 
 def main() -> None:
@@ -43,9 +41,7 @@ def main() -> None:
         share = float(settings.pop("steps", 1.0))
         with_it = np.mean([hits(settings, share, seed) for seed in seeds], 0)
         row = {"set": project.name, "option": name, "seeds": len(seeds), **dict(compared(plain, with_it))}
-        print(row, flush=True)
-        table = pd.concat([pd.read_csv(RESULTS) if RESULTS.exists() else None, pd.DataFrame([row])])
-        table.to_csv(RESULTS, index=False)
+        add({"which": f"{project.name}, {name}", **row}, "settings", "which")
 
 
 def hits(settings: dict[str, Any], share: float, seed: int) -> np.ndarray:

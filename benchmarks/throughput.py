@@ -2,108 +2,124 @@
 
     python benchmarks/throughput.py [--smoke]
 
-For each size of image and network, in bf16, the images (of two views each) per second of
-  ceiling   forward and backward pass of the encoder and its head on views that are ready,
-  step      the whole training step, with reading, views, loss and optimiser, as `fit` makes it,
-  views     the augmentation alone,
-  lightly   the step of Lightly's example on views that are ready: its transforms run on the processor, and are slower,
-and of NT-Xent with gradient. Needs none of the MLOps packages. Prints a table and writes it to
-benchmarks/results/throughput-<cpu|gpu>.csv; --smoke tries everything on a few small images, and writes nothing.
+For each size of image and network, the images (of two views each) per second of
+  ceiling        forward and backward pass of the encoder and its head on views that are ready,
+  step           the whole training step, with reading, views, loss and optimiser, as `fit` makes it,
+  views          the augmentation alone,
+  lightly_ready  the step of Lightly's example in the same precision, on views that are ready,
+  lightly        Lightly as it comes: its example in float32, with its own transforms,
+  lightly_bf16   the same in bf16.
+Lightly's transforms run on all cores of the processor, here without any loss: beside a GPU at the same time, otherwise
+in turn. The precision is bf16 on a GPU, and what `precision: auto` chooses on a processor. On a GPU, NT-Xent with its
+gradient is timed, too; on a processor, forms of the ceiling: the layout of memory, both views as one batch or two, and
+compiled. Needs none of the MLOps packages. Writes tables to benchmarks/results/throughput-<cpu|gpu>.csv and
+forms-cpu.csv; --smoke tries everything on a few small images, and writes nothing.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from common import DEVICE, KIND, encoder, recipe, save, settings, timed
 from torch import nn
 
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import batches, epoch_rows
 from simtrail.data.pack import PackedImages
-from simtrail.data.recipe import Recipe
-from simtrail.model.encoder import Encoder, EncoderConfig, best_device
+from simtrail.model.encoder import Encoder
 from simtrail.model.objectives import nt_xent
-from simtrail.params import Pretrain, changed, load_params
+from simtrail.params import Pretrain
+from simtrail.pipeline.plan import precision
 from simtrail.training.learner import Learner, threads_for
 
-ROOT, DEVICE, SMOKE = Path(__file__).parent.parent, best_device(), "--smoke" in sys.argv
-ROUNDS, SECONDS = 3, 0.1 if SMOKE else 0.4  # of each round
-COMPILED = [(32, "resnet18"), (64, "resnet18"), (224, "resnet50"), (224, "vit_small_patch16_224")]
-CASES = [  # side, network, batch
-    (32, "resnet18", 1024),
-    (32, "resnet50", 512),
-    (64, "resnet18", 1024),
-    (64, "resnet50", 512),
-    (64, "vit_small_patch16_224", 512),
-    (224, "resnet18", 256),
-    (224, "resnet50", 256),
-    (224, "vit_small_patch16_224", 256),
+GPU = DEVICE.type == "cuda"
+
+
+class Case(NamedTuple):
+    """What is measured: a size of image, a network and a batch."""
+
+    side: int
+    model: str
+    batch: int
+    compiled: bool = False
+
+
+PROCESSOR = [Case(64, "resnet18", 256), Case(32, "resnet18", 256), Case(64, "resnet10t", 64)]
+CARD = [
+    Case(32, "resnet18", 1024),
+    Case(32, "resnet18", 1024, True),
+    Case(32, "resnet50", 512),
+    Case(64, "resnet18", 1024),
+    Case(64, "resnet18", 1024, True),
+    Case(64, "resnet50", 512),
+    Case(64, "vit_small_patch16_224", 512),
+    Case(224, "resnet18", 256),
+    Case(224, "resnet50", 256),
+    Case(224, "resnet50", 256, True),
+    Case(224, "vit_small_patch16_224", 256),
+    Case(224, "vit_small_patch16_224", 256, True),
 ]
-if SMOKE:
-    CASES, COMPILED = [(32, "resnet10t", 8), (32, "vit_tiny_patch16_224", 8)], [(32, "resnet10t")]
+QUICK = [Case(64, "resnet18", 64), Case(32, "resnet18", 32)]
+SMALL = [Case(32, "resnet10t", 8), Case(32, "resnet10t", 8, True), Case(32, "vit_tiny_patch16_224", 8)]
 
 
-def main() -> None:
+def main(smoke: bool = False) -> None:
     rows = []
-    for side, model, batch in CASES:
-        for compiled in [False, True][: 1 + ((side, model) in COMPILED)]:
-            with threads_for(DEVICE):
-                rows.append(throughput(side, model, batch, compiled))
-            print(rows[-1], flush=True)
-            write(pd.DataFrame(rows))
-    for images in [64] if SMOKE else [512, 2048, 8192]:
-        print(f"NT-Xent and its gradient, {images} images: {1e3 * loss_seconds(images):.2f} ms", flush=True)
+    for case in SMALL if smoke else CARD if GPU else PROCESSOR:
+        with threads_for(DEVICE):
+            rows.append(throughput(case))
+        print(rows[-1], flush=True)
+        if not smoke:  # a machine whose time ends leaves what it has measured
+            save(pd.DataFrame(rows), f"throughput-{KIND}")
+    for images in [64] if smoke else [512, 2048, 8192] if GPU else []:
+        z = torch.randn(2 * images, 128, device=DEVICE, requires_grad=True)
+        loss = timed({"loss": lambda z=z: nt_xent(z, 0.2).backward()})["loss"]  # type: ignore[misc]
+        print(f"NT-Xent and its gradient, {images} images: {1e3 * loss:.2f} ms", flush=True)
+    if not GPU and not smoke:
+        save(forms(Case(64, "resnet18", 128)), "forms-cpu")
     print(pd.DataFrame(rows).to_string(index=False))
 
 
-def write(table: pd.DataFrame) -> None:
-    """Writes the table so far, so that a machine whose time ends leaves what it has measured."""
-    if not SMOKE:
-        name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-        path = ROOT / f"benchmarks/results/throughput-{'gpu' if DEVICE.type == 'cuda' else 'cpu'}.csv"
-        table.assign(device=name, torch=torch.__version__).to_csv(path, index=False)
+def quick() -> list[dict[str, Any]]:
+    """Rows for the table of all benchmarks."""
+    rows = []
+    for case in QUICK:
+        found = throughput(case)
+        what = f"training step, ResNet-18, {case.side} px, {found['precision']}"
+        for other, name in (
+            ("ceiling", "the encoder alone"),
+            ("lightly", "Lightly as it comes"),
+            ("lightly_bf16", "Lightly with bf16"),
+        ):
+            rows.append(
+                {"what": what, "value": found["step"], "unit": "images/s", "beside": name, "other": found[other]}
+            )
+    return rows
 
 
-def settings(model: str, side: int, batch: int, compiled: bool) -> Pretrain:
-    """The default settings, with the views of the recipe for photographs."""
-    values: dict[str, Any] = {
-        "pretrain.encoder.model": model,
-        "pretrain.encoder.stem": "small" if side <= 32 and "resnet" in model else "standard",
-        "pretrain.encoder.features": [1],
-        "pretrain.recipe": "photograph",
-        "pretrain.batch_size": batch,
-        "pretrain.micro_batch_size": None,
-        "pretrain.temperature": 0.2,
-        "pretrain.learning_rate": 0.001,
-        "pretrain.precision": "fp32" if SMOKE else "bf16",  # without the instructions for it, bf16 is slow
-        "pretrain.compile": compiled,
-    }
-    return changed(load_params(ROOT / "params.yaml"), values, "benchmarks/throughput.py").pretrain
-
-
-def recipe(side: int) -> Recipe:
-    rgb, zeros, full = ["red", "green", "blue"], [0.0] * 3, [255.0] * 3
-    facts: dict[str, Any] = {"file_dtype": "uint8", "file_bands": 3, "mask_band": None, "bands": rgb, "dtype": "uint8"}
-    return Recipe(size=side, fit="pad", background=0.0, composite=False, low=zeros, high=full, **facts)
-
-
-def throughput(side: int, model: str, batch: int, compiled: bool) -> dict[str, Any]:
+def throughput(case: Case) -> dict[str, Any]:
     """A row of the table: images per second of each part, and what fraction of the ceiling the whole step reaches."""
-    p, packing = settings(model, side, batch, compiled), recipe(side)
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=packing, mean=[0.5] * 3, std=[0.25] * 3)
+    p, packing = settings(case.model, case.side, case.batch, compile=case.compiled), recipe(case.side)
+    trained = encoder(p, packing)
+    low = "bf16" if GPU else precision(trained.config, DEVICE)[0]
+    p = p.model_copy(update={"precision": low})
     views = TwoViews(p.augment, packing)
-    learner = Learner(Encoder(config).to(DEVICE).train(), views, p)
-    ready = torch.rand(2 * batch, 3, side, side, device=DEVICE)
-    lightly = lightly_step(p, config, ready) if not compiled else None
+    learner = Learner(trained, views, p)
+    ready = torch.rand(2 * case.batch, 3, case.side, case.side, device=DEVICE)
+    lightly = {}
+    if not case.compiled:
+        lightly["lightly_ready"] = lightly_step(p, trained, ready, low)
+        for name, kind in (("lightly", "fp32"), ("lightly_bf16", "bf16")):
+            lightly[name] = lightly_step(p, trained, ready, kind, torch.contiguous_format)
 
     def ceiling() -> None:
         with learner.autocast:
@@ -112,39 +128,46 @@ def throughput(side: int, model: str, batch: int, compiled: bool) -> dict[str, A
         learner.encoder.zero_grad(set_to_none=True)
 
     with TemporaryDirectory() as folder:
-        random = np.random.default_rng(0).integers(0, 256, (4 * batch, 3, side, side), dtype=np.uint8)
+        random = np.random.default_rng(0).integers(0, 256, (4 * case.batch, 3, case.side, case.side), dtype=np.uint8)
         np.save(Path(folder) / "images-0000.npy", random)
-        images = PackedImages(Path(folder), packing)
-        endless = (b for epoch in range(10**6) for b in batches(images, rows_of(images, batch, epoch), DEVICE))
+        images, rows = PackedImages(Path(folder), packing), np.arange(len(random))
+        endless = (b for epoch in range(10**6) for b in batches(images, epoch_rows(rows, case.batch, 0, epoch), DEVICE))
         steps = (learner.step(b, 1e-4, 0, 0, number) for number, b in enumerate(endless))
         parts: dict[str, Callable[[], Any]] = {
             "ceiling": ceiling,
             "step": lambda: next(steps),
-            "views": lambda: views(ready[:batch], time.perf_counter_ns()),
-        } | ({"lightly": lightly} if lightly else {})
-        seconds = timed(parts)
-    speeds = {name: round(batch / seconds[name]) if name in seconds else None for name in (*parts, "lightly")}
-    of_ceiling = round(seconds["ceiling"] / seconds["step"], 2)
-    return {"side": side, "model": model, "batch": batch, "compiled": compiled, **speeds, "of_ceiling": of_ceiling}
+            "views": lambda: views(ready[: case.batch], time.perf_counter_ns()),
+        }
+        seconds = timed(parts | lightly, rounds=3 if GPU else 5)
+    if lightly:
+        transforms = case.batch * seconds_of_transforms(case.side) / len(os.sched_getaffinity(0))
+        for name in ("lightly", "lightly_bf16"):
+            seconds[name] = max(seconds[name], transforms) if GPU else seconds[name] + transforms
+    names = (*parts, "lightly_ready", "lightly", "lightly_bf16")
+    speeds = {name: float(f"{case.batch / seconds[name]:.3g}") if name in seconds else None for name in names}
+    return {**case._asdict(), "precision": low, **speeds, "of_ceiling": round(seconds["ceiling"] / seconds["step"], 2)}
 
 
-def rows_of(images: PackedImages, batch: int, epoch: int) -> np.ndarray:
-    return epoch_rows(np.arange(len(images)), batch, 0, epoch)
-
-
-def lightly_step(p: Pretrain, config: EncoderConfig, ready: torch.Tensor) -> Callable[[], Any]:
-    """The step of Lightly's example of SimCLR with the same backbone, optimiser and precision."""
+def lightly_step(
+    p: Pretrain,
+    trained: Encoder,
+    ready: torch.Tensor,
+    kind: str,
+    layout: torch.memory_format = torch.channels_last,
+) -> Callable[[], Any]:
+    """The step of Lightly's example of SimCLR with the same backbone and optimiser, on views that are ready."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
 
-    backbone = Encoder(config).backbone
-    network = nn.Sequential(backbone, SimCLRProjectionHead(backbone.width, p.head.hidden, p.head.output)).to(DEVICE)
+    backbone = Encoder(trained.config).backbone
+    network = nn.Sequential(backbone, SimCLRProjectionHead(backbone.width, p.head.hidden, p.head.output))
+    network = network.to(DEVICE, memory_format=layout)  # type: ignore[call-overload]
     criterion = NTXentLoss(temperature=p.temperature)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    first, second = ready.chunk(2)
+    first, second = ready.contiguous(memory_format=layout).chunk(2)
 
     def step() -> None:
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=kind == "bf16"):
             loss = criterion(network(first), network(second))
         loss.backward()
         optimiser.step()
@@ -153,37 +176,56 @@ def lightly_step(p: Pretrain, config: EncoderConfig, ready: torch.Tensor) -> Cal
     return step
 
 
-def timed(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """The seconds of one call of each: the median of rounds, in which they take turns."""
-    calls: dict[str, int] = {}
-    for name, part in parts.items():
-        part()  # compiles and allocates
-        synchronise()
-        start = time.perf_counter()
-        for _ in range(3):
-            part()
-        synchronise()
-        calls[name] = max(3, int(3 * SECONDS / (time.perf_counter() - start)))
-    rounds: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(ROUNDS):
-        for name, part in parts.items():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                part()
-            synchronise()
-            rounds[name].append((time.perf_counter() - start) / calls[name])
-    return {name: median(seconds) for name, seconds in rounds.items()}
+def seconds_of_transforms(side: int, images: int = 64) -> float:
+    """The seconds that Lightly's transforms of one image take on one core."""
+    from lightly.transforms import SimCLRTransform
+    from PIL import Image
+
+    transform, rng = SimCLRTransform(input_size=side), np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(images)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return timed({"all": lambda: [transform(picture) for picture in pictures]})["all"] / images
+    finally:
+        torch.set_num_threads(threads)
 
 
-def loss_seconds(images: int) -> float:
-    z = torch.randn(2 * images, 128, device=DEVICE, requires_grad=True)
-    return timed({"loss": lambda: nt_xent(z, 0.2).backward()})["loss"]
+def forms(case: Case) -> pd.DataFrame:
+    """The encoder alone in other forms, relative to the present one, in the precision that was chosen for it."""
+    p, packing = settings(case.model, case.side, case.batch), recipe(case.side)
+    ready = torch.rand(2 * case.batch, 3, case.side, case.side)
 
+    def form(
+        kind: str = "fp32", layout: torch.memory_format = torch.channels_last, parts: int = 1, compiled: bool = False
+    ) -> Callable[[], None]:
+        network = encoder(p, packing)
+        network.to(memory_format=layout)  # type: ignore[call-overload]
+        views = ready.contiguous(memory_format=layout).chunk(parts)
+        project = torch.compile(network.projections) if compiled else network.projections
 
-def synchronise() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
+        def passes() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+                projections = torch.cat([project(part) for part in views])
+            projections.float().square().mean().backward()
+            network.zero_grad(set_to_none=True)
+
+        return passes
+
+    seconds = timed(
+        {
+            "fp32, channels last, both views as one batch": form(),
+            "channels first": form(layout=torch.contiguous_format),
+            "the views as two batches": form(parts=2),
+            "compiled": form(compiled=True),
+            "bf16": form("bf16"),
+            "bf16, compiled": form("bf16", compiled=True),
+        },
+        rounds=7,
+    )
+    present = next(iter(seconds.values()))
+    return pd.DataFrame({"form": list(seconds), "speed": [round(present / each, 2) for each in seconds.values()]})
 
 
 if __name__ == "__main__":
-    main()
+    main("--smoke" in sys.argv)

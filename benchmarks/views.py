@@ -7,24 +7,21 @@ Prints a table and writes it to benchmarks/results/views-<cpu|gpu>.csv. Takes ha
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import kornia.augmentation as K
 import pandas as pd
 import torch
+from common import DEVICE, KIND, ROOT, recipe, save, timed
 from torch import nn
 
 from simtrail.augment.views import TwoViews
-from simtrail.data.recipe import Recipe
-from simtrail.model.encoder import best_device
 from simtrail.params import Augment, changed, load_params
 
-IMAGES, SIDE, ROUNDS = 64, 64, 30
-DEVICE = best_device()
-PARAMS = load_params(Path(__file__).parent.parent / "params.yaml")
+IMAGES, SIDE = 64, 64
+PARAMS = load_params(ROOT / "params.yaml")
 OURS = PARAMS.pretrain.augment
 PAPER = changed(  # appendix A of the paper
     PARAMS,
@@ -37,19 +34,6 @@ PAPER = changed(  # appendix A of the paper
     },
     "views.py",
 ).pretrain.augment
-RECIPE = Recipe(
-    size=SIDE,
-    fit="pad",
-    background=0.0,
-    composite=False,
-    file_dtype="uint8",
-    file_bands=3,
-    mask_band=None,
-    bands=["red", "green", "blue"],
-    dtype="uint8",
-    low=[0.0] * 3,
-    high=[255.0] * 3,
-)
 
 
 def in_kornia(params: Augment) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -68,30 +52,32 @@ def in_kornia(params: Augment) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def in_simtrail(params: Augment) -> Callable[[torch.Tensor], torch.Tensor]:
-    two_views = TwoViews(params, RECIPE)
+    two_views = TwoViews(params, recipe(SIDE))
     return lambda batch: two_views(batch, time.perf_counter_ns())
 
 
-def microseconds(augment: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> float:
-    start = time.perf_counter()
-    augment(batch)
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return 1e6 * (time.perf_counter() - start) / (2 * len(batch))
+def microseconds(params: Augment, rounds: int) -> tuple[float, float]:
+    """Of a view, by simtrail and by Kornia."""
+    batch = torch.rand(IMAGES, 3, SIDE, SIDE, device=DEVICE)
+    forms = {"simtrail": in_simtrail(params), "Kornia": in_kornia(params)}
+    seconds = timed({name: lambda form=form: form(batch) for name, form in forms.items()}, rounds, seconds=0.05)  # type: ignore[misc]
+    ours, kornia = (1e6 * each / (2 * IMAGES) for each in seconds.values())
+    return ours, kornia
+
+
+def quick() -> list[dict[str, Any]]:
+    """Rows for the table of all benchmarks, on one core."""
+    torch.set_num_threads(1)
+    ours, kornia = (1e6 / each for each in microseconds(PAPER, rounds=10))
+    return [{"what": "the paper's views, 64 px", "value": ours, "unit": "views/s", "beside": "Kornia", "other": kornia}]
 
 
 def main() -> None:
-    batch = torch.rand(IMAGES, 3, SIDE, SIDE, device=DEVICE)
     rows = []
     for name, params in {"the paper's": PAPER, "params.yaml": OURS}.items():
-        forms = {"simtrail": in_simtrail(params), "Kornia": in_kornia(params)}
-        rounds = [{f: microseconds(form, batch) for f, form in forms.items()} for _ in range(ROUNDS + 3)][3:]
-        ours, kornia = (statistics.median(times[form] for times in rounds) for form in forms)
+        ours, kornia = microseconds(params, rounds=30)
         rows.append({"settings": name, "simtrail µs": round(ours), "Kornia µs": round(kornia), "×": kornia / ours})
-    table = pd.DataFrame(rows).round(1)
-    print(table.to_string(index=False))
-    device = "gpu" if DEVICE.type == "cuda" else "cpu"
-    table.to_csv(Path(__file__).parent / f"results/views-{device}.csv", index=False)
+    save(pd.DataFrame(rows).round(1), f"views-{KIND}")
 
 
 if __name__ == "__main__":

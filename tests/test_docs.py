@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 from typing import NamedTuple
 
 import pandas as pd
@@ -302,10 +303,23 @@ def test_the_tour_runs_on_photographs_of_wings(tmp_path, monkeypatch):
     assert trail["data"]["images"] == len(table)
 
 
-def test_the_notebook_is_the_tutorial():
-    spec = spec_from_file_location("notebook", ROOT / "docs/notebook.py")
+def script(name: str) -> ModuleType:
+    spec = spec_from_file_location(name, ROOT / f"docs/{name}.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_results_are_those_of_the_result_files():
+    tables = script("tables")
+    for page in tables.PAGES:
+        text = page.read_text()
+        assert text.count("<!-- results: ") == text.count("<!-- end -->") == len(tables.BLOCK.findall(text)) > 0
+        assert tables.filled(text) == text, f"{page.name}: run python docs/tables.py"
+
+
+def test_the_notebook_is_the_tutorial():
+    module = script("notebook")
     made = module.notebook((ROOT / "docs/tutorial.md").read_text())
     assert made == (ROOT / "docs/tutorial.ipynb").read_text(), "run python docs/notebook.py"
     code = ["".join(cell["source"]) for cell in json.loads(made)["cells"] if cell["cell_type"] == "code"]

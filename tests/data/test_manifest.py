@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -24,3 +26,10 @@ def test_statistics_of_8_bits_by_counting_are_those_of_the_values(nodata):
     added, _ = _statistics(image, nodata, with_crc=True)  # as for images that are read by memory map
     for name, values in added.items():
         np.testing.assert_allclose(counted[name], values, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def test_an_error_of_the_caller_does_not_wait_for_the_other_items():
+    start = time.monotonic()
+    with closing(in_parallel(time.sleep, [0.02] * 2000, "test", crashed=str)) as results:
+        next(results)
+    assert time.monotonic() - start < 10  # all of them would take 20 seconds and more

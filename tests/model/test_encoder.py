@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import photographs
+from PIL import Image
 
 from simtrail import load_encoder
 from simtrail.data.reading.readers import read_image
@@ -190,6 +191,14 @@ def test_files_folders_and_arrays_give_the_same_features_for_any_batch_size(tmp_
     np.testing.assert_allclose(table, again, rtol=1e-4, atol=1e-5)
     arrays = np.stack([read_image(p) for p in table.index])
     np.testing.assert_allclose(table, encoder.embed(arrays), rtol=1e-4, atol=1e-5)
+
+
+def test_what_to_do_with_images_of_pillow_is_said_and_works():
+    encoder, images = encoder_of(), [Image.new("RGB", (40, 40), colour) for colour in ("red", "green")]
+    with pytest.raises(InputError, match="2 of 2 are of type Image; give paths, or one array") as error:
+        encoder.embed(images)
+    advice = str(error.value).split("images of PIL ")[1]
+    assert encoder.embed(eval(advice, {"np": np, "images": images})).shape == (2, encoder.width)
 
 
 def test_features_of_a_large_image_are_the_mean_over_its_tiles_that_show_anything(tmp_path):

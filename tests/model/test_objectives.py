@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simtrail.model.objectives import OBJECTIVES, contrastive_top1, dcl, nt_xent, terms
+from simtrail.model.objectives import OBJECTIVES, Part, contrastive_top1, dcl, nt_xent, terms
 from simtrail.params import Terms
 
 BOTH = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -249,6 +249,26 @@ def test_loss_and_gradient_of_groups_equal_their_equation(objective, groups, row
     expected.backward()
     torch.testing.assert_close(z.grad, same_z.grad)
     assert torch.autograd.gradcheck(lambda z: objective(z, 0.3, groups=torch.tensor(groups), rows=rows), z)
+
+
+@BOTH
+@pytest.mark.parametrize("groups", [GROUPS[0], None])
+@pytest.mark.parametrize("count", [2, 3, 20])  # the last one: more processes than rows
+@pytest.mark.parametrize("local", [0, 2])
+def test_the_parts_of_several_processes_sum_to_the_whole(objective, groups, count, local):
+    z = torch.randn(5 * (2 + local), 4, dtype=torch.float64, generator=torch.Generator().manual_seed(local))
+    settings = {"groups": None if groups is None else torch.tensor(groups), "images": 5, "rows": 3}
+    whole, parts, added = z.clone().requires_grad_(), z.clone().requires_grad_(), []
+    loss = objective(whole, 0.3, **settings)
+    of_parts = [objective(parts, 0.3, **settings, part=Part(i, count, added.append)) for i in range(count)]
+    torch.testing.assert_close(torch.stack(of_parts).sum(), loss)
+    loss.backward()
+    torch.stack(of_parts).sum().backward()
+    torch.testing.assert_close(parts.grad, whole.grad)
+    assert [len(each) for each in added] == 2 * count * [len(z)]  # losses and gradients of rows, for the sum of all
+    two = z[:10]
+    right = [contrastive_top1(two, part=Part(i, count, added.append)) for i in range(count)]
+    torch.testing.assert_close(torch.stack(right).sum(), contrastive_top1(two))
 
 
 @BOTH

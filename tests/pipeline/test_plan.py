@@ -51,7 +51,7 @@ def prepared(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for module in ("manifest", "pack"):
-            in_one_process = lambda function, items, *_, **__: [function(item) for item in items]  # noqa: E731
+            in_one_process = lambda function, items, *_, **__: (function(item) for item in items)  # noqa: E731
             patch.setattr(f"simtrail.data.{module}.in_parallel", in_one_process)
         write_params()
         stages.check()

@@ -90,7 +90,7 @@ def _quick():
     torch.set_num_threads(1)  # before the first training too: another number of threads may round differently
     with pytest.MonkeyPatch.context() as patch, coarse_figures():
         for module in ("manifest", "pack"):
-            in_one_process = lambda function, items, *_, **__: [function(item) for item in items]  # noqa: E731
+            in_one_process = lambda function, items, *_, **__: (function(item) for item in items)  # noqa: E731
             patch.setattr(f"simtrail.data.{module}.in_parallel", in_one_process)
         patch.setattr("simtrail.evaluation.evidence.map_coordinates", lambda x, seed: (np.arange(len(x)), x[:, :2]))
         patch.setattr("simtrail.downstream.fine_tune.LEAST_STEPS", 4)

@@ -55,7 +55,7 @@ def prepared(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for module in (manifest, pack):
-            patch.setattr(module, "in_parallel", lambda work, items, *_, **kw: [work(item) for item in items])
+            patch.setattr(module, "in_parallel", lambda work, items, *_, **kw: (work(item) for item in items))
         stages.check()
         stages.prepare()
         ablate("tiny", [], seeds=2)

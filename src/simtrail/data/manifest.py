@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -103,7 +103,7 @@ def in_parallel(
     *,
     threads: bool = False,
     meanwhile: Callable[[], object] = lambda: None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yields function(item) for every item, in order, on all processor cores, with a progress bar on a terminal.
 
     It runs in several processes, because decoders in one process block each other; an item that kills its process, as
@@ -116,7 +116,11 @@ def in_parallel(
         with ThreadPoolExecutor(min(cores, 8)) as pool:  # more would only wait for the disk; each holds an image
             results = pool.map(function, items)
             meanwhile()
-            yield from bar(results)
+            try:
+                yield from bar(results)
+            except GeneratorExit:
+                pool.shutdown(cancel_futures=True)
+                raise
     elif (workers := min(cores, len(items) // 32)) <= 1:  # few items take less time than the start of processes
         yield from map(function, items)
     else:
@@ -146,6 +150,9 @@ def _in_processes(
                     yield crashed(items[done])
                     done += 1
                 one_by_one = not one_by_one
+            except GeneratorExit:  # the caller has found an error
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def band_crc(band: np.ndarray, crc: int = 0) -> int:

@@ -7,8 +7,9 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from functools import cache, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,16 +97,16 @@ def pack(
     items = list(zip(firsts, manifest["path"], manifest["sha256"], manifest["crc"], strict=True))
     mapped = bool(manifest["crc"].notna().all())
     pack_one = partial(_pack_one, folder, work, recipe, rows)
-    for start in range(len(parts) * PART, len(items), PART):
-        part = items[start : start + PART]
-        title = f"prepare {start + 1:,}–{start + len(part):,}" if len(items) > PART else "prepare"
-        packed = in_parallel(pack_one, part, title, lambda item: f"{folder / item[1]}: damaged", threads=mapped)
-        results = list(packed)
-        if errors := [error for error in results if isinstance(error, str)]:
-            raise InputError("\n".join(errors[:20]) + "\nrun the check stage again: simtrail check, or dvc repro check")
-        parts.append(np.concatenate(results))
-        np.save(work / "part.npy", parts[-1])
-        (work / "part.npy").rename(work / f"moments-{len(parts):05d}.npy")
+    remaining = items[len(parts) * PART :]
+    advice = "run the check stage again: simtrail check, or dvc repro check"
+    packed = in_parallel(pack_one, remaining, "prepare", lambda item: f"{folder / item[1]}: damaged", threads=mapped)
+    with closing(packed):  # an error must not wait for the rest
+        while results := list(islice(packed, PART)):
+            if errors := [error for error in results if isinstance(error, str)]:
+                raise InputError("\n".join([*errors[:20], advice]))
+            parts.append(np.concatenate(results))
+            np.save(work / "part.npy", parts[-1])
+            (work / "part.npy").rename(work / f"moments-{len(parts):05d}.npy")
     _open.cache_clear()
     moments, images = np.concatenate(parts), PackedImages(work, recipe)
     for path in work.glob("moments-*.npy"):  # from here on, a kill must begin again: shards are rewritten and moved

@@ -358,5 +358,10 @@ def _items_and_index(images: Images) -> tuple[list[Path] | list[np.ndarray], pd.
     if isinstance(images, str | Path):
         sources = image_files(images)
         return [source.path for source in sources], pd.Index([source.name for source in sources], name="path")
+    if others := [type(image).__name__ for image in images if not isinstance(image, str | Path)]:
+        raise InputError(
+            f"images: {len(others)} of {len(images)} are of type {others[0]}; give paths, or one array (N, C, H, W), "
+            "for images of PIL np.stack([np.moveaxis(np.asarray(image), -1, 0) for image in images])"
+        )
     paths = [Path(p) for p in images]
     return paths, pd.Index([str(p) for p in paths], name="path")

@@ -12,12 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from simtrail.params import Terms
+
+
+class Part(NamedTuple):
+    """Which of the rows of the similarity matrix a process computes, where several share them."""
+
+    number: int  # of this process
+    of: int  # so many processes
+    add: Callable[[torch.Tensor], Any]  # puts the sum over all processes into a tensor
 
 
 def nt_xent(
@@ -28,6 +36,7 @@ def nt_xent(
     groups: torch.Tensor | None = None,
     images: int | None = None,
     rows: int = 1024,
+    part: Part | None = None,
 ) -> torch.Tensor:
     """The NT-Xent loss, a scalar (Chen et al. 2020, arXiv 2002.05709, equation 1).
 
@@ -39,9 +48,10 @@ def nt_xent(
     With `groups`, it is the mean of this over all positives j of i (Khosla et al. 2020, arXiv 2004.11362, equation 2,
     with groups in place of labels). A view is not a negative of itself, so 2B equal vectors give log(2B − 1). The loss
     is computed in float32 (float64 stays float64), also under autocast. `rows` is the number of rows of the similarity
-    matrix in memory at a time; it changes the result only by rounding.
+    matrix in memory at a time; it changes the result only by rounding. With a `part`, every process that has the same
+    projections computes only some of these rows, and all get the same loss and gradient.
     """
-    return _mean_loss(projections, temperature, normalise, groups, images, rows, decoupled=False)
+    return _mean_loss(projections, temperature, normalise, groups, images, rows, part, decoupled=False)
 
 
 def dcl(
@@ -52,6 +62,7 @@ def dcl(
     groups: torch.Tensor | None = None,
     images: int | None = None,
     rows: int = 1024,
+    part: Part | None = None,
 ) -> torch.Tensor:
     """The decoupled contrastive loss, a scalar (Yeh et al. 2022, arXiv 2110.06848, section 3).
 
@@ -59,7 +70,7 @@ def dcl(
     weaken every gradient in small batches. Without groups, 2B equal vectors give log(2B − 2). Raises ValueError if all
     images are of one group.
     """
-    return _mean_loss(projections, temperature, normalise, groups, images, rows, decoupled=True)
+    return _mean_loss(projections, temperature, normalise, groups, images, rows, part, decoupled=True)
 
 
 OBJECTIVES = {"nt_xent": nt_xent, "dcl": dcl}
@@ -127,17 +138,21 @@ def distillation(predicted: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor
 
 @torch.no_grad()
 def contrastive_top1(
-    projections: torch.Tensor, *, groups: torch.Tensor | None = None, rows: int = 1024
+    projections: torch.Tensor, *, groups: torch.Tensor | None = None, rows: int = 1024, part: Part | None = None
 ) -> torch.Tensor:
     """The fraction of views whose most similar other view, by cosine, is a positive, a scalar in [0, 1].
 
-    `projections` is (2B, D), B ≥ 2; `groups` and `rows` are as in `nt_xent`.
+    `projections` is (2B, D), B ≥ 2; `groups`, `rows` and `part` are as in `nt_xent`.
     """
     z_VD = _prepared(projections, normalise=True)
     group_B = torch.arange(len(z_VD) // 2, device=z_VD.device) if groups is None else groups
     group_V = group_B.repeat(2)
-    correct = [group_V[s_RV.argmax(1)] == group_V[piece] for piece, s_RV in _similarities(z_VD, (0,), rows)]
-    return torch.cat(correct).float().mean()
+    correct = z_VD.new_zeros(len(z_VD))
+    for piece, s_RV in _similarities(z_VD, (0,), rows, part=part):
+        correct[piece] = (group_V[s_RV.argmax(1)] == group_V[piece]).to(correct.dtype)
+    if part:
+        part.add(correct)
+    return correct.mean()
 
 
 def _prepared(projections: torch.Tensor, normalise: bool, images: int | None = None) -> torch.Tensor:
@@ -155,18 +170,19 @@ def _mean_loss(
     groups: torch.Tensor | None,
     images: int | None,
     rows: int,
+    part: Part | None,
     decoupled: bool,
 ) -> torch.Tensor:
     with torch.autocast(projections.device.type, enabled=False):
         z_VD = _prepared(projections, normalise, images) * temperature**-0.5  # so that dot products are s/τ
         images = images or len(z_VD) // 2
         if groups is None and len(z_VD) == 2 * images:
-            return _Contrast.apply(z_VD, None, 2 * images, (0, images, -images) if decoupled else (0,), rows)
+            return _Contrast.apply(z_VD, None, 2 * images, (0, images, -images) if decoupled else (0,), rows, part)
         group_B = torch.arange(images, device=z_VD.device) if groups is None else groups
         if decoupled and bool((group_B == group_B[0]).all()):
             raise ValueError("all images are of one group: the decoupled loss has no negatives")
         group_V = group_B.repeat(len(z_VD) // images)
-        return _Contrast.apply(z_VD, group_V, 2 * images, None if decoupled else (0,), rows)
+        return _Contrast.apply(z_VD, group_V, 2 * images, None if decoupled else (0,), rows, part)
 
 
 def _similarities(
@@ -175,13 +191,17 @@ def _similarities(
     rows: int,
     keys: int | None = None,
     group_V: torch.Tensor | None = None,
+    part: Part | None = None,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """The similarities of all rows of z to the first `keys` of them in (R, K) pieces, each after the slice of its rows.
 
-    They are −∞ on the diagonals `left_out`, or, if this is None, where both are of one group.
+    With a `part`, only some of the rows. Similarities are −∞ on the diagonals `left_out`, or, if this is None, where
+    both are of one group.
     """
     keys = len(z_VD) if keys is None else keys
-    for start in range(0, len(z_VD), rows):
+    number, count = (part.number, part.of) if part else (0, 1)
+    rows = min(rows, -(-len(z_VD) // count))
+    for start in range(number * rows, len(z_VD), count * rows):
         piece = slice(start, start + rows)
         s_RK = z_VD[piece] @ z_VD[:keys].T
         if left_out is None:
@@ -228,11 +248,14 @@ class _Contrast(torch.autograd.Function):
         keys: int,
         left_out: tuple[int, ...] | None,
         rows: int,
+        part: Part | None,
     ) -> torch.Tensor:
         mean_VD, of_which_VD = _mean_positives(z_VD, group_V, keys)
         loss_V = -(z_VD * mean_VD).sum(1)
         grad_VD = (mean_VD + of_which_VD).neg_()
-        for piece, s_RK in _similarities(z_VD, left_out, rows, keys, group_V):
+        if part and part.number:  # what all have counts once
+            loss_V, grad_VD = torch.zeros_like(loss_V), torch.zeros_like(grad_VD)
+        for piece, s_RK in _similarities(z_VD, left_out, rows, keys, group_V, part):
             largest_R1 = s_RK.amax(1, keepdim=True)
             e_RK = s_RK.sub_(largest_R1).exp_()
             sum_R1 = e_RK.sum(1, keepdim=True)
@@ -240,12 +263,15 @@ class _Contrast(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_VD[piece] += e_RK @ z_VD[:keys] / sum_R1
                 grad_VD[:keys].addmm_(e_RK.T, z_VD[piece] / sum_R1)
+        if part:
+            part.add(loss_V)
+            part.add(grad_VD)
         ctx.save_for_backward(grad_VD.div_(len(z_VD)))
         return loss_V.mean()
 
     @staticmethod
-    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
         if torch.is_grad_enabled():  # with create_graph=True, autograd would treat this gradient as a constant
             raise RuntimeError("contrastive objectives have no second derivative")
         (grad_VD,) = ctx.saved_tensors
-        return grad_VD * factor, None, None, None, None
+        return grad_VD * factor, None, None, None, None, None

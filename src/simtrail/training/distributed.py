@@ -68,8 +68,8 @@ def gathered(projections: torch.Tensor, images: int) -> torch.Tensor:
 
     `images` is B/N; there may be more than two views of each.
 
-    Every process then computes the same loss of the whole batch, and keeps N times the gradient of its rows. After
-    DDP's mean over the processes, weights have the same gradient as in one process with the whole batch.
+    Every process then has the same loss of the whole batch, and keeps N times the gradient of its rows. After DDP's
+    mean over the processes, weights have the same gradient as in one process with the whole batch.
     """
     return projections if world() == 1 else _Gathered.apply(projections, images)
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
@@ -17,7 +18,7 @@ from simtrail.augment.views import LocalViews, TwoViews
 from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
 from simtrail.model.local import patch_contrast
-from simtrail.model.objectives import OBJECTIVES, contrastive_top1, terms
+from simtrail.model.objectives import OBJECTIVES, Part, contrastive_top1, terms
 from simtrail.params import Pretrain
 from simtrail.training.distributed import rank, synchronised, world
 from simtrail.training.gradient import backward
@@ -76,11 +77,12 @@ class Learner:
         )
         self.autocast = torch.autocast(self.device.type, LOW[params.precision], enabled=params.precision != "fp32")
         scale: dict[str, Any] = {"temperature": params.temperature, "normalise": params.normalise}
+        self.part = Part(rank(), world(), dist.all_reduce) if world() > 1 else None  # of the loss
         self.objective = partial(
             terms,
             widths=encoder.projection_widths,
             weights=encoder.config.terms,
-            objective=partial(OBJECTIVES[params.objective], **scale),
+            objective=partial(OBJECTIVES[params.objective], part=self.part, **scale),
             teacher_weight=params.teacher.weight,
             local=partial(patch_contrast, shape=encoder.local_shape, decoupled=params.objective == "dcl", **scale),
         )
@@ -116,7 +118,7 @@ class Learner:
             self.average.update_parameters(self.encoder)
         term_losses = {f"loss_{name}": value for name, value in terms_of_loss.items() if len(terms_of_loss) > 1}
         two_views = self.encoder.joined(projections)[: 2 * world() * len(batch)]
-        top1 = contrastive_top1(two_views, groups=groups)
+        top1 = contrastive_top1(two_views, groups=groups, part=self.part)
         return loss, {"contrastive_top1": top1, "gradient_norm": norm, **term_losses}
 
     def _clipped_norm(self) -> torch.Tensor:
