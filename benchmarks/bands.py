@@ -50,7 +50,7 @@ def seconds(bands: tuple[int, ...], rounds: int) -> dict[int, float]:
 
 def quick() -> list[dict[str, Any]]:
     """Rows for the table of all benchmarks."""
-    found = seconds((3, 7, 24), rounds=5)
+    found = seconds((3, 7, 24), rounds=3)
     speeds = {b: BATCH / each for b, each in found.items()}
     return [
         {

@@ -38,7 +38,7 @@ def seconds(options: dict[str, dict[str, Any]], rounds: int) -> dict[str, float]
 
 def quick() -> list[dict[str, Any]]:
     """Rows for the table of all benchmarks."""
-    found = seconds(OPTIONS, rounds=3)
+    found = seconds(OPTIONS, rounds=2)
     speeds = {name: BATCH / each for name, each in found.items()}
     same: dict[str, Any] = {"unit": "images/s", "beside": "the plain step", "other": speeds.pop("plain")}
     return [{"what": f"training step, {name}", "value": speed, **same} for name, speed in speeds.items()]

@@ -1,8 +1,8 @@
 """The whole pipeline on published images: `python benchmarks/pipelines.py wings|water ARCHIVE FOLDER`.
 
 Creates a project from the archive (metadata.csv, images) in a new FOLDER, with params.yaml changed by the settings
-below, runs every stage, and puts the scores into benchmarks/results/pipelines.csv. With only `demo`, it does so with the
-scores of the demo, for which `make repro` has run in this clone.
+below, runs every stage, and puts the scores into benchmarks/results/pipelines.csv. With only `demo`, it does so
+with the scores of the demo, for which `make repro` has run in this clone.
 """
 
 from __future__ import annotations

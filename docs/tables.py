@@ -109,8 +109,8 @@ def speed() -> str:
         f"{groups['butterflies']:.3f} on the wings.",
         f"A training step of a ResNet-18 runs at {core.of_ceiling:.2f} of what the encoder alone would allow on two "
         f"processor cores, {core.step / core.lightly:.1f} times as fast as Lightly as it comes ({core.batch} images of "
-        f"{core.side} px; {core.machine}, {core.date}); on one GPU, at {card.of_ceiling:.2f} of it ({card.batch:,} images of "
-        f"{card.side} px, {card.step:,} per second, two views each; {card.machine}, {card.date}).",
+        f"{core.side} px; {core.machine}, {core.date}); on one GPU, at {card.of_ceiling:.2f} of it ({card.batch:,} "
+        f"images of {card.side} px, {card.step:,} per second, two views each; {card.machine}, {card.date}).",
         f"The loss needs {loss['nt_xent']:.0f} MB instead of {loss['dense nt_xent'] / 1000:.1f} GB at batch 8,192.",
     )
     return "".join(f"- {line}\n" for line in lines)
