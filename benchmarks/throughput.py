@@ -199,14 +199,15 @@ def forms(case: Case) -> pd.DataFrame:
     def form(
         kind: str = "fp32", layout: torch.memory_format = torch.channels_last, parts: int = 1, compiled: bool = False
     ) -> Callable[[], None]:
-        network = encoder(p, packing)
-        network.to(memory_format=layout)  # type: ignore[call-overload]
+        trained = encoder(p, packing)  # whose inputs would get the present layout again
+        network = nn.Sequential(trained.backbone, trained.head).to(memory_format=layout)  # type: ignore[call-overload]
         views = ready.contiguous(memory_format=layout).chunk(parts)
-        project = torch.compile(network.projections) if compiled else network.projections
+        if compiled:
+            network.compile()
 
         def passes() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
-                projections = torch.cat([project(part) for part in views])
+                projections = torch.cat([network(part) for part in views])
             projections.float().square().mean().backward()
             network.zero_grad(set_to_none=True)
 

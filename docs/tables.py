@@ -41,11 +41,11 @@ OPTIONS = {  # of settings.csv: how it is called, and the row of options-cpu.csv
     "positives: group": ("`positives: group`", "positives: group"),
     "64 of 96 pixels": ("`view_size`: 64 of 96 pixels", "view_size, from 1.5 times the pixels"),
     "64 of 128 pixels": ("`view_size`: 64 of 128 pixels", "view_size, from twice the pixels"),
-    "4 local views, equal time": ("`local_views: 4`; fewer steps, for equal time", "local_views: 4"),
+    "4 local views, equal time": ("`local_views: 4`, with fewer steps for equal time", "local_views: 4"),
     "ImageNet teacher, weight 1": ("`teacher` with ImageNet weights, `weight: 1`", "teacher of 1280 features"),
     "ImageNet teacher, weight 5": ("the same, `weight: 5`", ""),
     "weights of an encoder of the wings": ("`weights` of the encoder of the wings", ""),
-    "ImageNet weights, equal time": ("`weights` from ImageNet, another network; equal time", ""),
+    "ImageNet weights, equal time": ("`weights` from ImageNet, another network, equal time", ""),
 }
 
 
@@ -180,14 +180,14 @@ def bench() -> str:
 
 
 def throughput(kind: str) -> str:
-    results = read(f"throughput-{kind}")
+    results, none = read(f"throughput-{kind}"), pd.Series(dtype=float)
     shown = {"ceiling": "ceiling", "step": "whole step", "of_ceiling": "of the ceiling", "views": "views alone"}
     shown |= {"lightly_ready": "Lightly's step", "lightly": "Lightly as it comes", "lightly_bf16": "Lightly with bf16"}
-    shown = {column: title for column, title in shown.items() if column in results}
+    shown = {column: title for column, title in shown.items() if results.get(column, default=none).notna().any()}
     rows = [
         (
             f"{row.side}, {NETWORKS[row.model]}, {row.batch:,}, {row.precision}{', compiled' if row.compiled else ''}",
-            *(rate(getattr(row, column)) for column in shown),
+            *(number(row.of_ceiling, 2) if column == "of_ceiling" else rate(getattr(row, column)) for column in shown),
         )
         for row in results.itertuples()
     ]

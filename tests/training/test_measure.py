@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import time
+
 import torch
 from conftest import rgb_config
 
 from simtrail.model.encoder import Encoder
+from simtrail.training import measure
 from simtrail.training.measure import bytes_per_image, step_seconds
 
 TINY = {"pretrain.encoder.model": "test_resnet"}
@@ -24,3 +27,17 @@ def test_memory_grows_with_the_images_and_counts_at_least_the_maps():
     assert abs(small - large) < 0.5 * large
     assert large > bytes_per_image(encoder, "bf16", 8) > 0
     assert large > 3 * bytes_per_image(Encoder(rgb_config(TINY)).train(), "fp32", 8)
+
+
+def test_a_precision_that_is_hopelessly_slow_is_measured_only_once(monkeypatch):
+    passes = []
+
+    def one_pass(encoder, precision, images, local_views=0):
+        passes.append((precision, images))
+        time.sleep(0.05 if precision == "bf16" else 0.001)
+
+    monkeypatch.setattr(measure, "_passes", one_pass)
+    seconds = step_seconds(Encoder(rgb_config(TINY)), ["bf16", "fp32"], images=10)
+    assert seconds["bf16"] > 10 * seconds["fp32"]
+    assert passes.count(("bf16", 10)) == 1
+    assert passes.count(("fp32", 10)) == 5
