@@ -9,8 +9,8 @@ import torch
 from simtrail.model.encoder import Encoder
 from simtrail.training.learner import LOW
 
-REPEATS, IMAGES, WARM_UP = 5, 32, 4
-HOPELESS = 2  # times the fastest: not measured again; without instructions for it, bf16 takes ten times as long
+REPEATS, IMAGES = 5, 32
+HOPELESS = 4  # times the fastest: not measured again; on a processor without units for it, bf16 takes ten times as long
 
 
 def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) -> dict[str, float]:
@@ -21,7 +21,7 @@ def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) 
     """
     seconds = dict.fromkeys(precisions, float("inf"))
     for precision in precisions:  # compiles and allocates
-        _passes(encoder, precision, min(WARM_UP, images))
+        _passes(encoder, precision, images if encoder.device.type == "cuda" else min(images, 4))
     for _ in range(REPEATS):
         for precision in precisions:
             if seconds[precision] < float("inf") and seconds[precision] > HOPELESS * min(seconds.values()):
