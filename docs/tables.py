@@ -117,7 +117,7 @@ def speed() -> str:
 
 
 def pipelines() -> str:
-    results = read("pipelines")
+    results = read("pipelines").set_index("task").loc[list(TASKS)].reset_index()
     rows = [
         (
             TASKS[row.task],
