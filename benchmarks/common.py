@@ -147,7 +147,7 @@ def add(row: dict[str, Any], name: str, key: str) -> None:
     old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[key])
     table = pd.concat([old[old[key] != row[key]], pd.DataFrame([row | _stamp()])])
     print(table.to_string(index=False), flush=True)
-    table.to_csv(path, index=False, float_format="%.4g")
+    table.to_csv(path, index=False, float_format="%.8g")
 
 
 def _stamp() -> dict[str, str]:
