@@ -44,6 +44,7 @@ lint: .venv/.installed ## check formatting, style, types and import contracts
 
 bench: .venv/.installed ## compare the speed of this machine's simtrail with its ceilings and with peers (10 minutes)
 	@$(BIN)/python benchmarks/bench.py
+	@$(BIN)/python docs/tables.py
 
 docs: .venv/.installed ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

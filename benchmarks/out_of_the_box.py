@@ -118,6 +118,8 @@ def scores(project: Path) -> dict[str, object]:
         "recipe": plan["recipe"],
         "features": str(encoder.config.architecture.features),
         "probe": accuracy["linear_probe"],
+        "probe_low": task["scores"]["linear_probe"]["accuracy_low"],
+        "probe_high": task["scores"]["linear_probe"]["accuracy_high"],
         **{name: accuracy[name] for name in floors},
         "gain_low": min(gains),
         "knn": accuracy["knn"],

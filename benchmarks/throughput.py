@@ -176,7 +176,7 @@ def lightly_step(
     return step
 
 
-def seconds_of_transforms(side: int, images: int = 64) -> float:
+def seconds_of_transforms(side: int, images: int = 16) -> float:
     """The seconds that Lightly's transforms of one image take on one core."""
     from lightly.transforms import SimCLRTransform
     from PIL import Image

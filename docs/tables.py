@@ -33,8 +33,11 @@ TASKS = {
     "wings: species": "wings, 316 species",
     "water: water_bin": "7-band satellite tiles, water in 4 bins",
 }
-NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "vit_small_patch16_224": "ViT-S/16"} | {
-    "resnet10t": "ResNet-10-T"
+NETWORKS = {
+    "resnet10t": "ResNet-10-T",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "vit_small_patch16_224": "ViT-S/16",
 }
 SHORT = {"butterflies": "wings", "plankton": "plankton", "cifar10": "CIFAR-10", "demo": "demo"}
 OPTIONS = {  # of settings.csv: how it is called, and the row of options-cpu.csv with its time
@@ -180,10 +183,10 @@ def bench() -> str:
 
 
 def throughput(kind: str) -> str:
-    results, none = read(f"throughput-{kind}"), pd.Series(dtype=float)
+    results = read(f"throughput-{kind}").dropna(axis=1, how="all")  # on some machines, bf16 is not measured
     shown = {"ceiling": "ceiling", "step": "whole step", "of_ceiling": "of the ceiling", "views": "views alone"}
     shown |= {"lightly_ready": "Lightly's step", "lightly": "Lightly as it comes", "lightly_bf16": "Lightly with bf16"}
-    shown = {column: title for column, title in shown.items() if results.get(column, default=none).notna().any()}
+    shown = {column: title for column, title in shown.items() if column in results}
     rows = [
         (
             f"{row.side}, {NETWORKS[row.model]}, {row.batch:,}, {row.precision}{', compiled' if row.compiled else ''}",
@@ -204,7 +207,8 @@ def throughput_cpu() -> str:
 
 def forms() -> str:
     results = read("forms-cpu")
-    return table(("form of the encoder alone", "speed"), results[["form", "speed"]].itertuples(index=False), results)
+    rows = [(row.form, number(row.speed, 2)) for row in results.itertuples()]
+    return table(("form of the encoder alone", "speed"), rows, results)
 
 
 def files() -> str:
@@ -223,8 +227,8 @@ def commands() -> str:
     return table(("command", "seconds"), rows, results)
 
 
-MAKERS = (accuracy, speed, pipelines, out_of_the_box, options, bench, throughput_gpu, throughput_cpu)
-BLOCKS: dict[str, Callable[[], str]] = {make.__name__: make for make in (*MAKERS, forms, files, commands)}
+ON_PAGES = (accuracy, speed, pipelines, out_of_the_box, options, bench, throughput_gpu, throughput_cpu)
+BLOCKS: dict[str, Callable[[], str]] = {make.__name__: make for make in (*ON_PAGES, forms, files, commands)}
 
 
 def filled(text: str) -> str:

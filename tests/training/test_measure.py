@@ -34,10 +34,10 @@ def test_a_precision_that_is_hopelessly_slow_is_measured_only_once(monkeypatch):
 
     def one_pass(encoder, precision, images, local_views=0):
         passes.append((precision, images))
-        time.sleep(0.05 if precision == "bf16" else 0.001)
+        time.sleep(0.2 if precision == "bf16" else 0)
 
     monkeypatch.setattr(measure, "_passes", one_pass)
     seconds = step_seconds(Encoder(rgb_config(TINY)), ["bf16", "fp32"], images=10)
-    assert seconds["bf16"] > 10 * seconds["fp32"]
+    assert seconds["bf16"] > seconds["fp32"]
     assert passes.count(("bf16", 10)) == 1
     assert passes.count(("fp32", 10)) == 5

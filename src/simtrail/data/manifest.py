@@ -69,7 +69,7 @@ def scan(
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     manifest = pd.concat([table, pd.DataFrame(columns)], axis=1)
-    del columns
+    del columns  # the lists of a million rows
     sets = pd.Series(near_copies(manifest.pop("thumbnail").to_list()), manifest.index, "Int64")
     manifest["near_copy"] = sets.mask(sets < 0)
     return manifest, data_md5(dataset.folder, hashes)

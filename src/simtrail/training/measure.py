@@ -24,7 +24,7 @@ def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) 
         _passes(encoder, precision, images if encoder.device.type == "cuda" else min(images, 4))
     for _ in range(REPEATS):
         for precision in precisions:
-            if seconds[precision] < float("inf") and seconds[precision] > HOPELESS * min(seconds.values()):
+            if HOPELESS * min(seconds.values()) < seconds[precision] < float("inf"):
                 continue
             _synchronise(encoder)
             start = time.perf_counter()
