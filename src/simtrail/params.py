@@ -590,6 +590,10 @@ class Pretrain(_Section):
     local_views: int = Field(0, ge=0, le=16)
     """Number of further views of each image: small crops of 5 to 25 % of it, at half the size (multi-crop). They are
     compared with the two views of all images, not with each other."""
+    whiten: bool = True
+    """Whether the features are half-whitened: divided, along their principal directions over the training images, by
+    the square root of their standard deviation. The cosine of two images then tells more: for kNN, search, clusters
+    and outliers. The training does not depend on it."""
     weights: str = "random"
     """Initial weights: random, pretrained (timm's, usually for ImageNet), hf-hub:OWNER/NAME, a file of weights
     (.safetensors, .pth, …) of timm, torchvision, DINO, MoCo or others, the folder of an encoder, or the registered

@@ -101,6 +101,24 @@ def test_the_first_weights_are_a_floor_unless_they_are_random(images, tmp_path):
     assert scores["random_encoder"] != scores["linear_probe"]
 
 
+def test_floors_are_whitened_as_the_features_are_but_geometry_is_measured_without(images):
+    net = encoder(images)
+    plain = assessed(images, **{"evaluate.probe_views": 0})
+    torch.manual_seed(PARAMS.evaluate.seed)
+    untrained = encoder(images, PARAMS.evaluate.seed)  # that of the floor
+    embedded = Embedded(untrained, images, TABLE, features_of(untrained, images))
+    untrained.whiten(embedded.features[TABLE["split"] == "train"])
+    params = with_changes({"evaluate.probe_views": 0, "evaluate.bootstrap": 100})
+    white = assess(
+        Embedded(untrained, images, TABLE, features_of(untrained, images)), params.pretrain.augment, params.evaluate
+    )
+    scores = white.results[0].scores
+    assert scores["random_encoder"] == scores["linear_probe"]
+    net.whiten(features_of(net, images)[TABLE["split"] == "train"])
+    again = assess(Embedded(net, images, TABLE, features_of(net, images)), params.pretrain.augment, params.evaluate)
+    assert again.metrics["features"] == pytest.approx(plain.metrics["features"], rel=1e-3)
+
+
 def test_scores_over_seeds_have_mean_and_standard_deviation(images):
     first = assessed(images)
     encoders = [encoder(images, seed) for seed in (2, 3)]

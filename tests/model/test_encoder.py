@@ -74,6 +74,31 @@ def test_packed_images_are_reduced_to_what_the_network_sees():
     assert large.features_on([[1]], torch.from_numpy(packed) / 255)[0].shape == (3, small.width)
 
 
+@pytest.mark.parametrize("fusion", ["concat", "separate"])
+def test_whitening_is_part_of_a_saved_encoder_and_can_be_undone(tmp_path, fusion):
+    given, images = config(bands=4), np.random.default_rng(0).integers(0, 256, (40, 4, 32, 32), dtype=np.uint8)
+    if fusion == "separate":
+        recipe = given.recipe.model_copy(update={"modalities": {"a": [0, 1], "b": [2, 3]}})
+        architecture = given.architecture.model_copy(update={"fusion": fusion})
+        given = given.model_copy(update={"recipe": recipe, "architecture": architecture})
+    torch.manual_seed(0)
+    encoder = Encoder(given).eval()
+    plain, batch = encoder.features(iter([images])), torch.rand(2, 4, 32, 32)
+    projections, width = encoder.project(batch), encoder.width
+    encoder.whiten(plain)
+    white = encoder.features(iter([images]))
+    assert encoder.config.whitened == 10
+    assert white.shape == (40, width)
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(encoder.unwhitened(white), plain, atol=1e-4)
+    assert encoder.project(batch).equal(projections)
+    encoder.save(tmp_path)
+    loaded = load_encoder(tmp_path).cpu()
+    assert np.array_equal(loaded.features(iter([images])), white)
+    assert np.array_equal(loaded.with_features([1]).features(iter([images])), plain)
+    assert load_encoder(tmp_path, head_layers=1).cpu()(batch).shape == (2, 12)
+
+
 def test_without_a_head_the_projections_are_the_features():
     encoder = encoder_of(depth=0)
     batch = torch.rand(2, 3, 32, 32)

@@ -17,6 +17,7 @@ from simtrail.data.recipe import make_recipe
 from simtrail.errors import InputError, TrainingError
 from simtrail.model.encoder import EncoderConfig
 from simtrail.training import loop
+from simtrail.training.features import Chosen
 from simtrail.training.optimisers import learning_rate
 from simtrail.training.state import Checkpoints
 
@@ -60,6 +61,24 @@ def fit(prepared, changes=None, train=TRAIN, labels=True, **kwargs):
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_features_are_whitened_after_the_training_which_does_not_depend_on_it(prepared):
+    plain, white = fit(prepared, {"pretrain.whiten": False}).encoder, fit(prepared).encoder
+    assert white.config.whitened == len(TRAIN) // 4
+    assert same(plain.backbone, white.backbone)
+    batches = [prepared[0].rows(rows) for rows in (TRAIN, VAL)]
+    expected = plain.features(iter(batches))
+    plain.whiten(expected[: len(TRAIN)])  # to the training images
+    np.testing.assert_allclose(white.features(iter(batches)), plain.features(iter(batches)), atol=1e-5)
+    assert not fit(prepared, validate=False).encoder.config.whitened  # it will be judged in another way
+
+
+def test_another_seed_has_the_features_that_were_chosen_before(prepared):
+    trained = fit(prepared, {"pretrain.encoder.features": "auto"}, chosen=(other := Chosen([0, 2], "chosen before")))
+    assert trained.features is other
+    assert trained.encoder.config.architecture.features == [0, 2]
+    assert trained.encoder.config.whitened
 
 
 def losses(history):
@@ -206,7 +225,7 @@ def test_the_latest_weights_that_are_about_as_good_as_the_best_are_kept(prepared
     encoder, history, epoch, _ = fit(prepared, {"pretrain.epochs": 6})
     # means of three: 0.2, 0.55, 0.67, 0.87, 0.83, 0.77; a standard error of 12 images is √(0.87 · 0.13 / 12) = 0.098
     assert epoch == 5
-    assert all(torch.equal(v, kept[4][k]) for k, v in encoder.state_dict().items())
+    assert all(torch.equal(v, encoder.state_dict()[k]) for k, v in kept[4].items())
     assert [row["kept"] for row in history] == [1, 1, 1, 1, 1, 0]
 
 

@@ -161,8 +161,12 @@ they are scaled (`low`, `high`), masked (`mask_band`, `background`), and brought
 
 def _timm_use(encoder: Encoder, call: str, form: Format) -> str:
     config = encoder.config
-    grids = config.architecture.features
-    other = "" if grids == [1] else f" The features of the registered encoder are others: maps on the grids {grids}."
+    grids, parts = config.architecture.features, []
+    if grids != [1]:
+        parts.append(f"maps on the grids {grids}")
+    if config.whitened:
+        parts.append("whitened")
+    other = f" The features of the registered encoder are others: {', '.join(parts)}." if parts else ""
     load = "" if form == "huggingface" else "from safetensors.torch import load_file\n"
     return f"""
 ## Use with timm

@@ -23,6 +23,7 @@ from simtrail.evaluation.tasks import Result, Task, classify, small_pixels, task
 from simtrail.model.encoder import Encoder
 from simtrail.model.fusion import branch_bands
 from simtrail.model.weights import load_weights
+from simtrail.model.whitening import whitened
 from simtrail.params import Augment, Evaluate
 
 BATCH = 64  # on a processor, larger ones are slower: their maps leave the cache
@@ -72,10 +73,12 @@ def assess(
             f"features: row {not_finite[0]} ({table['path'].iloc[not_finite[0]]}): not finite ({len(not_finite)} of "
             f"{len(features)} rows); train again with a lower pretrain.learning_rate, or precision: fp32"
         )
-    encoder, images, test_features = embedded.encoder, embedded.images, features[test]
+    encoder, images = embedded.encoder, embedded.images
+    test_features = encoder.unwhitened(features[test])  # whitening would hide a collapse
     all_tasks = tasks(table, p.labels)
     log("features of augmented views")
-    first, second = _views(encoder, images, test, TwoViews(augment, images.recipe, encoder.config.size), p.seed)
+    pair = _views(encoder, images, test, TwoViews(augment, images.recipe, encoder.config.size), p.seed)
+    first, second = map(encoder.unwhitened, pair)
     metrics: dict[str, Any] = {
         "features": {
             "effective_rank": effective_rank(test_features),
@@ -88,7 +91,7 @@ def assess(
     if not all_tasks:
         return Assessment([], [], metrics)
     log("features of the floors")
-    floors = _floors(encoder, images, p, first_weights)
+    floors = _floors(embedded, p, first_weights)
     views = (
         _probe_views(encoder, images, np.flatnonzero(table["split"] != "test"), augment, p) if p.probe_views else None
     )
@@ -170,19 +173,28 @@ def _batches(rows: np.ndarray, images: PackedImages, batch_size: int = BATCH) ->
     return tqdm(batches, "images", unit="batch", disable=None, leave=False)
 
 
-def _floors(encoder: Encoder, images: PackedImages, p: Evaluate, first_weights: str) -> dict[str, np.ndarray]:
+def floor(encoder: Encoder, embedded: Embedded) -> np.ndarray:
+    """The (N, D) features of an encoder that learnt nothing from the images, whitened if those of `embedded` are."""
+    features, train = features_of(encoder, embedded.images), np.flatnonzero(embedded.table["split"] == "train")
+    if not embedded.encoder.config.whitened:
+        return features
+    return whitened(torch.from_numpy(features), torch.from_numpy(train)).numpy()
+
+
+def _floors(embedded: Embedded, p: Evaluate, first_weights: str) -> dict[str, np.ndarray]:
     """Features that learnt nothing from these images: pixels, random weights, those that training started from."""
-    config, recipe = encoder.config, images.recipe
+    encoder, images, recipe = embedded.encoder, embedded.images, embedded.images.recipe
+    config = encoder.config.model_copy(update={"whitened": 0})
     bands = sorted({band for branch in branch_bands(config.architecture, recipe).values() for band in branch})
     batches = _batches(np.arange(len(images)), images)
     pixels = [small_pixels(images.rows(rows)[:, bands], recipe.full_scale) for rows in batches]
     with torch.random.fork_rng([]):
         torch.manual_seed(p.seed)
         untrained = Encoder(config).to(encoder.device)
-        floors = {"raw_pixels": np.concatenate(pixels), "random_encoder": features_of(untrained, images)}
+        floors = {"raw_pixels": np.concatenate(pixels), "random_encoder": floor(untrained, embedded)}
         if first_weights != "random":
             load_weights(untrained, first_weights)
-            floors["first_weights"] = features_of(untrained, images)
+            floors["first_weights"] = floor(untrained, embedded)
         if p.pretrained:
             architecture = config.architecture.model_copy(
                 update={"model": p.pretrained, "width": 1, "stem": "standard", "vit": None}
@@ -192,7 +204,7 @@ def _floors(encoder: Encoder, images: PackedImages, p: Evaluate, first_weights: 
                 load_weights(pretrained, "pretrained")
             except InputError as error:
                 raise InputError(f"evaluate.pretrained = {p.pretrained!r}: {error}") from None
-            floors["pretrained"] = features_of(pretrained.to(encoder.device), images)
+            floors["pretrained"] = floor(pretrained.to(encoder.device), embedded)
     return floors
 
 

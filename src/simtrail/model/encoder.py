@@ -28,6 +28,7 @@ from simtrail.model.backbone import Backbone
 from simtrail.model.fusion import BranchInput, Fusion, branch_bands, unit
 from simtrail.model.local import map_shape, patch_projections
 from simtrail.model.projector import projection_head
+from simtrail.model.whitening import Whitening, fitted
 from simtrail.params import Architecture, Head, Terms
 from simtrail.schema import BaseModel, ConfigDict, ValidationError
 
@@ -49,6 +50,7 @@ class EncoderConfig(BaseModel):
     filters_from: dict[str, str] = {}  # for bands whose first filters are adapted from other weights, of which bands
     teacher: str | None = None  # whose features it learned to predict: the name or sha256 of the weights; null: none
     teacher_width: int = 0  # of the teacher's features, which a head of its own learns to predict; 0: no teacher
+    whitened: int = 0  # directions in which the features are whitened; 0: they are as the network gives them
     terms: Terms = Terms(fused=1.0, intra=0.0, cross=0.0)  # of the loss: the encoder has only the heads that they train
 
     @property
@@ -60,9 +62,10 @@ class EncoderConfig(BaseModel):
 class Encoder(nn.Module):
     """Maps images to features, (B, bands, S, S) float32 in [0, 1] → (B, width), from the bands that it uses.
 
-    S is `config.size`; packed images, of a larger `config.recipe.size`, are reduced to it. With `head_layers` = k, the
-    features are taken after the first k layers of the projection head, where SimCLRv2 starts to fine-tune (arXiv
-    2006.10029, section 2.3). `modalities` are the names of the modalities that have a branch each; with fusion concat
+    S is `config.size`; packed images, of a larger `config.recipe.size`, are reduced to it. The features are whitened if
+    `config.whitened`, see Whitening; projections are not made from these. With `head_layers` = k, the features are
+    taken after the first k layers of the projection head, where SimCLRv2 starts to fine-tune (arXiv 2006.10029, section
+    2.3). `modalities` are the names of the modalities that have a branch each; with fusion concat
     there are none. `branches` are the backbones by name; with concat there is one. Called with a `modality`, the
     encoder gives the features of only its bands, at unit length. Raises InputError for settings that are not possible,
     and for a modality that it can't use.
@@ -100,6 +103,7 @@ class Encoder(nn.Module):
             *(m.out_features for m in self.head.modules() if isinstance(m, nn.Linear)),
         ]
         self.width = widths[head_layers]
+        self.whitening = Whitening(widths[0], config.whitened) if config.whitened else None
 
     @property
     def branches(self) -> dict[str, Backbone]:
@@ -109,24 +113,42 @@ class Encoder(nn.Module):
         if modality is None or (index := self._branch_index(modality)) is None:
             inputs = self._branch_inputs(batch)
             if not self.head_layers:
-                return self.backbone.features(*inputs)
+                features = self.backbone.features(*inputs)
+                return features if self.whitening is None else self.whitening(features)
             return self.head[: self.head_layers](self.backbone(*inputs))
         return self.backbone.part(index, self.inputs[index](self._seen(batch)))
 
     def features_on(self, choices: Sequence[list[int]], batch: torch.Tensor) -> list[torch.Tensor]:
-        """The features (B, width) that the encoder would have with each choice of `architecture.features`."""
+        """The features (B, width) with each choice of `architecture.features`, without whitening."""
         return self.backbone.features_on(choices, *self._branch_inputs(batch))
 
     def with_features(self, grids: list[int]) -> Encoder:
-        """An encoder with the same weights and other `architecture.features`, in evaluation mode.
+        """An encoder with the same weights and other `architecture.features`, not whitened, in evaluation mode.
 
         Raises InputError if they are not possible.
         """
         architecture = self.config.architecture.model_copy(update={"features": grids})
+        config = self.config.model_copy(update={"architecture": architecture, "whitened": 0})
         with torch.random.fork_rng([]):  # its first weights are of no use
-            encoder = Encoder(self.config.model_copy(update={"architecture": architecture}), self.head_layers)
-        encoder.load_state_dict(self.state_dict())
+            encoder = Encoder(config, self.head_layers)
+        encoder.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("whitening.")})
         return encoder.to(self.device).eval()
+
+    def whiten(self, features: torch.Tensor | np.ndarray) -> None:
+        """From now on the features are whitened, as those (N, width) of training images need it; see `fitted`.
+
+        These must be features without whitening. With fewer than four images, or equal features, nothing changes.
+        """
+        self.whitening = fitted(torch.as_tensor(features, device=self.device))
+        directions = 0 if self.whitening is None else len(self.whitening.scale)
+        self.config = self.config.model_copy(update={"whitened": directions})
+
+    @torch.no_grad()
+    def unwhitened(self, features: np.ndarray) -> np.ndarray:
+        """The features as the network gives them, from those of the encoder, (N, width)."""
+        if self.whitening is None or self.head_layers:
+            return features
+        return self.whitening.undo(torch.as_tensor(features, device=self.device)).cpu().numpy()
 
     def parts(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """The features of each of `modalities`, (B, W) at unit length; the fused features are made of them."""

@@ -365,12 +365,10 @@ def _train(
     name = None if folder == ws.ENCODER else f"{run_name(params)}, seed {params.pretrain.seed}"
     with run(trail, key=ready.key, resumed=resumed, system_metrics=True, name=name) as run_id:
         _draw_views(params, ready.data.images, ready.data.train, folder)
-        trained = ready.fit(on_epoch=curve_logger(run_id), log=lambda line: echo(f"pretrain: {line}"))
-        encoder = trained.encoder
-        if chosen := chosen or trained.features:
-            encoder = encoder.with_features(chosen.features)
-            log_chosen(Trail(with_features(params, chosen), ready.data_md5), run_id)
-        encoder.save(folder)
+        trained = ready.fit(on_epoch=curve_logger(run_id), log=lambda line: echo(f"pretrain: {line}"), chosen=chosen)
+        if trained.features:
+            log_chosen(Trail(with_features(params, trained.features), ready.data_md5), run_id)
+        trained.encoder.save(folder)
         pd.DataFrame(trained.history).to_csv(folder / ws.HISTORY.name, index=False)
         _draw_curve(trained.history, trained.epoch, folder)
         tag_encoder(encoder_hash(folder), ready.first_weights)
@@ -383,7 +381,7 @@ def _train(
         f"pretrain: seed {params.pretrain.seed}: {last['epoch']} epochs, {last['step']} steps, last loss "
         f"{last['loss']:.3f}; the weights kept are of epoch {trained.epoch}"
     )
-    return chosen
+    return trained.features
 
 
 def _draw_views(params: Params, images: PackedImages, rows: np.ndarray, folder: Path) -> None:

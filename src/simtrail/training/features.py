@@ -11,6 +11,7 @@ from simtrail.errors import InputError
 from simtrail.evaluation.classifiers import knn, ridge_probe
 from simtrail.evaluation.difference import paired
 from simtrail.model.encoder import Encoder
+from simtrail.model.whitening import whitened
 from simtrail.training.monitors import NEIGHBOURS, Monitor
 
 CHOICES = [[1], [2], [1, 2, 3], [2, 3, 4]]  # values of pretrain.encoder.features, the simplest first
@@ -26,10 +27,10 @@ class Chosen(NamedTuple):
     reason: str
 
 
-def choose_features(encoder: Encoder, monitor: Monitor) -> Chosen:
+def choose_features(encoder: Encoder, monitor: Monitor, whiten: bool = False) -> Chosen:
     """The simplest of the `CHOICES` that is not clearly worse than the best one on labelled images of validation.
 
-    Without labels, [1].
+    With `whiten`, each of them is judged as it is after whitening. Without labels, [1].
     """
     possible = [choice for choice in CHOICES if _is_possible(encoder, choice)]
     if len(possible) == 1:
@@ -37,7 +38,8 @@ def choose_features(encoder: Encoder, monitor: Monitor) -> Chosen:
     if not monitor.labelled:
         return Chosen(possible[0], "the mean of the last map, because there are no labels on which others can be tried")
     judge = Judge(monitor)
-    hits = [judge.hits(features) for features in judge.features(encoder, possible)]
+    train = slice(judge.bank)
+    hits = [judge.hits(whitened(f, train) if whiten else f) for f in judge.features(encoder, possible)]
     number = first_good(hits, judge.block)
     texts = []
     for choice, each in zip(possible, hits, strict=True):
@@ -59,7 +61,7 @@ class Judge:
         in_folds = len(queries) < FEW
         if in_folds:
             bank = bank[: FOLDS * FEW]
-        self.rows = np.concatenate([bank, queries])
+        self.rows, self.bank = np.concatenate([bank, queries]), len(bank)  # the first so many are training images
         block, position = monitor.block[self.rows], np.arange(len(self.rows))
         if in_folds:
             _, number = np.unique(block, return_inverse=True)

@@ -45,6 +45,7 @@ def fit(
     *,
     checkpoints: Checkpoints | None = None,
     validate: bool = True,
+    chosen: Chosen | None = None,
     on_validation: Callable[[Encoder], Row] = lambda encoder: {},
     on_epoch: Callable[[list[Row]], None] = lambda history: None,
     log: Callable[[str], None] = lambda line: None,
@@ -54,10 +55,11 @@ def fit(
     It trains only on the training rows of the data. Every few epochs it validates, with labels if there are any, and it
     keeps the latest weights that are not clearly worse than the best; it does neither without `validate`, for a
     training that is judged in another way. The loss is the weighted sum of `params.terms` and of the term of a teacher,
-    and the encoder keeps the projection heads that they train. After an interruption, the same call continues from the
-    last checkpoint and ends with the same weights. `on_validation` gets the encoder at each validation and returns more
-    measures for the history. `on_epoch` gets the history so far after each epoch, and `log` gets one line of text for
-    each event. In several processes, only the first one writes.
+    and the encoder keeps the projection heads that they train. What the features are made of, if that is auto, is
+    `chosen` or chosen at the end; with `validate` they are then whitened, if `params.whiten`. After an interruption,
+    the same call continues from the last checkpoint and ends with the same weights. `on_validation` gets the encoder at
+    each validation and returns more measures for the history. `on_epoch` gets the history so far after each epoch, and
+    `log` gets one line of text for each event. In several processes, only the first one writes.
 
     Raises InputError for settings that the images or the memory don't allow, TrainingError when the loss is not finite.
     """
@@ -148,11 +150,15 @@ def fit(
         bar.close()
         if state.best:
             learner.kept.load_state_dict(state.best["weights"])
-        kept, chosen = learner.kept.eval(), None
+        kept = learner.kept.eval()
         if config.architecture.features == "auto" and rank() == 0:
-            chosen = choose_features(kept, monitor)
+            if chosen is None:
+                chosen = choose_features(kept, monitor, params.whiten)
+                log(f"pretrain.encoder.features = {chosen.features}: {chosen.reason}")
             kept = kept.with_features(chosen.features)
-            log(f"pretrain.encoder.features = {chosen.features}: {chosen.reason}")
+        if params.whiten and validate and rank() == 0:
+            with torch.no_grad():
+                kept.whiten(monitor.features(kept, monitor.train))
         return Trained(kept, state.history, state.best["epoch"] if state.best else len(state.history), chosen)
 
 

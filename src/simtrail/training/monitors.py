@@ -15,6 +15,7 @@ from simtrail.evaluation.classifiers import knn, ridge_probe
 from simtrail.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
 from simtrail.model.encoder import Encoder
 from simtrail.model.objectives import contrastive_top1
+from simtrail.model.whitening import SAMPLE
 
 BANK, VALIDATION = 10_000, 4096  # most images used: labelled training images; validation images
 NEIGHBOURS, BATCH = 10, 256
@@ -33,7 +34,7 @@ class Monitor:
         self.block = np.arange(len(data.images)) if data.block is None else data.block
         rng = np.random.default_rng(seed)
         train, val = rng.permutation(data.train), rng.permutation(data.val)
-        self.val = val[:VALIDATION]
+        self.train, self.val = train[:SAMPLE], val[:VALIDATION]
         self.bank = train[self.labels[train] >= 0][:BANK]
         self.queries = val[self.labels[val] >= 0][:VALIDATION]  # not only from self.val: few may have labels
         self.labelled = all(len(np.unique(self.labels[rows])) >= 2 for rows in (self.bank, self.queries))
@@ -54,7 +55,7 @@ class Monitor:
         encoder.eval()
         try:
             rows = np.union1d(self.val, self.queries)
-            features = self._features(encoder, rows)
+            features = self.features(encoder, rows)
             if not features.isfinite().all():
                 raise TrainingError(
                     "the features are not finite at a validation; lower pretrain.learning_rate, set pretrain.clip, or "
@@ -73,7 +74,7 @@ class Monitor:
                 **self._modality_measures(encoder),
             }
             if self.labelled:
-                bank, queries = self._features(encoder, self.bank), features[np.searchsorted(rows, self.queries)]
+                bank, queries = self.features(encoder, self.bank), features[np.searchsorted(rows, self.queries)]
                 measures |= self.accuracies(bank, queries)
             return measures
         finally:
@@ -128,7 +129,8 @@ class Monitor:
             measures |= {f"val_weight_{name}": w for name, w in zip(encoder.modalities, weights, strict=True)}
         return measures
 
-    def _features(self, encoder: Encoder, rows: np.ndarray) -> torch.Tensor:
+    def features(self, encoder: Encoder, rows: np.ndarray) -> torch.Tensor:
+        """The features (N, width) of packed images."""
         return torch.cat([encoder(batch).float() for batch in self.batches(rows, encoder.device)])
 
     def batches(self, rows: np.ndarray, device: torch.device) -> Iterator[torch.Tensor]:
