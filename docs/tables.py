@@ -40,6 +40,14 @@ NETWORKS = {
     "vit_small_patch16_224": "ViT-S/16",
 }
 SHORT = {"butterflies": "wings", "plankton": "plankton", "cifar10": "CIFAR-10", "demo": "demo"}
+WEIGHTS = {  # of first_weights.csv
+    "efficientnet-lite0-57934424.pth": "ImageNet",
+    "wings": "SimCLR on wings",
+    "demo": "SimCLR on these",
+    "plankton": "SimCLR on these",
+    "cifar10": "SimCLR on these",
+    "butterflies": "SimCLR on these",
+}
 OPTIONS = {  # of settings.csv: how it is called, and the row of options-cpu.csv with its time
     "positives: group": ("`positives: group`", "positives: group"),
     "64 of 96 pixels": ("`view_size`: 64 of 96 pixels", "view_size, from 1.5 times the pixels"),
@@ -174,6 +182,20 @@ def options() -> str:
     return table(("option, time", *SHORT.values()), rows, read("settings"))
 
 
+def whitening() -> str:
+    """Features as a network gives them, and half-whitened."""
+    results = read("first_weights").query("features in ('[1]', '[1, 2, 3]')")
+    rows = [
+        (
+            f"{SHORT[row.set]}, {WEIGHTS[row.weights]}",
+            f"`{row.features}`",
+            *(number(value) for value in (row.probe, row.probe_whitened, row.knn, row.knn_whitened)),
+        )
+        for row in results.itertuples()
+    ]
+    return table(("images, weights", "features", "linear probe", "whitened", "kNN", "whitened"), rows, results)
+
+
 def bench() -> str:
     results = read("bench")
     rows = [
@@ -228,7 +250,7 @@ def commands() -> str:
 
 
 ON_PAGES = (accuracy, speed, pipelines, out_of_the_box, options, bench, throughput_gpu, throughput_cpu)
-BLOCKS: dict[str, Callable[[], str]] = {make.__name__: make for make in (*ON_PAGES, forms, files, commands)}
+BLOCKS: dict[str, Callable[[], str]] = {make.__name__: make for make in (*ON_PAGES, whitening, forms, files, commands)}
 
 
 def filled(text: str) -> str:

@@ -46,7 +46,8 @@ AUTO = (  # keys that can be auto, which is their default: the plan stage choose
     *("pretrain.batch_size", "pretrain.micro_batch_size", "pretrain.learning_rate", "pretrain.precision"),
     "pretrain.positives",
 )
-FEATURES = "pretrain.encoder.features"  # auto until the encoder is trained: its training chooses the value at its end
+FEATURES, WHITEN = "pretrain.encoder.features", "pretrain.whiten"
+CHOSEN = (FEATURES, WHITEN)  # auto until the encoder is trained: its training chooses the values at its end
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # of weights without their network
 RECIPES = Path(__file__).parent / "augment" / "recipes"
 PATTERNS = {NAME: "only letters, digits, _, . and -", MODEL_NAME: "no / and no :"}
@@ -590,10 +591,10 @@ class Pretrain(_Section):
     local_views: int = Field(0, ge=0, le=16)
     """Number of further views of each image: small crops of 5 to 25 % of it, at half the size (multi-crop). They are
     compared with the two views of all images, not with each other."""
-    whiten: bool = True
+    whiten: Literal["auto", True, False] = "auto"
     """Whether the features are half-whitened: divided, along their principal directions over the training images, by
-    the square root of their standard deviation. The cosine of two images then tells more: for kNN, search, clusters
-    and outliers. The training does not depend on it."""
+    the square root of their standard deviation, so that the cosine of two images depends less on the directions that
+    vary most. auto: chosen with encoder.features, after the training; false without labels."""
     weights: str = "random"
     """Initial weights: random, pretrained (timm's, usually for ImageNet), hf-hub:OWNER/NAME, a file of weights
     (.safetensors, .pth, …) of timm, torchvision, DINO, MoCo or others, the folder of an encoder, or the registered
@@ -968,6 +969,11 @@ def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def shown(value: Any) -> str:
+    """A value as in params.yaml."""
+    return json.dumps(value).strip('"')
+
+
 def _pruned(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     """The tree without those of the dotted keys that are auto."""
     pruned = {}
@@ -1022,7 +1028,8 @@ def _message(error: Any, schema: type[BaseModel]) -> str:
     if error["type"] == "string_pattern_mismatch":
         return f"{key} = {error['input']!r}: must not be empty, and must have {PATTERNS[error['ctx']['pattern']]}"
     allowed = error["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
-    allowed = allowed.replace("a valid boolean", "true or false").replace("a valid ", "a ")
+    allowed = allowed.replace("a valid boolean", "true or false").replace("True or False", "true or false")
+    allowed = allowed.replace("a valid ", "a ")
     if error["type"] == "model_type":
         allowed = "a mapping of keys to values"
     allowed = allowed.replace("greater than or equal to", "≥").replace("less than or equal to", "≤")

@@ -106,7 +106,9 @@ def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_
     assert planned.pretrain.encoder.features in ([1], [1, 2, 3])
     assert load_encoder(ws.ENCODER).config.architecture.features == planned.pretrain.encoder.features
     shown = yaml.safe_load((ws.CHOSEN.parent / "params.yaml").read_text())
-    assert shown == {"pretrain": {"encoder": {"features": planned.pretrain.encoder.features}}}
+    whiten = planned.pretrain.whiten
+    assert shown == {"pretrain": {"encoder": {"features": planned.pretrain.encoder.features}, "whiten": whiten}}
+    assert bool(load_encoder(ws.ENCODER).config.whitened) == whiten
     for key in [*load_params().auto, FEATURES]:
         assert training.data.params[key] == str(planned.flat()[key])
     # so that the evaluation, which has these parameters, finds the run

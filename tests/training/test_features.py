@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from simtrail.errors import InputError
+from simtrail.params import FEATURES, WHITEN
 from simtrail.training import features
 from simtrail.training.features import CHOICES, Judge, choose_features
 
 CLASSES = np.arange(60) % 3
+GRIDS, BOTH = {FEATURES: "auto", WHITEN: False}, {FEATURES: "auto", WHITEN: "auto"}  # what is to be chosen
 
 
 class Images(SimpleNamespace):
@@ -49,8 +51,8 @@ def useful(share, seed=0):
 
 
 def test_features_that_are_clearly_better_are_chosen():
-    chosen = choose_features(Given(useful(0), useful(0.3), useful(1)), Images())
-    assert chosen.features == [1, 2, 3]
+    chosen = choose_features(Given(useful(0), useful(0.3), useful(1)), Images(), GRIDS)
+    assert chosen.values == {FEATURES: [1, 2, 3]}
     assert chosen.reason.startswith("accuracy of probe and kNN on training and validation images in folds: [1, 2, 3] 1")
     assert chosen.reason.count(";") == 2
 
@@ -58,14 +60,26 @@ def test_features_that_are_clearly_better_are_chosen():
 def test_of_features_that_are_about_as_good_the_simplest_are_chosen():
     nearly, best = useful(1), useful(1)
     nearly[0] = nearly[1]  # one image is mistaken for another: less than a standard error
-    assert choose_features(Given(nearly, useful(0), best), Images()).features == [1]
+    assert choose_features(Given(nearly, useful(0), best), Images(), GRIDS).values == {FEATURES: [1]}
 
 
 def test_without_labels_or_another_possible_choice_they_are_the_mean_of_the_last_map():
-    assert choose_features(Given(useful(0), useful(1)), Images(labelled=False)).features == [1]
-    chosen = choose_features(Given(useful(0)), Images())
-    assert chosen.features == [1]
-    assert "only possible" in chosen.reason
+    first = {FEATURES: [1], WHITEN: False}
+    assert choose_features(Given(useful(0), useful(1)), Images(labelled=False), BOTH).values == first
+    chosen = choose_features(Given(useful(0)), Images(), GRIDS)
+    assert chosen.values == {FEATURES: [1]}
+    assert chosen.line.startswith("pretrain.encoder.features = [1]: the only possible")
+
+
+@pytest.mark.parametrize("noise", [0.05, 20.0])
+def test_features_are_whitened_if_that_is_clearly_better(noise):
+    """Where noise in two directions is stronger than all else, kNN knows nothing without."""
+    given = np.concatenate([useful(1), noise * np.random.default_rng(0).normal(size=(60, 2))], 1)
+    chosen = choose_features(Given(given, given), Images(), BOTH)
+    assert chosen.values == {FEATURES: [1], WHITEN: noise > 1}
+    assert chosen.reason.count("whitened") == 2
+    given_grids = choose_features(Given(given), Images(), {FEATURES: [1], WHITEN: "auto"})
+    assert given_grids.values == {WHITEN: noise > 1}
 
 
 @pytest.mark.parametrize("few", [0, 1000])

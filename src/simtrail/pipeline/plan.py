@@ -21,7 +21,7 @@ from simtrail.errors import InputError
 from simtrail.model import CONFIG
 from simtrail.model.backbone import is_resnet
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
-from simtrail.params import FEATURES, Params, Pretrain, Settings, change, changed
+from simtrail.params import Params, Pretrain, Settings, change, changed, shown
 from simtrail.pipeline import pilot
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.training_run import encoder_config, first_weights
@@ -184,11 +184,6 @@ def micro_batch_size(p: Pretrain, config: EncoderConfig, device: torch.device) -
     return (None if size == p.batch_size else size), text
 
 
-def shown(value: Any) -> str:
-    """A value as in params.yaml."""
-    return json.dumps(value).strip('"')
-
-
 def write(plan: Plan, params: Params) -> None:
     """Writes the plan, with the settings that it was made for."""
     prepared = ws.read_json(ws.STATISTICS, "prepare")["split_hash"]
@@ -196,14 +191,14 @@ def write(plan: Plan, params: Params) -> None:
 
 
 def write_features(chosen: Chosen | None) -> None:
-    """Writes the value that the training chose for what the features are made of; no value if it was not auto."""
-    values, reasons = ({FEATURES: chosen.features}, {FEATURES: chosen.reason}) if chosen else ({}, {})
-    _write(ws.CHOSEN, {"values": values, "reasons": reasons})
+    """Writes the values that the training chose for what the features are made of; none if they were not auto."""
+    values = chosen.values if chosen else {}
+    _write(ws.CHOSEN, {"values": values, "reasons": dict.fromkeys(values, chosen.reason) if chosen else {}})
 
 
 def chosen(params: Params) -> Params:
     """The planned parameters with the values that the training chose in place of auto."""
-    if params.pretrain.encoder.features != "auto":
+    if "auto" not in (params.pretrain.encoder.features, params.pretrain.whiten):
         return params
     return changed(params, ws.read_json(ws.CHOSEN, "pretrain")["values"], str(ws.CHOSEN))
 

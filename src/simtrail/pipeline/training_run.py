@@ -20,7 +20,7 @@ from simtrail.model import CONFIG, WEIGHTS
 from simtrail.model.backbone import one_line
 from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.weights import CHOICES, HUB, is_file
-from simtrail.params import FEATURES, Params, Pretrain, changed, recipe, value_of
+from simtrail.params import Params, Pretrain, changed, recipe, value_of
 from simtrail.pipeline.workspace import Prepared, code_hash, prepared, project_folder
 from simtrail.training.features import Chosen
 from simtrail.training.loop import Trained, fit
@@ -107,7 +107,7 @@ def encoder_config(p: Pretrain, source: Prepared) -> EncoderConfig:
 
 def with_features(params: Params, chosen: Chosen | None) -> Params:
     """The parameters with what a training chose that the features are made of, if that was auto."""
-    return changed(params, {FEATURES: chosen.features}, "the training") if chosen else params
+    return changed(params, chosen.values, "the training") if chosen else params
 
 
 def without_effect(views: TwoViews, recipe_name: str | None) -> list[str]:

@@ -28,7 +28,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from simtrail.params import FEATURES, Params, load_params
+from simtrail.params import CHOSEN, Params, load_params
 from simtrail.tracking.store import VIEW, open_store
 
 KEY, ENCODER, PARAMS, OWNER = "simtrail.key", "simtrail.encoder_sha256", "simtrail.params_hash", "simtrail.process"
@@ -196,9 +196,10 @@ def tag_encoder(encoder: str, first_weights: str) -> None:
 
 
 def log_chosen(trail: Trail, run_id: str) -> None:
-    """Logs the parameters of a run again, when its training has chosen the value of one that was auto."""
-    client = open_store()
-    client.log_param(run_id, FEATURES, trail.params.flat()[FEATURES])
+    """Logs the parameters of a run again, when its training has chosen the values of those that were auto."""
+    client, values = open_store(), trail.params.flat()
+    for key in CHOSEN:
+        client.log_param(run_id, key, values[key])
     client.log_dict(run_id, trail.params.model_dump(by_alias=True), "params.yaml")
     client.set_tag(run_id, PARAMS, trail.params_hash)
 
@@ -254,7 +255,7 @@ def git_state() -> tuple[str | None, str]:
 def _log_origin(trail: Trail) -> None:
     commit, diff = git_state()
     known = trail.params.flat()
-    mlflow.log_params({key: value for key, value in known.items() if (key, value) != (FEATURES, "auto")})
+    mlflow.log_params({key: value for key, value in known.items() if key not in CHOSEN or value != "auto"})
     if trail.params.tree == load_params().tree:
         mlflow.log_artifact("params.yaml")
     else:  # those of a trial of a sweep, or of a plan, are not those of params.yaml

@@ -12,6 +12,7 @@ from simtrail.evaluation.classifiers import knn, ridge_probe
 from simtrail.evaluation.difference import paired
 from simtrail.model.encoder import Encoder
 from simtrail.model.whitening import whitened
+from simtrail.params import CHOSEN, FEATURES, WHITEN, Settings, shown
 from simtrail.training.monitors import NEIGHBOURS, Monitor
 
 CHOICES = [[1], [2], [1, 2, 3], [2, 3, 4]]  # values of pretrain.encoder.features, the simplest first
@@ -21,32 +22,40 @@ STANDARD_ERROR = 0.68  # the level of an interval of one standard error on eithe
 
 
 class Chosen(NamedTuple):
-    """A value of pretrain.encoder.features, and the reason for it."""
+    """The values of those of `CHOSEN` that were auto, and the reason for them."""
 
-    features: list[int]
+    values: Settings
     reason: str
 
+    @property
+    def line(self) -> str:
+        """The values and the reason, for the log."""
+        return f"{', '.join(f'{key} = {shown(value)}' for key, value in self.values.items())}: {self.reason}"
 
-def choose_features(encoder: Encoder, monitor: Monitor, whiten: bool = False) -> Chosen:
-    """The simplest of the `CHOICES` that is not clearly worse than the best one on labelled images of validation.
 
-    With `whiten`, each of them is judged as it is after whitening. Without labels, [1].
+def choose_features(encoder: Encoder, monitor: Monitor, made: Settings) -> Chosen:
+    """The simplest features that are not clearly worse than the best ones on labelled images of validation.
+
+    `made` has the values of `CHOSEN`. In place of an auto, each of the `CHOICES` is tried, and features without and
+    with whitening; without labels, the first of these are chosen.
     """
-    possible = [choice for choice in CHOICES if _is_possible(encoder, choice)]
-    if len(possible) == 1:
-        return Chosen(possible[0], "the only possible value for this network and these images")
+    grids = [g for g in CHOICES if _is_possible(encoder, g)] if made[FEATURES] == "auto" else [made[FEATURES]]
+    tried = [(g, white) for white in ([False, True] if made[WHITEN] == "auto" else [made[WHITEN]]) for g in grids]
+    values = [{key: v for key, v in zip(CHOSEN, each, strict=True) if made[key] == "auto"} for each in tried]
+    if len(tried) == 1:
+        return Chosen(values[0], "the only possible value for this network and these images")
     if not monitor.labelled:
-        return Chosen(possible[0], "the mean of the last map, because there are no labels on which others can be tried")
+        return Chosen(values[0], "the simplest, because there are no labels on which others can be tried")
     judge = Judge(monitor)
-    train = slice(judge.bank)
-    hits = [judge.hits(whitened(f, train) if whiten else f) for f in judge.features(encoder, possible)]
+    of_grids = dict(zip(map(str, grids), judge.features(encoder, grids), strict=True))
+    hits, texts = [], []
+    for g, white in tried:
+        hits.append(judge.hits(whitened(of_grids[str(g)], slice(judge.bank)) if white else of_grids[str(g)]))
+        probe, neighbours = hits[-1].mean(0)
+        texts.append(f"{g}{' whitened' * white} {probe:.3f}, {neighbours:.3f}")
     number = first_good(hits, judge.block)
-    texts = []
-    for choice, each in zip(possible, hits, strict=True):
-        probe, neighbours = each.mean(0)
-        texts.append(f"{choice} {probe:.3f}, {neighbours:.3f}")
     reason = f"accuracy of probe and kNN on {judge.what}: " + "; ".join([texts.pop(number), *texts])
-    return Chosen(possible[number], reason)
+    return Chosen(values[number], reason)
 
 
 class Judge:

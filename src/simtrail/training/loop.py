@@ -17,7 +17,7 @@ from simtrail.data.loader import TrainingData, batches, draws, epoch_rows, on_de
 from simtrail.errors import InputError, TrainingError
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
 from simtrail.model.weights import load_weights
-from simtrail.params import Checkpoint, Pretrain
+from simtrail.params import FEATURES, WHITEN, Checkpoint, Pretrain, Settings
 from simtrail.training.distributed import from_first, rank, world
 from simtrail.training.early import early_epoch, early_truth
 from simtrail.training.features import Chosen, choose_features
@@ -35,7 +35,7 @@ class Trained(NamedTuple):
     encoder: Encoder  # in evaluation mode
     history: list[Row]  # one row per epoch
     epoch: int  # the epoch that the encoder's weights are from
-    features: Chosen | None = None  # of pretrain.encoder.features, if it is auto
+    features: Chosen | None = None  # what they are made of, if that was auto
 
 
 def fit(
@@ -55,11 +55,11 @@ def fit(
     It trains only on the training rows of the data. Every few epochs it validates, with labels if there are any, and it
     keeps the latest weights that are not clearly worse than the best; it does neither without `validate`, for a
     training that is judged in another way. The loss is the weighted sum of `params.terms` and of the term of a teacher,
-    and the encoder keeps the projection heads that they train. What the features are made of, if that is auto, is
-    `chosen` or chosen at the end; with `validate` they are then whitened, if `params.whiten`. After an interruption,
-    the same call continues from the last checkpoint and ends with the same weights. `on_validation` gets the encoder at
-    each validation and returns more measures for the history. `on_epoch` gets the history so far after each epoch, and
-    `log` gets one line of text for each event. In several processes, only the first one writes.
+    and the encoder keeps the projection heads that they train. With `validate`, what the features are made of,
+    if that is auto, is `chosen` or chosen at the end. After an interruption, the same call continues from the last
+    checkpoint and ends with the same weights. `on_validation` gets the encoder at each validation and returns more
+    measures for the history. `on_epoch` gets the history so far after each epoch, and `log` gets one line of text for
+    each event. In several processes, only the first one writes.
 
     Raises InputError for settings that the images or the memory don't allow, TrainingError when the loss is not finite.
     """
@@ -151,14 +151,17 @@ def fit(
         if state.best:
             learner.kept.load_state_dict(state.best["weights"])
         kept = learner.kept.eval()
-        if config.architecture.features == "auto" and rank() == 0:
-            if chosen is None:
-                chosen = choose_features(kept, monitor, params.whiten)
-                log(f"pretrain.encoder.features = {chosen.features}: {chosen.reason}")
-            kept = kept.with_features(chosen.features)
-        if params.whiten and validate and rank() == 0:
-            with torch.no_grad():
-                kept.whiten(monitor.features(kept, monitor.train))
+        if validate and rank() == 0:
+            made: Settings = {FEATURES: config.architecture.features, WHITEN: params.whiten}
+            if "auto" in made.values():
+                if chosen is None:
+                    chosen = choose_features(kept, monitor, made)
+                    log(chosen.line)
+                made |= chosen.values
+                kept = kept.with_features(made[FEATURES])
+            if made[WHITEN]:
+                with torch.no_grad():
+                    kept.whiten(monitor.features(kept, monitor.train))
         return Trained(kept, state.history, state.best["epoch"] if state.best else len(state.history), chosen)
 
 
