@@ -78,6 +78,7 @@ def test_features_are_whitened_if_that_is_clearly_better(noise):
     chosen = choose_features(Given(given, given), Images(), BOTH)
     assert chosen.values == {FEATURES: [1], WHITEN: noise > 1}
     assert chosen.reason.count("whitened") == 2
+    assert chosen.reasons == {FEATURES: chosen.reason, WHITEN: f"chosen with {FEATURES}"}
     given_grids = choose_features(Given(given), Images(), {FEATURES: [1], WHITEN: "auto"})
     assert given_grids.values == {WHITEN: noise > 1}
 

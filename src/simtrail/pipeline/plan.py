@@ -192,8 +192,8 @@ def write(plan: Plan, params: Params) -> None:
 
 def write_features(chosen: Chosen | None) -> None:
     """Writes the values that the training chose for what the features are made of; none if they were not auto."""
-    values = chosen.values if chosen else {}
-    _write(ws.CHOSEN, {"values": values, "reasons": dict.fromkeys(values, chosen.reason) if chosen else {}})
+    values, reasons = (chosen.values, chosen.reasons) if chosen else ({}, {})
+    _write(ws.CHOSEN, {"values": values, "reasons": reasons})
 
 
 def chosen(params: Params) -> Params:

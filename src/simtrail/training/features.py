@@ -28,6 +28,12 @@ class Chosen(NamedTuple):
     reason: str
 
     @property
+    def reasons(self) -> dict[str, str]:
+        """The reason for each value."""
+        first, *others = self.values
+        return {first: self.reason} | dict.fromkeys(others, f"chosen with {first}")
+
+    @property
     def line(self) -> str:
         """The values and the reason, for the log."""
         return f"{', '.join(f'{key} = {shown(value)}' for key, value in self.values.items())}: {self.reason}"
