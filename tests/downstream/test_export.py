@@ -15,9 +15,11 @@ from simtrail.errors import InputError
 from simtrail.model.encoder import Encoder
 
 
-def saved(folder, **changes) -> Encoder:
+def saved(folder, whiten=False, **changes) -> Encoder:
     dotted = {f"pretrain.encoder.{key}": value for key, value in changes.items()}
     encoder = Encoder(rgb_config({"pretrain.encoder.model": "test_resnet", **dotted})).eval()
+    if whiten:
+        encoder.whiten(torch.randn(40, encoder.width))
     encoder.save(folder)
     return encoder
 
@@ -43,6 +45,12 @@ def test_timm_loads_both_forms_strictly_and_gives_the_same_features(tmp_path):
     assert list(net.pretrained_cfg["mean"]) == encoder.config.mean
 
 
+def test_a_readme_for_timm_says_how_the_features_of_the_encoder_differ(tmp_path):
+    saved(tmp_path / "encoder", whiten=True, features=[1, 2])
+    export(tmp_path / "encoder", tmp_path / "timm", "timm")
+    assert "are others: maps on the grids [1, 2], whitened." in (tmp_path / "timm/README.md").read_text()
+
+
 def test_a_copied_folder_is_the_same_encoder(tmp_path):
     encoder = saved(tmp_path / "encoder", features=[1, 2])
     export(tmp_path / "encoder", tmp_path / "copy", "folder")
@@ -53,7 +61,7 @@ def test_a_copied_folder_is_the_same_encoder(tmp_path):
 
 
 def test_onnx_gives_the_same_features_for_any_number_of_images(tmp_path):
-    encoder = saved(tmp_path / "encoder", features=[1, 2])
+    encoder = saved(tmp_path / "encoder", whiten=True, features=[1, 2])
     export(tmp_path / "encoder", tmp_path / "onnx", "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "onnx/encoder.onnx")
     batch = torch.rand(7, 3, 32, 32)
