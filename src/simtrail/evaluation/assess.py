@@ -173,7 +173,7 @@ def _batches(rows: np.ndarray, images: PackedImages, batch_size: int = BATCH) ->
     return tqdm(batches, "images", unit="batch", disable=None, leave=False)
 
 
-def floor(encoder: Encoder, embedded: Embedded) -> np.ndarray:
+def _floor(encoder: Encoder, embedded: Embedded) -> np.ndarray:
     """The (N, D) features of an encoder that learnt nothing from the images, whitened if those of `embedded` are."""
     features, train = features_of(encoder, embedded.images), np.flatnonzero(embedded.table["split"] == "train")
     if not embedded.encoder.config.whitened:
@@ -191,10 +191,10 @@ def _floors(embedded: Embedded, p: Evaluate, first_weights: str) -> dict[str, np
     with torch.random.fork_rng([]):
         torch.manual_seed(p.seed)
         untrained = Encoder(config).to(encoder.device)
-        floors = {"raw_pixels": np.concatenate(pixels), "random_encoder": floor(untrained, embedded)}
+        floors = {"raw_pixels": np.concatenate(pixels), "random_encoder": _floor(untrained, embedded)}
         if first_weights != "random":
             load_weights(untrained, first_weights)
-            floors["first_weights"] = floor(untrained, embedded)
+            floors["first_weights"] = _floor(untrained, embedded)
         if p.pretrained:
             architecture = config.architecture.model_copy(
                 update={"model": p.pretrained, "width": 1, "stem": "standard", "vit": None}
@@ -204,7 +204,7 @@ def _floors(embedded: Embedded, p: Evaluate, first_weights: str) -> dict[str, np
                 load_weights(pretrained, "pretrained")
             except InputError as error:
                 raise InputError(f"evaluate.pretrained = {p.pretrained!r}: {error}") from None
-            floors["pretrained"] = floor(pretrained.to(encoder.device), embedded)
+            floors["pretrained"] = _floor(pretrained.to(encoder.device), embedded)
     return floors
 
 
