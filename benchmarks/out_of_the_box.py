@@ -35,6 +35,7 @@ from simtrail.evaluation.difference import paired
 from simtrail.evaluation.probe import linear_probe
 from simtrail.evaluation.tasks import main_task, small_pixels
 from simtrail.model.encoder import Encoder
+from simtrail.model.whitening import whitened
 from simtrail.params import Evaluate
 
 STAGES = ("check", "prepare", "plan", "pretrain", "embed", "evaluate", "report", "register")
@@ -108,7 +109,11 @@ def scores(project: Path) -> dict[str, object]:
     encoder = Encoder.load(project / "artifacts/pretrain")
     torch.manual_seed(0)
     images = _images(project)
-    random_features = Encoder(encoder.config).features(images.rows(rows) for rows in _parts(images))
+    untrained = Encoder(encoder.config.model_copy(update={"whitened": 0}))
+    random_features = untrained.features(images.rows(rows) for rows in _parts(images))
+    if encoder.config.whitened:
+        train = pd.read_parquet(project / "artifacts/prepare/split.parquet")["split"] == "train"
+        random_features = whitened(torch.from_numpy(random_features), torch.from_numpy(train.to_numpy())).numpy()
     accuracy = {name: score["accuracy"] for name, score in task["scores"].items()}
     floors = ("raw_pixels", "random_encoder", "majority")
     gains = [task["gains"][name]["low"] for name in floors if name in task["gains"]]
