@@ -113,7 +113,7 @@ def scores(project: Path) -> dict[str, object]:
     random_features = untrained.features(images.rows(rows) for rows in _parts(images))
     if encoder.config.whitened:
         train = pd.read_parquet(project / "artifacts/prepare/split.parquet")["split"] == "train"
-        random_features = whitened(torch.from_numpy(random_features), torch.from_numpy(train.to_numpy())).numpy()
+        random_features = whitened(torch.from_numpy(random_features), torch.tensor(train.to_numpy())).numpy()
     accuracy = {name: score["accuracy"] for name, score in task["scores"].items()}
     floors = ("raw_pixels", "random_encoder", "majority")
     gains = [task["gains"][name]["low"] for name in floors if name in task["gains"]]

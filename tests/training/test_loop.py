@@ -228,7 +228,7 @@ def test_the_latest_weights_that_are_about_as_good_as_the_best_are_kept(prepared
     encoder, history, epoch, _ = fit(prepared, {"pretrain.epochs": 6})
     # means of three: 0.2, 0.55, 0.67, 0.87, 0.83, 0.77; a standard error of 12 images is √(0.87 · 0.13 / 12) = 0.098
     assert epoch == 5
-    assert all(torch.equal(v, encoder.state_dict()[k]) for k, v in kept[4].items())
+    assert all(torch.equal(v, kept[4][k]) for k, v in encoder.state_dict().items())
     assert [row["kept"] for row in history] == [1, 1, 1, 1, 1, 0]
 
 
