@@ -14,13 +14,14 @@ from tqdm import tqdm
 from simtrail.downstream.head import KINDS, NO_TAG, ROWS, SEPARATOR, Head, Kind, Target, kernel, probabilities, unit
 from simtrail.errors import InputError, listed
 from simtrail.evaluation.probe import COARSE, FINE, fit_logistic
+from simtrail.evaluation.structure import reduced
 
 STRENGTHS = {"linear": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "svc": (1.0, 10.0, 100.0), "knn": (1, 3, 5, 10, 20)}
 RIDGE = (0.1, 1.0, 10.0, 100.0, 1000.0)  # strengths of linear for numbers
 SVC_IMAGES = 5_000  # beyond, its kernel matrix takes too long
 MANY_GROUPS = 200  # from here on, five folds tell as much as ten
 TEMPERATURES = np.geomspace(0.02, 20, 121)  # searched for the one that calibrates
-CLUSTERED, COMPONENTS = 20_000, 64  # images, and principal components, that `next_to_label` clusters
+CLUSTERED = 20_000  # images that `next_to_label` clusters
 LEVELS = 5  # of a number, that each fold has alike
 
 
@@ -157,17 +158,14 @@ def next_to_label(doubt: np.ndarray, features: np.ndarray, count: int, seed: int
     Those nearest to the centres of `count` clusters of the images, in which an image weighs by the square of its
     `doubt` (N,), see `Head.doubt`: a centre is where many doubtful images are (after Zhdanov 2019, arXiv 1901.05954,
     who clusters only the most doubtful: with few labels, probabilities say little, and that was worse). The clusters
-    are made in `COMPONENTS` principal components, from a sample of at most `CLUSTERED` images.
+    are made in a few principal components (see `reduced`), from a sample of at most `CLUSTERED` images.
     """
     from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
 
     rows = np.sort(np.random.default_rng(seed).permutation(len(features))[:CLUSTERED])
     if len(rows) <= count:
         return rows
-    x = unit(features[rows])
-    if min(x.shape) > COMPONENTS:
-        x = PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(x)
+    x = reduced(unit(features[rows]), seed)
     weight = doubt[rows] ** 2 + 1e-6  # never all 0
     clusters = KMeans(count, n_init=1, random_state=seed).fit(x, sample_weight=weight)
     distance = np.linalg.norm(x - clusters.cluster_centers_[clusters.labels_], axis=1)

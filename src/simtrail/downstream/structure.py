@@ -10,7 +10,6 @@ from simtrail.errors import InputError
 from simtrail.evaluation import structure as evaluation
 from simtrail.evaluation.classifiers import nearest
 
-COMPONENTS = 64  # principal components in which clusters are looked for: in more, all distances are alike
 NEIGHBOURS = 5
 SEARCHED = 200_000  # images among which near copies are looked for; of more, a sample
 
@@ -38,14 +37,11 @@ def clusters(features: np.ndarray, count: int | None = None, smallest: int = 10,
     not enough images.
     """
     from sklearn.cluster import HDBSCAN, KMeans
-    from sklearn.decomposition import PCA
 
     if len(features) < max(count or 0, 2 * smallest if count is None else 0):
         needed = f"{count} clusters" if count else f"clusters of {smallest} images; lower --smallest"
         raise InputError(f"{len(features)} images: too few for {needed}")
-    x = normalize(features)
-    if min(x.shape) > COMPONENTS:
-        x = PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(x)
+    x = evaluation.reduced(normalize(features), seed)
     if count:
         found = KMeans(count, n_init=4, random_state=seed).fit_predict(x)
     else:

@@ -131,7 +131,6 @@ def clusters(features: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, f
     index (0 is chance) and normalised mutual information. With more than `BANK` images, a seeded sample is clustered.
     """
     from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -140,14 +139,23 @@ def clusters(features: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, f
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than classes: the score is low
         means = KMeans(len(np.unique(truth)), n_init=10, random_state=seed)
-        x = unit(features[rows], torch.float32).numpy()
-        if min(x.shape) > COMPONENTS:
-            x = PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(x)
-        predicted = means.fit_predict(x)
+        predicted = means.fit_predict(reduced(unit(features[rows], torch.float32).numpy(), seed))
     return {
         "ari": float(adjusted_rand_score(truth, predicted)),
         "nmi": float(normalized_mutual_info_score(truth, predicted)),
     }
+
+
+def reduced(x: np.ndarray, seed: int) -> np.ndarray:
+    """The rows (N, D) in their first `COMPONENTS` principal components, in which clusters are looked for.
+
+    Unchanged where there are no more dimensions or rows than these.
+    """
+    from sklearn.decomposition import PCA
+
+    if min(x.shape) <= COMPONENTS:
+        return x
+    return PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(x)
 
 
 def explained_variance(features: np.ndarray) -> np.ndarray:
