@@ -21,7 +21,8 @@ endif
 	@echo "installing into .venv (about 6 GB on disk)"
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	@# compiled once: where PYTHONDONTWRITEBYTECODE is set, each stage and test process would compile torch again, 10 s
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
 	@$(BIN)/python -m simtrail.pipeline.project
 	@echo "$(CURDIR)" > $@

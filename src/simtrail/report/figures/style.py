@@ -53,5 +53,6 @@ def save(figure: Figure, path: Path, vector: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200, metadata={"Software": None})
     if vector:
+        figure.set_layout_engine("none")  # keeps the layout of the PNG, which takes longer to find than to draw
         figure.savefig(path.with_suffix(".svg"), dpi=200, metadata={"Date": None})
     plt.close(figure)
