@@ -22,28 +22,36 @@ from simtrail.data.loader import to_unit
 from simtrail.data.pack import PackedImages
 from simtrail.errors import InputError, TrainingError
 from simtrail.evaluation.label_efficiency import draw
+from simtrail.evaluation.probe import C_VALUES, COARSE, best_of, fit_logistic
 from simtrail.evaluation.scores import scores_with_intervals
 from simtrail.evaluation.tasks import Task
 from simtrail.model.encoder import Encoder
-from simtrail.params import Evaluate, Geometry
+from simtrail.params import Crop, Evaluate, Geometry, HorizontalFlip, Rotation
 from simtrail.training.learner import LOW
 from simtrail.training.optimisers import learning_rate
 
-BATCH, LEAST_STEPS = 64, 150  # images per step at most; steps at least, so that training with few images works too
+BATCH, LEAST_STEPS = 32, 150  # images per step at most; steps at least, so that training with few images works too
 WARMUP, WEIGHT_DECAY = 0.1, 0.05
+SCRATCH_RATE = 1e-3  # the highest learning rate from scratch: random weights need larger steps
 INFERENCE_BATCH = 64
 LEAST = 2  # images per class, on average, in a fraction that is worth fine-tuning on
+# Views nearly like the images that will be classified, which are whole and upright: those of the training would undo
+# what the probe knows (Touvron et al. 2019, arXiv 1906.06423). Colours are unchanged, as in the paper's appendix B.5.
+VIEWS = Geometry(
+    crop=Crop(p=1.0, min_area=0.7), horizontal_flip=HorizontalFlip(p=0.0), rotation=Rotation(p=0.5, degrees=10.0)
+)
 
 
 class Tuning(NamedTuple):
     """How to fine-tune."""
 
     epochs: int  # passes over the images; with few images, several passes per epoch, for LEAST_STEPS in all
-    geometry: Geometry  # the augmentation of each step; colours stay unchanged, as in the paper's appendix B.5
     precision: str  # bf16, fp16 or fp32
-    learning_rate: float = 1e-3  # of AdamW, the highest in the schedule, for the new layer
+    geometry: Geometry = VIEWS  # the augmentation of each step
+    learning_rate: float = 5e-4  # of AdamW, the highest in the schedule, for the new layer (arXiv 2111.06377, table 9)
     layer_decay: float = 0.75  # factor of the rate per layer downwards (arXiv 2106.08254, appendix A); 1: all equal
     patience: int = 10  # epochs without a better validation result before it stops
+    probe: bool = True  # whether the new layer begins as a linear probe of the given encoder; or with zeros
     seed: int = 0
 
 
@@ -59,7 +67,7 @@ class FineTuned(NamedTuple):
 
     model: nn.Sequential  # encoder and linear layer, in evaluation mode: images in [0, 1] → (B, classes) logits
     history: list[dict[str, float]]  # one row per epoch
-    epoch: int  # the epoch of the weights
+    epoch: int  # the epoch of the weights; 0: as it began
 
 
 def fine_tune(
@@ -73,11 +81,13 @@ def fine_tune(
 ) -> FineTuned:
     """A copy of the encoder with a new linear layer; both are trained on labelled images.
 
-    Labels are class numbers 0 … classes − 1. Minimises the cross entropy with AdamW, a short warm-up and a cosine
-    schedule. The result has the weights of the epoch with the highest accuracy on `val` (of equals, the lowest cross
-    entropy). A batch has 64 images, or all images if there are fewer; the number is always even. A pass leaves out the
-    images that do not fill a batch. The given encoder does not change. Raises InputError for fewer than two training
-    images or no validation image, TrainingError if the loss is not finite.
+    Labels are class numbers 0 … classes − 1. The layer begins as a linear probe of the frozen encoder, so that the
+    first steps don't spoil its features (Kumar et al. 2022, arXiv 2202.10054). Minimises the cross entropy with AdamW,
+    a short warm-up and a cosine schedule. The result has the weights of the epoch with the highest accuracy on `val`
+    (of equals, the lowest cross entropy), or those before the first epoch. A batch has 32 images, or all images if
+    there are fewer; the number is always even. A pass leaves out the images that do not fill a batch. The given encoder
+    does not change. Raises InputError for fewer than two training images or no validation image, TrainingError if the
+    loss is not finite.
     """
     if len(train.rows) < 2 or not len(val.rows):
         raise InputError(
@@ -86,25 +96,25 @@ def fine_tune(
         )
     device, rng = encoder.device, np.random.default_rng(tuning.seed)
     history: list[dict[str, float]] = []
-    best, best_epoch, weights = (-1.0, 0.0), 0, {}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(tuning.seed)  # for dropout, if the network has it
         linear = nn.Linear(encoder.width, classes)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
         model = nn.Sequential(deepcopy(encoder), linear).to(device)
+        if tuning.probe:
+            _fit(linear, encoder, images, train, val)
         trainer = _Trainer(model, encoder.config.size, images, train, tuning)
+        best, best_epoch, weights = _score(_validation(model, images, val)), 0, _copy(model)
         for epoch in tqdm(range(1, tuning.epochs + 1), desc="fine-tune", unit="epoch", disable=None, leave=False):
-            row = trainer.epoch(epoch, rng) | _validation(probabilities(trainer.model, images, val.rows), val.labels)
-            history.append(row)
-            if (row["val_accuracy"], -row["val_loss"]) > best:
-                best, best_epoch = (row["val_accuracy"], -row["val_loss"]), epoch
-                weights = {k: v.detach().cpu().clone() for k, v in trainer.model.state_dict().items()}
+            history.append(trainer.epoch(epoch, rng) | _validation(model, images, val))
+            if _score(history[-1]) > best:
+                best, best_epoch, weights = _score(history[-1]), epoch, _copy(model)
             elif epoch - best_epoch >= tuning.patience:
                 log(f"fine-tuning stopped after epoch {epoch}: no better validation result in {tuning.patience} epochs")
                 break
-    trainer.model.load_state_dict(weights)
-    return FineTuned(trainer.model.eval(), history, best_epoch)
+    model.load_state_dict(weights)
+    return FineTuned(model.eval(), history, best_epoch)
 
 
 class _Trainer:
@@ -157,13 +167,37 @@ class _Trainer:
         }
 
 
-def _validation(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy and cross entropy of (N, C) probabilities."""
-    of_true_class = probabilities[np.arange(len(labels)), labels]
+def _fit(linear: nn.Linear, encoder: Encoder, images: PackedImages, train: Labelled, val: Labelled) -> None:
+    """Gives the layer the weights of a linear probe on the training images, with the C that is best on `val`."""
+    x, queries = (
+        encoder.features(images.rows(part) for part in np.array_split(rows, len(rows) // INFERENCE_BATCH + 1))
+        for rows in (train.rows, val.rows)
+    )
+    if not np.isfinite(x).all():
+        raise InputError("features: the encoder gives values that are not finite; train it again, with fp32")
+    fits = fit_logistic(x, train.labels, linear.out_features, C_VALUES, tolerance=COARSE)
+    _, fit = best_of(fits, queries, val.labels)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(fit.weights.T))
+        linear.bias.copy_(torch.from_numpy(fit.bias))
+
+
+def _validation(model: nn.Module, images: PackedImages, val: Labelled) -> dict[str, float]:
+    """Accuracy and cross entropy on labelled images; sets the model to evaluation mode."""
+    predicted = probabilities(model, images, val.rows)
+    of_true_class = predicted[np.arange(len(val.labels)), val.labels]
     return {
-        "val_accuracy": float((probabilities.argmax(1) == labels).mean()),
+        "val_accuracy": float((predicted.argmax(1) == val.labels).mean()),
         "val_loss": float(-np.log(np.maximum(of_true_class, 1e-30)).mean()),
     }
+
+
+def _score(validation: dict[str, float]) -> tuple[float, float]:
+    return validation["val_accuracy"], -validation["val_loss"]
+
+
+def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 @torch.no_grad()  # not inference_mode: tensors that a module stores here must be usable in training again
@@ -226,13 +260,14 @@ def compare_few_labels(
 
     Fractions with fewer than `LEAST` images per class are left out, except the largest: nothing can be learned from
     them. Each draw is stratified, with at least one image of every class. Validation uses the same fraction, because
-    its labels count as labels too. The larger draws contain the smaller ones. Both starts use the same images, schedule
-    and learning rate; from scratch, all layers have the same rate.
+    its labels count as labels too. The larger draws contain the smaller ones. Both starts use the same images and
+    schedule; from scratch, the learning rate is `SCRATCH_RATE` in all layers, and the new layer begins with zeros.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(tuning.seed)
         scratch = Encoder(encoder.config, encoder.head_layers).to(encoder.device)
-    starts = {"pretrained": (encoder, tuning), "scratch": (scratch, tuning._replace(layer_decay=1.0))}
+    from_scratch = tuning._replace(learning_rate=SCRATCH_RATE, layer_decay=1.0, probe=False)
+    starts = {"pretrained": (encoder, tuning), "scratch": (scratch, from_scratch)}
     split_rows = {part: np.flatnonzero(task.split == part) for part in ("train", "val", "test")}
     rows, test_probabilities = [], {}
     enough = LEAST * len(task.names) / len(split_rows["train"])

@@ -21,7 +21,6 @@ from simtrail.errors import InputError
 from simtrail.evaluation.assess import features_of
 from simtrail.evaluation.difference import Difference, paired
 from simtrail.model.encoder import Encoder
-from simtrail.params import Geometry
 from simtrail.training.measure import step_seconds
 
 FOLDS = 5  # of the groups: one tests, one validates, three train
@@ -68,7 +67,6 @@ def tune(
     groups: np.ndarray,
     paths: Sequence[str],
     epochs: int,
-    geometry: Geometry,
     error: float,
     seed: int = 0,
 ) -> Tuned:
@@ -84,7 +82,7 @@ def tune(
     features = features_of(encoder, images)
     frozen = fit_head(features[known], labels[known], groups[known], error, seed=seed).head
     seconds = step_seconds(deepcopy(encoder), ["fp32", "bf16"], images=8)
-    tuning = Tuning(epochs, geometry, min(seconds, key=lambda name: seconds[name]), seed=seed)
+    tuning = Tuning(epochs, min(seconds, key=lambda name: seconds[name]), seed=seed)
     found = fine_tune(encoder, images, Labelled(train, y[train]), Labelled(val, y[val]), len(names), tuning, print)
     net, linear = found.model[0], found.model[1]
     assert isinstance(net, Encoder)

@@ -278,18 +278,31 @@ def linear_probe(
     if like:
         c, start = like.c, like.fit
     else:
-        weight, queries = class_weight(labels[val]) if balanced else np.ones(len(val)), features[val]
-        best = (-1.0, -np.inf)
-        for each, fit in zip(C_VALUES, fits(train, C_VALUES, COARSE), strict=True):
-            found = fit.probabilities(queries)
-            of_label = np.maximum(found[np.arange(len(val)), labels[val]], 1e-30)
-            score = ((found.argmax(1) == labels[val]) * weight).sum(), (np.log(of_label) * weight).sum()
-            if score > best:
-                best, c, start = score, each, fit
-            elif score[0] < best[0] and score[1] < best[1]:
-                break  # weaker regularisation takes longest, and would be worse still
+        weight = class_weight(labels[val]) if balanced else None
+        c, start = best_of(fits(train, C_VALUES, COARSE), features[val], labels[val], weight)
     fit = next(fits(np.flatnonzero(split != "test"), (c,), FINE, start))
     return ProbeResult(fit.probabilities(features[test]), c, fit)
+
+
+def best_of(
+    fits: Iterator[Logistic], features: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[float, Logistic]:
+    """Of probes fitted with each of `C_VALUES`, the C and the fit with the highest accuracy on validation images.
+
+    Of equals it is the one with the lowest cross entropy. The search ends at a C that is worse than the best in both.
+    """
+    weight = np.ones(len(labels)) if weight is None else weight
+    best, result = (-1.0, -np.inf), None
+    for c, fit in zip(C_VALUES, fits, strict=False):
+        found = fit.probabilities(features)
+        of_label = np.maximum(found[np.arange(len(labels)), labels], 1e-30)
+        score = ((found.argmax(1) == labels) * weight).sum(), (np.log(of_label) * weight).sum()
+        if score > best:
+            best, result = score, (c, fit)
+        elif score[0] < best[0] and score[1] < best[1]:
+            break  # weaker regularisation takes longest, and would be worse still
+    assert result is not None
+    return result
 
 
 def svc(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from simtrail.data.sources import Source, image_files
 from simtrail.errors import InputError
 from simtrail.model import HEAD_CONFIG, MANIFEST, WEIGHTS
 from simtrail.pipeline.use import embedded
-from simtrail.tracking.pull import TRAIL, encoder_hash, origin
+from simtrail.tracking.pull import encoder_hash, origin
 
 if TYPE_CHECKING:
     from simtrail.downstream.classify import Labels
@@ -117,7 +116,6 @@ def finetune(
     from simtrail.downstream.classify import read_labels
     from simtrail.downstream.tuned import pack_images, tune
     from simtrail.model.encoder import Encoder
-    from simtrail.params import Geometry, change
 
     if (out / MANIFEST).exists():
         raise InputError(f"{out}: is the folder of a pulled encoder; name another with --out")
@@ -125,9 +123,6 @@ def finetune(
     known = read_labels(labels, folders, label, group)
     folder, about = origin(uri)
     encoder = Encoder.load(folder)
-    trail, tree = folder / TRAIL, dict[str, Any]()
-    change(tree, json.loads(trail.read_text(encoding="utf-8")).get("parameters", {}) if trail.is_file() else {})
-    geometry = Geometry.model_validate(tree.get("pretrain", {}).get("augment", {}).get("geometry", {}))
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         images, errors = pack_images([source.path for source in known.sources], encoder, Path(scratch))
@@ -135,7 +130,7 @@ def finetune(
             lines = [f"{known.sources[i].name}: {reason}" for i, reason in errors.items()]
             raise InputError("\n".join(lines[:20]) + "\ntake these rows out of the table of labels")
         names = [source.name for source in known.sources]
-        result = tune(encoder, images, known.labels, known.groups, names, epochs, geometry, error)
+        result = tune(encoder, images, known.labels, known.groups, names, epochs, error)
     result.encoder.save(out)
     head = dataclasses.replace(result.head, about=about | {"encoder_sha256": encoder_hash(out)})
     head.save(out)

@@ -258,7 +258,7 @@ def evaluate(settings: Sequence[str] = ()) -> None:
         log("no labels of two classes or more: label-free measures only")
     evidence = gather(assessment, embedded, p, log)
     if assessment.tasks and p.fine_tune.fractions:
-        tuning = Tuning(p.fine_tune.epochs, params.pretrain.augment.geometry, params.pretrain.precision, seed=p.seed)
+        tuning = Tuning(p.fine_tune.epochs, params.pretrain.precision, seed=p.seed)
         log("fine-tuning on few labels, and the same network from random weights")
         evidence.tables["fine_tune"] = few_label_table(encoder, source.images, assessment.tasks[0], p, tuning, log)
     if seeds := params.pretrain.seeds[1:]:
