@@ -1,19 +1,21 @@
+"""What several test files need. Slow imports are in functions: the process that only starts others needs none."""
+
 from __future__ import annotations
 
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from matplotlib.figure import Figure
 from PIL import Image
 
-from simtrail.data.recipe import Recipe
-from simtrail.model.encoder import EncoderConfig
-from simtrail.params import Params, change, parse
+if TYPE_CHECKING:
+    from simtrail.data.recipe import Recipe
+    from simtrail.model.encoder import EncoderConfig
+    from simtrail.params import Params
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ROOT = Path(__file__).parent.parent
@@ -34,6 +36,8 @@ DATASETS = ROOT.parent / "shared" / "datasets"
 
 
 def pytest_collection_modifyitems(items):
+    import torch
+
     # the slowest file starts first, in parallel with the others
     items.sort(key=lambda item: item.path.name != "test_stages.py")
     if not torch.cuda.is_available():
@@ -44,6 +48,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _no_outer_settings(monkeypatch):
+    import torch
+
     # with tiny tensors, more threads only wait for each other; UMAP's library sets its number of threads itself
     torch.set_num_threads(1)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
@@ -53,6 +59,8 @@ def _no_outer_settings(monkeypatch):
 @contextmanager
 def coarse_figures():
     """Figures are drawn with a quarter of their resolution, which costs most of the time."""
+    from matplotlib.figure import Figure
+
     savefig = Figure.savefig
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda figure, path, **kw: savefig(figure, path, **{**kw, "dpi": 50}))
@@ -66,12 +74,16 @@ def params() -> Params:
 
 def changed(changes: dict[str, object]) -> dict:
     """The tree of the project's params.yaml with dotted keys changed; nothing is auto unless the changes say so."""
+    from simtrail.params import change
+
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     change(tree, FIXED | changes)
     return tree
 
 
 def with_changes(changes: dict[str, object]) -> Params:
+    from simtrail.params import Params, parse
+
     return parse(Params, changed(changes), "params.yaml")
 
 
@@ -95,6 +107,8 @@ def blobs(n: int, classes: int = 3, spread: float = 1.0, seed: int = 0) -> tuple
 
 
 def rgb_recipe(size: int = 32) -> Recipe:
+    from simtrail.data.recipe import Recipe
+
     return Recipe(
         size=size,
         fit="pad",
@@ -111,6 +125,8 @@ def rgb_recipe(size: int = 32) -> Recipe:
 
 
 def rgb_config(changes: dict[str, object], size: int = 32) -> EncoderConfig:
+    from simtrail.model.encoder import EncoderConfig
+
     p = with_changes(changes).pretrain
     return EncoderConfig(
         architecture=p.encoder, head=p.head, recipe=rgb_recipe(size), mean=[0.5] * 3, std=[0.2] * 3, terms=p.terms

@@ -28,7 +28,7 @@ AUTOMATIC = dict.fromkeys([*AUTO, FEATURES], "auto")
 SMALL = {
     "prepare.size": 32,
     "pretrain.encoder.model": "test_resnet",
-    "pretrain.encoder.stem": "small",
+    "pretrain.encoder.stem": "standard",
     "pretrain.batch_size": 16,
     "pretrain.epochs": 10,
     "pretrain.precision": "fp32",

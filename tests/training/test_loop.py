@@ -117,6 +117,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(prepared):
             "pretrain.positives": "group",
             "pretrain.local_views": 3,
             "pretrain.teacher.weights": "those of the test",
+            "pretrain.view_size": 16,
             "pretrain.encoder.stem": "small",
             "pretrain.micro_batch_size": 4,
             "pretrain.gradient_checkpointing": True,

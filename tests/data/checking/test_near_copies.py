@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
 
 import numpy as np
@@ -30,7 +31,11 @@ def thumbnail(image: Image.Image) -> bytes:
     return appearance(np.moveaxis(np.asarray(image), -1, 0))["thumbnail"]
 
 
-SCENES = [thumbnail(scene(seed)) for seed in range(300)]
+@cache
+def scenes() -> list[bytes]:
+    return [thumbnail(scene(seed)) for seed in range(300)]
+
+
 EDITS = {
     "half": lambda image: image.resize((120, 90)),
     "double": lambda image: image.resize((480, 360)),
@@ -43,14 +48,14 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_edited_copies_are_in_the_set_of_their_image(edit):
     copies = [thumbnail(EDITS[edit](scene(seed))) for seed in range(0, 300, 10)]
-    numbers = near_copies([*SCENES, *copies])
+    numbers = near_copies([*scenes(), *copies])
     for i, seed in enumerate(range(0, 300, 10)):
         assert numbers[seed] == numbers[300 + i] >= 0
     assert (np.bincount(numbers[numbers >= 0]) == 2).all()  # no other image is in any set
 
 
 def test_different_scenes_have_no_near_copies_and_constant_images_are_left_out():
-    assert (near_copies([*SCENES, None, None]) == -1).all()
+    assert (near_copies([*scenes(), None, None]) == -1).all()
     assert near_copies([]).tolist() == []
 
 
