@@ -101,6 +101,16 @@ def test_the_first_weights_are_a_floor_unless_they_are_random(images, tmp_path):
     assert scores["random_encoder"] != scores["linear_probe"]
 
 
+def test_the_features_of_a_teacher_are_compared_but_are_no_floor(images):
+    net, params = encoder(images), with_changes({"evaluate.probe_views": 0})
+    features = features_of(net, images)
+    embedded = Embedded(net, images, TABLE, features)
+    result = assess(embedded, params.pretrain.augment, params.evaluate, teacher=features).results[0]
+    assert result.scores["teacher"] == result.scores["linear_probe"]
+    assert "random_encoder" in result.gains
+    assert "teacher" not in result.gains
+
+
 def test_floors_are_whitened_as_the_features_are_but_geometry_is_measured_without(images):
     net = encoder(images)
     plain = assessed(images, **{"evaluate.probe_views": 0})

@@ -350,16 +350,23 @@ def test_training_continues_from_the_weights_of_a_registered_model(copied, capsy
     write_params(copied, pretrain__weights="elsewhere")
     with pytest.raises(InputError, match=r"pretrain\.weights = 'elsewhere': must be random, pretrained, an enc"):
         stages.pretrain()
-    write_params(copied, pretrain__weights="models:/small@champion", pretrain__head__output=64)
+    champion = "models:/small@champion"
+    write_params(copied, pretrain__weights=champion, pretrain__teacher__weights=champion, pretrain__head__output=64)
     stages.pretrain()
     assert "head stays random" in capsys.readouterr().out
     run = next(r for r in all_runs() if r.data.params["pretrain.weights"] == "models:/small@champion")
     assert len(run.data.tags["simtrail.first_weights"]) == 64
     config = ws.ENCODER / "config.json"
     assert json.loads(config.read_text())["first_weights"] == run.data.tags["simtrail.first_weights"]
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"first_weights": "others"}))
-    with pytest.raises(InputError, match=r"'models:/small@champion': now other weights than those that the training"):
-        stages.evaluate()
+    stages.embed()
+    stages.evaluate()
+    assert {"teacher", "first_weights"} <= set(json.loads(ws.SCORES.read_text())["tasks"]["species"]["scores"])
+    for key, setting in {"first_weights": "pretrain.weights", "teacher": "pretrain.teacher.weights"}.items():
+        right = config.read_text()
+        config.write_text(json.dumps(json.loads(right) | {key: "others"}))
+        with pytest.raises(InputError, match=f"{setting} = 'models:/small@champion': now other weights than those"):
+            stages.evaluate()
+        config.write_text(right)
 
 
 def test_the_version_has_metrics_and_lineage(project):

@@ -61,11 +61,13 @@ def assess(
     p: Evaluate,
     log: Callable[[str], None] = lambda line: None,
     first_weights: str = "random",
+    teacher: np.ndarray | None = None,
 ) -> Assessment:
     """The metrics of the test split; hyperparameters are chosen on the validation split.
 
     `first_weights`, as `load_weights` takes them, are those that the training started from: a floor, unless they are
-    random. `log` gets a line for each step. Raises InputError for features that are not finite.
+    random. The features (N, W) of a `teacher` get a linear probe, too. `log` gets a line for each step. Raises
+    InputError for features that are not finite.
     """
     features, table, test = embedded.features, embedded.table, embedded.test
     if len(not_finite := np.flatnonzero(~np.isfinite(features).all(1))):
@@ -91,7 +93,7 @@ def assess(
     if not all_tasks:
         return Assessment([], [], metrics)
     log("features of the floors")
-    floors = _floors(embedded, p, first_weights)
+    floors = _floors(embedded, p, first_weights) | ({} if teacher is None else {"teacher": teacher})
     views = (
         _probe_views(encoder, images, np.flatnonzero(table["split"] != "test"), augment, p) if p.probe_views else None
     )

@@ -12,6 +12,7 @@ TITLES = {
     "first_weights": "floor: first weights",
     "pretrained": "floor: pretrained",
     "majority": "floor: majority class",
+    "teacher": "teacher's features",
 }
 FLOORS = tuple(name for name, title in TITLES.items() if title.startswith("floor: "))
 UNSEEN = " (unseen)"  # ends the name of the task of the held-out classes

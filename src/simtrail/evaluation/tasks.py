@@ -89,7 +89,10 @@ class Result:
 def classify(
     task: Task, features: np.ndarray, floors: Mapping[str, np.ndarray], p: Evaluate, views: Views | None = None
 ) -> Result:
-    """Every classifier and floor, scored on the test split; `features`, `views` and `floors` are of all images."""
+    """Every classifier and floor, scored on the test split; `features`, `views` and `floors` are of all images.
+
+    `floors` may contain other features to compare with, which are no floor.
+    """
     not_test, labels, classes = ~task.test, task.labels, len(task.names)
     task_features = features[task.rows]
     fits = 2 + bool(views) + len(floors)

@@ -30,7 +30,7 @@ def teacher_features(
     assert teacher.weights is not None
     update = {"architecture": _architecture(teacher), "view_size": None, "terms": Terms()}
     try:
-        encoder = Encoder(config.model_copy(update=update | {"teacher_width": 0}))
+        encoder = Encoder(config.model_copy(update=update | {"teacher_width": 0, "whitened": 0}))
         lines = load_weights(encoder, teacher.weights)
     except InputError as error:
         raise InputError(_of_teacher(str(error))) from None

@@ -233,9 +233,9 @@ def evaluate(settings: Sequence[str] = ()) -> None:
     from simtrail.evaluation.assess import Embedded, assess, by_modality, over_seeds
     from simtrail.evaluation.evidence import gather
     from simtrail.model.encoder import Encoder
+    from simtrail.model.teacher import teacher_features
     from simtrail.pipeline.headline import headline, write_plots
     from simtrail.pipeline.registration import log_evaluation
-    from simtrail.pipeline.training_run import first_weights
     from simtrail.training.monitors import kept_epoch
 
     p, source, encoder = params.evaluate, ws.prepared(), Encoder.load(ws.ENCODER)
@@ -247,13 +247,13 @@ def evaluate(settings: Sequence[str] = ()) -> None:
     def log(line: str) -> None:
         echo(f"evaluate: {line}")
 
-    first = first_weights(params.pretrain.weights)
-    if encoder.config.first_weights not in (None, first.stamp):
-        raise InputError(
-            f"pretrain.weights = {params.pretrain.weights!r}: now other weights than those that the training started "
-            "from; train again (simtrail pretrain), or name these weights"
-        )
-    assessment = assess(embedded, params.pretrain.augment, p, log, first.location)
+    first = _used(params.pretrain.weights, encoder.config.first_weights, "pretrain.weights")
+    teacher, features_of_teacher = params.pretrain.teacher, None
+    if teacher.weights:
+        location = _used(teacher.weights, encoder.config.teacher, "pretrain.teacher.weights")
+        frozen, rows = teacher.model_copy(update={"weights": location}), np.arange(len(source.table))
+        features_of_teacher = teacher_features(frozen, encoder.config, source.images, rows, log)
+    assessment = assess(embedded, params.pretrain.augment, p, log, first, features_of_teacher)
     if not assessment.tasks:
         log("no labels of two classes or more: label-free measures only")
     evidence = gather(assessment, embedded, p, log)
@@ -382,6 +382,19 @@ def _train(
         f"{last['loss']:.3f}; the weights kept are of epoch {trained.epoch}"
     )
     return trained.features
+
+
+def _used(weights: str, recorded: str | None, key: str) -> str:
+    """Where the weights of a setting lie, which the training used; InputError if these were other ones."""
+    from simtrail.pipeline.training_run import first_weights
+
+    found = first_weights(weights, key)
+    if recorded not in (None, found.stamp):
+        raise InputError(
+            f"{key} = {weights!r}: now other weights than those that the training used; train again (simtrail "
+            "pretrain), or name these weights"
+        )
+    return found.location
 
 
 def _draw_views(params: Params, images: PackedImages, rows: np.ndarray, folder: Path) -> None:

@@ -55,7 +55,7 @@ def score_bars(scores: dict[str, Scores], titles: dict[str, str], path: Path, im
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.9 + 0.32 * len(names)), sharey=True)
     for axis, score in zip(axes, ("accuracy", "balanced_accuracy"), strict=True):
         values = np.array([[scores[n][score + bound] for bound in ("", "_low", "_high")] for n in names])
-        colours = [COLOURS[0] if not titles[n].startswith("floor") else GREY for n in names]
+        colours = [COLOURS[0] if not titles[n].startswith(("floor", "teacher")) else GREY for n in names]
         errors = np.abs(values[:, 1:] - values[:, :1]).T
         axis.barh(range(len(names)), values[:, 0], xerr=errors, color=colours, height=0.65, capsize=3, ecolor="#404040")
         for i, (value, _, high) in enumerate(values):
