@@ -109,7 +109,8 @@ def _train(label: str, values: Settings, space: Space, rules: Confirm, params: P
         trail = Trail(seeded, training.data_md5)
         key = f"{training.key}-{space.study}-confirm"
         with run(trail, key=key, resumed=resumed, name=name, parent=parent) as run_id:
-            trained = training.fit(on_epoch=curve_logger(run_id, space.objective))
+            features = first[0].features if first else None  # only the first encoder can be registered
+            trained = training.fit(on_epoch=curve_logger(run_id, space.objective), chosen=features)
         training.checkpoints.finish()
         scores.append(float(trained.history[trained.epoch - 1][space.objective]))
         print(f"{name}: {space.objective} {scores[-1]:.4g}", flush=True)

@@ -17,13 +17,15 @@ import optuna
 from optuna.trial import TrialState
 
 from simtrail.errors import InputError, OutOfMemory, TrainingError
-from simtrail.params import Params, load_params
+from simtrail.params import FEATURES, WHITEN, Params, load_params
 from simtrail.pipeline.plan import planned
 from simtrail.pipeline.training_run import TrainingRun, training_run
 from simtrail.sweep.space import Space, load_space, suggest, trial_settings
 from simtrail.sweep.study import OWNER, count_trials, is_surplus, open_study, this_process
+from simtrail.training.features import Chosen
 from simtrail.training.loop import Trained
 
+UNUSED = Chosen({FEATURES: [1], WHITEN: False}, "a trial")  # its encoder is not used: to choose would take seconds
 MEASURES = ("val_probe", "val_knn", "val_effective_rank", "val_alignment", "val_uniformity", "val_feature_std")
 
 
@@ -132,7 +134,8 @@ def _fit(trial: optuna.Trial, training: TrainingRun, reporter: _EpochReporter) -
     allow, such as a batch larger than their number; and removes its checkpoints.
     """
     try:
-        return training.fit(on_epoch=reporter, log=lambda line: print(f"trial {trial.number}: {line}", flush=True))
+        log = lambda line: print(f"trial {trial.number}: {line}", flush=True)  # noqa: E731
+        return training.fit(on_epoch=reporter, log=log, chosen=UNUSED)
     except (OutOfMemory, TrainingError, InputError) as error:
         # pruned, not failed: the sampler must learn to avoid such values
         reasons = {OutOfMemory: "out of memory", TrainingError: "loss not finite", InputError: "not possible"}
