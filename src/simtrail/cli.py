@@ -277,7 +277,9 @@ def finetune(
     group: Annotated[
         str | None, typer.Option(help="a column such as specimen: its images are no independent ones")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the images at most; it stops when it is best")] = 50,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="at most; with few images, each has several passes over these")
+    ] = 50,
     error: Annotated[
         float,
         typer.Option(min=0.001, max=0.5, help="largest fraction of all images that may get a wrong label; 0.05 is 5 %"),

@@ -102,16 +102,17 @@ def test_it_begins_as_a_linear_probe_and_is_never_worse_on_validation_images(ima
 def test_the_given_encoder_stays_unchanged(images):
     start = encoder(images)
     before = weights(start)
-    tuned = tune(images, start=start)
+    tuned = tune(images, TUNING._replace(probe=False), start=start)
     assert same(before, weights(start))
     assert not start.training
     assert not same(before, weights(tuned.model[0]))
 
 
 def test_the_same_seed_gives_the_same_result_and_another_does_not(images):
-    first = tune(images)
+    tuning = TUNING._replace(probe=False)
+    first = tune(images, tuning)
     torch.rand(7)  # other random draws have no influence
-    again, other = tune(images), tune(images, seed=1)
+    again, other = tune(images, tuning), tune(images, tuning, seed=1)
     assert same(weights(first.model), weights(again.model))
     assert first.history == again.history
     assert not same(weights(first.model), weights(other.model))
@@ -197,8 +198,20 @@ def test_the_weights_with_the_best_validation_result_are_kept_and_training_stops
     assert lines == ["fine-tuning stopped after epoch 5: no better validation result in 3 epochs"]
 
 
+@pytest.mark.parametrize(("right", "kept"), [([4, 5, 5], 0), ([4, 5, 6], 2), ([4, 3, 4], 0)])
+def test_the_probe_is_kept_unless_an_epoch_is_better_by_more_than_a_standard_error(images, monkeypatch, right, kept):
+    correct = iter(right)
+
+    def probabilities_in_turn(model, images, rows):
+        hit = np.arange(9) < next(correct)
+        return np.where((np.arange(3) == LABELS[VAL][:, None]) == hit[:, None], 0.6, 0.2).astype(np.float32)
+
+    monkeypatch.setattr(module, "probabilities", probabilities_in_turn)
+    assert tune(images).epoch == kept
+
+
 def test_of_equal_accuracies_the_lower_cross_entropy_is_kept(images, monkeypatch):
-    confidence = iter([0.4, 0.5, 0.9, 0.7])
+    confidence = iter([0.1, 0.5, 0.9, 0.7])
 
     def probabilities_in_turn(model, images, rows):
         p = next(confidence)

@@ -145,10 +145,13 @@ def test_a_pulled_folder_is_imported_once_with_its_trail(project, tmp_path, monk
         import_folder(project / "trained", None)
 
 
-def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project):
+def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project, monkeypatch):
+    monkeypatch.setattr("simtrail.downstream.fine_tune._is_better", lambda right, before: True)  # of easy images
     done = run("finetune", "encoder", "photos", "--epochs", "2", "--error", "0.4", "-o", "tuned", "--register", "tuned")
     assert done.exit_code == 0, done.exception
     assert "on frozen features:" in done.output
+    assert "without fine-tuning: simtrail classify encoder photos PATH…" in done.output
+    assert "warning:" not in done.output
     assert "registered models:/tuned/1" in done.output
     refused = run("finetune", "encoder", "photos", "-o", "encoder").exception
     assert "encoder: is the folder of a pulled encoder; name another with --out" in str(refused)

@@ -68,7 +68,11 @@ def read_labels(
     frame = frame[frame[chosen].notna()]
     sources = [Source(name, place([path.parent, *folders], name)) for name in frame["path"].fillna("")]
     if missing := [source.name for source in sources if not source.path.is_file()]:
-        raise InputError(f"{path}: {len(missing)} of its paths name no file: {listed(missing, 3)}")
+        raise InputError(
+            f"{path}: {len(missing)} of its paths name no file: {listed(missing, 3)}; looked for in "
+            f"{listed([str(folder) for folder in (path.parent, *folders)])}: name the folder that they are relative "
+            "to, or take these rows out"
+        )
     files = pd.Series([source.path.resolve() for source in sources], dtype=object)
     if repeated := [source.name for source, twice in zip(sources, files.duplicated(), strict=True) if twice]:
         raise InputError(f"{path}: {listed(repeated, 3)}: listed twice; keep one row")

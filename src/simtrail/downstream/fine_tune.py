@@ -84,10 +84,11 @@ def fine_tune(
     Labels are class numbers 0 … classes − 1. The layer begins as a linear probe of the frozen encoder, so that the
     first steps don't spoil its features (Kumar et al. 2022, arXiv 2202.10054). Minimises the cross entropy with AdamW,
     a short warm-up and a cosine schedule. The result has the weights of the epoch with the highest accuracy on `val`
-    (of equals, the lowest cross entropy), or those before the first epoch. A batch has 32 images, or all images if
-    there are fewer; the number is always even. A pass leaves out the images that do not fill a batch. The given encoder
-    does not change. Raises InputError for fewer than two training images or no validation image, TrainingError if the
-    loss is not finite.
+    (of equals, the lowest cross entropy), but those before the first epoch unless they are worse by more than one
+    standard error: of few validation images, the best of many epochs is mostly chance. A batch has 32 images, or all
+    images if there are fewer; the number is always even. A pass leaves out the images that do not fill a batch. The
+    given encoder does not change. Raises InputError for fewer than two training images or no validation image,
+    TrainingError if the loss is not finite.
     """
     if len(train.rows) < 2 or not len(val.rows):
         raise InputError(
@@ -105,14 +106,20 @@ def fine_tune(
         if tuning.probe:
             _fit(linear, encoder, images, train, val)
         trainer = _Trainer(model, encoder.config.size, images, train, tuning)
-        best, best_epoch, weights = _score(_validation(model, images, val)), 0, _copy(model)
+        row, began = _validation(model, images, val)
+        best, best_epoch, weights = _score(row), 0, _copy(model)
+        right, before = began, weights
         for epoch in tqdm(range(1, tuning.epochs + 1), desc="fine-tune", unit="epoch", disable=None, leave=False):
-            history.append(trainer.epoch(epoch, rng) | _validation(model, images, val))
-            if _score(history[-1]) > best:
-                best, best_epoch, weights = _score(history[-1]), epoch, _copy(model)
+            row = trainer.epoch(epoch, rng)
+            of_epoch, now = _validation(model, images, val)
+            history.append(row | of_epoch)
+            if _score(of_epoch) > best:
+                best, best_epoch, weights, right = _score(of_epoch), epoch, _copy(model), now
             elif epoch - best_epoch >= tuning.patience:
                 log(f"fine-tuning stopped after epoch {epoch}: no better validation result in {tuning.patience} epochs")
                 break
+    if not _is_better(right, began):
+        best_epoch, weights = 0, before
     model.load_state_dict(weights)
     return FineTuned(model.eval(), history, best_epoch)
 
@@ -182,18 +189,22 @@ def _fit(linear: nn.Linear, encoder: Encoder, images: PackedImages, train: Label
         linear.bias.copy_(torch.from_numpy(fit.bias))
 
 
-def _validation(model: nn.Module, images: PackedImages, val: Labelled) -> dict[str, float]:
-    """Accuracy and cross entropy on labelled images; sets the model to evaluation mode."""
+def _validation(model: nn.Module, images: PackedImages, val: Labelled) -> tuple[dict[str, float], np.ndarray]:
+    """Accuracy and cross entropy on labelled images, and which are classified right; sets evaluation mode."""
     predicted = probabilities(model, images, val.rows)
-    of_true_class = predicted[np.arange(len(val.labels)), val.labels]
-    return {
-        "val_accuracy": float((predicted.argmax(1) == val.labels).mean()),
-        "val_loss": float(-np.log(np.maximum(of_true_class, 1e-30)).mean()),
-    }
+    of_true_class, right = predicted[np.arange(len(val.labels)), val.labels], predicted.argmax(1) == val.labels
+    loss = float(-np.log(np.maximum(of_true_class, 1e-30)).mean())
+    return {"val_accuracy": float(right.mean()), "val_loss": loss}, right
 
 
 def _score(validation: dict[str, float]) -> tuple[float, float]:
     return validation["val_accuracy"], -validation["val_loss"]
+
+
+def _is_better(right: np.ndarray, before: np.ndarray) -> bool:
+    """Whether more images are right than before, by more than one standard error of the paired difference."""
+    gained, lost = (right & ~before).sum(), (before & ~right).sum()
+    return bool(gained - lost > math.sqrt(gained + lost))
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -114,7 +114,10 @@ def _split(labels: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarra
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     if len(np.unique(groups)) < FEWEST:
-        raise InputError(f"labels: images of {len(np.unique(groups))} groups: fine-tuning needs at least {FEWEST}")
+        raise InputError(
+            f"labels: images of {len(np.unique(groups))} groups: fine-tuning needs at least {FEWEST}; label images of "
+            "more groups, or use simtrail classify"
+        )
     kind = StratifiedGroupKFold if np.bincount(labels).max() >= FOLDS else GroupKFold
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer groups than folds

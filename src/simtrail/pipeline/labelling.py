@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def finetune(
     With a `name`, they are registered as a model of this name.
     """
     from simtrail.downstream.classify import read_labels
-    from simtrail.downstream.tuned import pack_images, tune
+    from simtrail.downstream.tuned import FOLDS, pack_images, tune
     from simtrail.model.encoder import Encoder
 
     if (out / MANIFEST).exists():
@@ -139,12 +140,23 @@ def finetune(
     value, low, high = (float(part[0]) for part in result.difference)
     before, after = ((result.test[column] == result.test["truth"]).mean() for column in ("frozen", "tuned"))
     verdict = "worth it" if low > 0 else "worse" if high < 0 else "this may be chance"
-    first = f"fine-tuned on {len(head.labelled)} images of {len(head.names)} classes (epoch {result.epoch} kept)"
+    kept = f"epoch {result.epoch} kept" if result.epoch else "no epoch was better than the probe that it began with"
+    first = f"fine-tuned on {len(head.labelled)} images of {len(head.names)} classes ({kept})"
     lines = [
         f"{first}: accuracy {after:.3f} on {len(result.test)} test images",
         f"{result.frozen} on frozen features: {before:.3f}; difference {value:+.3f} (95 % interval {low:+.3f} – "
         f"{high:+.3f}): {verdict}",
     ]
+    if low <= 0:
+        options = "".join(f" --{key} {value}" for key, value in (("label", label), ("group", group)) if value)
+        lines.append(f"not shown to be better; without fine-tuning: simtrail classify {uri} {labels} PATH…{options}")
+    if not np.isfinite(head.threshold):
+        groups, needed = len(np.unique(known.groups)), FOLDS * math.ceil(1 / error - 1)
+        reason = f"too few groups, {groups} and not {needed}," if groups < needed else "too many errors on test images"
+        lines.append(
+            f"warning: {reason} to promise that at most {error:.0%} of the labels are wrong: predict will say of no "
+            "image that it may be used; label more images, or set a higher --error"
+        )
     print("\n".join(f"finetune: {line}" for line in lines))
     print(f"finetune: {out}: use it with simtrail predict {out} PATH…")
     if name:
