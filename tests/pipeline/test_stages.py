@@ -350,6 +350,9 @@ def test_training_continues_from_the_weights_of_a_registered_model(copied, capsy
     write_params(copied, pretrain__weights="elsewhere")
     with pytest.raises(InputError, match=r"pretrain\.weights = 'elsewhere': must be random, pretrained, an enc"):
         stages.pretrain()
+    write_params(copied, pretrain__teacher__weights="models:/small@best")
+    with pytest.raises(InputError, match=r"pretrain\.teacher\.weights: models:/small@best: .*alias best not found"):
+        stages.pretrain()
     champion = "models:/small@champion"
     write_params(copied, pretrain__weights=champion, pretrain__teacher__weights=champion, pretrain__head__output=64)
     stages.pretrain()

@@ -201,7 +201,10 @@ def first_weights(weights: str, setting: str = "pretrain.weights") -> _FirstWeig
     if weights.startswith("models:/"):
         from simtrail.tracking.pull import fetch
 
-        folder = fetch(weights)
+        try:
+            folder = fetch(weights)
+        except InputError as error:
+            raise InputError(f"{setting}: {error}") from None
     files = [folder / WEIGHTS, folder / CONFIG]
     if missing := [file for file in files if not file.is_file()]:
         choices = CHOICES.replace("random, ", "") if setting != "pretrain.weights" else CHOICES
