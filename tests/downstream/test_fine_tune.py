@@ -208,6 +208,8 @@ def test_the_probe_is_kept_unless_an_epoch_is_better_by_more_than_a_standard_err
 
     monkeypatch.setattr(module, "probabilities", probabilities_in_turn)
     assert tune(images).epoch == kept
+    correct = iter(right)
+    assert tune(images, TUNING._replace(probe=False)).epoch == (right[1:].index(max(right[1:])) + 1)
 
 
 def test_of_equal_accuracies_the_lower_cross_entropy_is_kept(images, monkeypatch):

@@ -84,11 +84,11 @@ def fine_tune(
     Labels are class numbers 0 … classes − 1. The layer begins as a linear probe of the frozen encoder, so that the
     first steps don't spoil its features (Kumar et al. 2022, arXiv 2202.10054). Minimises the cross entropy with AdamW,
     a short warm-up and a cosine schedule. The result has the weights of the epoch with the highest accuracy on `val`
-    (of equals, the lowest cross entropy), but those before the first epoch unless they are worse by more than one
-    standard error: of few validation images, the best of many epochs is mostly chance. A batch has 32 images, or all
-    images if there are fewer; the number is always even. A pass leaves out the images that do not fill a batch. The
-    given encoder does not change. Raises InputError for fewer than two training images or no validation image,
-    TrainingError if the loss is not finite.
+    (of equals, the lowest cross entropy), but those of the probe unless they are worse by more than one standard error:
+    of few validation images, the best of many epochs is mostly chance. A batch has 32 images, or all images if there
+    are fewer; the number is always even. A pass leaves out the images that do not fill a batch. The given encoder does
+    not change. Raises InputError for fewer than two training images or no validation image, TrainingError if the loss
+    is not finite.
     """
     if len(train.rows) < 2 or not len(val.rows):
         raise InputError(
@@ -107,7 +107,7 @@ def fine_tune(
             _fit(linear, encoder, images, train, val)
         trainer = _Trainer(model, encoder.config.size, images, train, tuning)
         row, began = _validation(model, images, val)
-        best, best_epoch, weights = _score(row), 0, _copy(model)
+        best, best_epoch, weights = _score(row) if tuning.probe else (-1.0, 0.0), 0, _copy(model)
         right, before = began, weights
         for epoch in tqdm(range(1, tuning.epochs + 1), desc="fine-tune", unit="epoch", disable=None, leave=False):
             row = trainer.epoch(epoch, rng)
@@ -118,7 +118,7 @@ def fine_tune(
             elif epoch - best_epoch >= tuning.patience:
                 log(f"fine-tuning stopped after epoch {epoch}: no better validation result in {tuning.patience} epochs")
                 break
-    if not _is_better(right, began):
+    if tuning.probe and not _is_better(right, began):
         best_epoch, weights = 0, before
     model.load_state_dict(weights)
     return FineTuned(model.eval(), history, best_epoch)
