@@ -154,8 +154,8 @@ def finetune(
         groups, needed = len(np.unique(known.groups)), FOLDS * math.ceil(1 / error - 1)
         reason = f"too few groups, {groups} and not {needed}," if groups < needed else "too many errors on test images"
         lines.append(
-            f"warning: {reason} to promise that at most {100 * error:g} % of the labels are wrong: predict will say of no "
-            "image that it may be used; label more images, or set a higher --error"
+            f"warning: {reason} to promise that at most {100 * error:g} % of the labels are wrong: predict will say of "
+            "no image that it may be used; label more images, or set a higher --error"
         )
     print("\n".join(f"finetune: {line}" for line in lines))
     print(f"finetune: {out}: use it with simtrail predict {out} PATH…")
