@@ -290,6 +290,7 @@ def test_scratch_starts_from_seeded_random_weights_with_one_rate_for_all_layers(
     assert same(weights(starts[1][0]), weights(encoder(images, seed=3)))
     assert [tuning.layer_decay for _, tuning in starts] == [TUNING.layer_decay, 1.0]
     assert [tuning.probe for _, tuning in starts] == [True, False]
+    assert [tuning.learning_rate for _, tuning in starts] == [TUNING.learning_rate, module.SCRATCH_RATE]
 
 
 def test_unlabelled_images_and_classes_without_training_image_are_not_used(images, monkeypatch):

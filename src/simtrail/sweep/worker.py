@@ -134,8 +134,11 @@ def _fit(trial: optuna.Trial, training: TrainingRun, reporter: _EpochReporter) -
     allow, such as a batch larger than their number; and removes its checkpoints.
     """
     try:
-        log = lambda line: print(f"trial {trial.number}: {line}", flush=True)  # noqa: E731
-        return training.fit(on_epoch=reporter, log=log, chosen=UNUSED)
+        return training.fit(
+            on_epoch=reporter,
+            log=lambda line: print(f"trial {trial.number}: {line}", flush=True),
+            chosen=UNUSED,
+        )
     except (OutOfMemory, TrainingError, InputError) as error:
         # pruned, not failed: the sampler must learn to avoid such values
         reasons = {OutOfMemory: "out of memory", TrainingError: "loss not finite", InputError: "not possible"}
