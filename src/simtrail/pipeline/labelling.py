@@ -140,7 +140,8 @@ def finetune(
     value, low, high = (float(part[0]) for part in result.difference)
     before, after = ((result.test[column] == result.test["truth"]).mean() for column in ("frozen", "tuned"))
     verdict = "worth it" if low > 0 else "worse" if high < 0 else "this may be chance"
-    kept = f"epoch {result.epoch} kept" if result.epoch else "no epoch was clearly better than its first probe"
+    unchanged = "no epoch was clearly better than the linear probe it began with"
+    kept = f"epoch {result.epoch} kept" if result.epoch else unchanged
     first = f"fine-tuned on {len(head.labelled)} images of {len(head.names)} classes ({kept})"
     lines = [
         f"{first}: accuracy {after:.3f} on {len(result.test)} test images",
