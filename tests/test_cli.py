@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, photographs
 from typer.testing import CliRunner
 
 from simtrail.cli import app
@@ -47,6 +47,19 @@ def test_invalid_input_gives_one_message_exit_code_2_and_no_traceback(tmp_path, 
     result = simtrail(*{"check": ["check"], "data": ["data", "fetch"]}[command], cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr == "error: params.yaml: pretrain.temperature = -1: must be > 0, or auto\n"
+
+
+def test_the_next_step_after_data_was_added_leaves_no_number_of_the_demo(tmp_path, monkeypatch):
+    photographs(tmp_path / "photos")
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("simtrail.data.bring._version", lambda folder: None)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    done = CliRunner().invoke(app, ["data", "add", "photos", "--name", "moths"])
+    assert "Next: set data.name: moths and pretrain.epochs: auto in params.yaml, then dvc repro\n" in done.output
+    (tmp_path / "params.yaml").write_text("data: {name: wings}\n")
+    done = CliRunner().invoke(app, ["data", "add", "photos", "--name", "wings"])
+    assert "Next: dvc repro\n" in done.output
 
 
 def test_missing_data_names_the_command_that_brings_it(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -504,15 +505,18 @@ def add(
     print("\n".join(bring.add_lines(name, added)))
     from simtrail.params import load_params
 
-    present = load_params().data.name if Path("params.yaml").exists() else None
-    chosen = "" if name == present else f"set data.name: {name} in params.yaml, then "
-    print(f"Next: {chosen}dvc repro")
+    steps, present = ["dvc repro"], load_params() if Path("params.yaml").exists() else None
+    if present is None or present.data.name != name:
+        epochs = present is not None and "pretrain.epochs" not in present.auto  # the demo's number is for the demo
+        steps.insert(0, f"set data.name: {name}{' and pretrain.epochs: auto' * epochs} in params.yaml")
+    print(f"Next: {', then '.join(steps)}")
 
 
 def main() -> None:
     """Runs the command line. Errors are one message on standard error; exit code 2: invalid input, 1: a failed run."""
     # OpenMP threads must not use the processor while they wait. torch reads the variable when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # removes temporary files
     try:
         app()
     except InputError as error:

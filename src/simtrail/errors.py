@@ -1,4 +1,4 @@
-"""The errors that end a command with one message and no traceback, and how messages list names."""
+"""The errors that end a command with one message and no traceback, and how messages count and list things."""
 
 from collections.abc import Sequence
 
@@ -13,6 +13,11 @@ class OutOfMemory(InputError):
 
 class TrainingError(Exception):
     """A training run that could not continue; the message says where it stopped and what was saved. Exit 1."""
+
+
+def counted(number: int, thing: str) -> str:
+    """How many things there are: `1 epoch`, `2 epochs`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -25,6 +26,9 @@ def test_each_kind_learns_saves_and_loads(kind, tmp_path):
     np.testing.assert_array_equal(again.probabilities(x[120:]), p)
     assert vars(again).keys() == vars(fitted.head).keys()
     assert (again.threshold, again.names, again.error) == (fitted.head.threshold, fitted.head.names, 0.05)
+    dataclasses.replace(fitted.head, threshold=np.inf).save(tmp_path)
+    assert "Infinity" not in (tmp_path / "head.json").read_text()  # which is no JSON
+    assert Head.load(tmp_path).threshold == np.inf
     (tmp_path / "head.json").write_text("{")
     with pytest.raises(InputError, match="no head, or a damaged one"):
         Head.load(tmp_path)

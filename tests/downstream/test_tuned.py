@@ -23,7 +23,8 @@ def made(tmp_path_factory):
     return encoder, images, np.array([path.parent.name for path in paths]), paths
 
 
-def test_a_fine_tuned_encoder_is_tested_on_groups_that_neither_side_learned_from(made):
+def test_a_fine_tuned_encoder_is_tested_on_groups_that_neither_side_learned_from(made, monkeypatch):
+    monkeypatch.setattr("simtrail.downstream.fine_tune.LEAST_STEPS", 10)
     encoder, images, labels, paths = made
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     names = [str(path) for path in paths]

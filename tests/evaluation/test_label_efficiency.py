@@ -95,6 +95,16 @@ def test_a_fit_learns_only_from_the_drawn_training_images(monkeypatch):
     assert max(map(len, fitted)) == 50
 
 
+def test_the_same_images_are_fitted_once(monkeypatch):
+    features, labels, split = clusters()
+    fitted, svc = [], label_efficiency.svc
+    monkeypatch.setattr(label_efficiency, "svc", lambda x, *rest: fitted.append(x) or svc(x, *rest))
+    results = curve(features, labels, 3, split, seeds=[4], settings=SETTINGS)
+    assert len(fitted) == results["labels"].nunique()
+    of_draw = results.set_index(["classifier", "labels"]).groupby("draw")["accuracy"]
+    pd.testing.assert_series_equal(*(part for _, part in of_draw))
+
+
 def test_balanced_accuracy_is_the_mean_recall_and_accuracy_the_fraction_of_correct_images():
     features, labels, split = clusters()
     split[60:90:3] = "unused"  # fewer test images of class 0

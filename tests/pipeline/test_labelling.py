@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from pipeline.test_use import run
 
+from simtrail.downstream.fitting import fit_head
 from simtrail.downstream.head import Head
 from simtrail.model.encoder import Encoder
 from simtrail.tracking.pull import encoder_hash
@@ -62,7 +64,7 @@ def test_a_second_round_of_labels_computes_no_features_again(folder, monkeypatch
     assert "18 labelled images" in run("classify", "encoder", "labels.csv", "photos").output
 
 
-def test_tags_are_learned_and_written_on_the_page(folder):
+def test_tags_are_learned_and_written_on_the_page(folder, monkeypatch):
     tags = [f"{path[7:13]};{'even' if int(path[14]) % 2 == 0 else 'odd'}" for path in PATHS]
     pd.DataFrame({"path": PATHS, "seen": tags}).to_csv("labels.csv", index=False)
     result = run("classify", "encoder", "labels.csv", "photos", "--error", "0.2", "--target", "tags")
@@ -74,6 +76,7 @@ def test_tags_are_learned_and_written_on_the_page(folder):
     assert '"seen": label' in page
     plain = pd.DataFrame({"path": PATHS, "seen": [path[7:13] for path in PATHS]})
     plain.to_csv("labels.csv", index=False)
+    monkeypatch.setattr("simtrail.downstream.classify.fit_head", partial(fit_head, kinds=("knn",)))  # the fastest
     result = run("classify", "encoder", "labels.csv", "photos", "--target", "tags", "--suggest", "3")
     assert "warning: no label names several tags, or none (-); is it --target class?" in result.output
 
@@ -92,6 +95,12 @@ def test_numbers_are_learned_with_an_interval(folder):
     assert Head.load(folder / "classified").names == ["mm"]
     assert (folder / "classified/sheet.html").read_text().count('aria-label="number"') == 12 + 3
     assert len(pd.read_csv("classified/suggested.csv")) == 27
+
+
+def test_labels_that_can_not_be_learned_are_named_with_their_table(folder):
+    pd.DataFrame({"path": PATHS, "kind": "one"}).to_csv("labels.csv", index=False)
+    refused = str(run("classify", "encoder", "labels.csv", "photos").exception)
+    assert refused.startswith("labels.csv, column 'kind': only one: a classifier needs two classes")
 
 
 def test_a_misspelt_folder_is_named_before_the_labels(folder):

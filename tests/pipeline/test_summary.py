@@ -32,6 +32,14 @@ def test_one_line_counts_the_suspects_and_names_their_table(numbers, line):
     assert lines[-1] == f"{line}: artifacts/evaluate/tables/suspects.csv"
 
 
+def test_the_lines_say_whether_the_probe_beats_the_floors():
+    row = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "balanced_accuracy": 0.5}
+    task = {"classes": 2, "images": 90, "groups": 90, "scores": {"linear_probe": row, "raw_pixels": row}}
+    gains = {"raw_pixels": {"value": 0.0, "low": -0.1, "high": 0.1}}
+    lines = score_lines({"tasks": {"species": task | {"gains": gains}}, "features": FEATURES})
+    assert "do not show that the encoder is useful for this task" in lines[-2]
+
+
 @pytest.mark.parametrize("metrics", [{}, {"suspects": {}}])
 def test_where_nothing_was_searched_no_line_is_printed(metrics):
     assert "suspects" not in score_lines({"tasks": {}, "features": FEATURES, **metrics})[-1]

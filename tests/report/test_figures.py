@@ -114,9 +114,19 @@ def test_the_heat_map_of_angles_leaves_out_classes_without_images(tmp_path, figu
     assert "class 2" not in figure_texts
 
 
+def test_ways_to_draw_that_drew_the_same_images_share_a_panel(tmp_path, figure_texts):
+    rows = [("knn", d, n, n / 100, n / 120, n / 90, 5) for d in ("balanced", "proportional") for n in (5, 10, 50)]
+    table = pd.DataFrame(rows, columns=["classifier", "draw", "labels", "mean", "low", "high", "seeds"])
+    charts.label_efficiency(table, {"knn": 0.5}, tmp_path / "labels.png")
+    assert [text for text in figure_texts if text.endswith(" draws")] == [
+        "balanced, which here are proportional, draws",
+        "Bands: 95 % interval of the mean of 5 draws",
+    ]
+
+
 def test_label_efficiency_shows_every_classifier_and_draw(tmp_path, figure_texts):
     draws = [(c, d) for c in ("knn", "svc") for d in ("balanced", "proportional")]
-    rows = [(c, d, n, n / 100, n / 120, n / 90, 5) for c, d in draws for n in (5, 10, 50)]
+    rows = [(c, d, n, n / (100 + len(d)), n / 120, n / 90, 5) for c, d in draws for n in (5, 10, 50)]
     table = pd.DataFrame(rows, columns=["classifier", "draw", "labels", "mean", "low", "high", "seeds"])
     charts.label_efficiency(table, {"knn": 0.5}, tmp_path / "labels.png")
     assert {"kNN", "SVC", "balanced draws", "proportional draws", "Bands: 95 % interval of the mean of 5 draws"} <= set(

@@ -98,6 +98,7 @@ def facts(**changes: object) -> dict:
             | {"species (unseen)": task()},
         },
         "tables": tables(),
+        "stamps": {"weights": "random", "teacher": None},
         "lineage": {"commit": "32f0553", "dirty": True, "run_id": "316f0c", "run_url": "http://127.0.0.1:5000/#/x"}
         | {"versions": {"torch": "2.15.0"}},
     } | changes

@@ -92,6 +92,8 @@ def test_the_folder_of_classify_predicts_with_its_encoder_only(project, tmp_path
     assert "classified: has what simtrail classify or finetune made; name another folder" in str(refused)
     for command in (["classify", "encoder", "labels.csv", "photos"], ["outliers", "encoder", "photos"]):
         assert "encoder: is the folder of a pulled encoder" in str(run(*command, "-o", "encoder").exception)
+    refused = run("finetune", "encoder", "photos", "-o", "classified").exception
+    assert "classified: has what simtrail classify made; name another folder" in str(refused)
     assert trace("classified")["made"]["learned"]["labelled images"] == 24
     assert run("predict", "classified", "photos/class1", "-o", "new").output.startswith("predict: 12 images: ")
     assert "an encoder without a head" in str(run("predict", "encoder", "photos").exception)
@@ -146,6 +148,7 @@ def test_a_pulled_folder_is_imported_once_with_its_trail(project, tmp_path, monk
 
 
 def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project, monkeypatch):
+    monkeypatch.setattr("simtrail.downstream.fine_tune.LEAST_STEPS", 60)
     monkeypatch.setattr("simtrail.downstream.fine_tune._is_better", lambda right, before: True)  # of easy images
     done = run("finetune", "encoder", "photos", "--epochs", "2", "--error", "0.4", "-o", "tuned", "--register", "tuned")
     assert done.exit_code == 0, done.exception
@@ -155,6 +158,11 @@ def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project, m
     assert "registered models:/tuned/1" in done.output
     refused = run("finetune", "encoder", "photos", "-o", "encoder").exception
     assert "encoder: is the folder of a pulled encoder; name another with --out" in str(refused)
+    refused = run("classify", "encoder", "photos", "photos", "-o", "tuned").exception
+    assert "tuned: has what simtrail finetune made; name another folder" in str(refused)
+    tree = trace("tuned")
+    assert tree["learned"]["names"] == ["class0", "class1", "class2"]
+    assert tree["encoder"]["data"]["md5"] == "4f.dir"
     for name, reason in (("moths", "moths: is the name of encoders, not of classifiers"), ("a/b", "has no / and no :")):
         refused = run("finetune", "encoder", "photos", "--register", name).exception
         assert reason in str(refused)

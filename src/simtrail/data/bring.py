@@ -18,7 +18,7 @@ from tqdm import tqdm
 from simtrail.data import tables
 from simtrail.data.dataset import Dataset, has_remote, missing_data
 from simtrail.data.reading.readers import SUFFIXES, image_of, walk
-from simtrail.errors import InputError
+from simtrail.errors import InputError, counted
 from simtrail.params import NAME, PATTERNS
 
 DATA = Path("data")
@@ -132,7 +132,7 @@ def add_lines(name: str, added: Added) -> list[str]:
     lines = [f"data/{name}: {added.images.total()} images: {types}"]
     if added.left_out:
         n = len(added.left_out)
-        lines.append(f"left out: {n} file{'s' * (n > 1)}: {_kinds(added.left_out)}")
+        lines.append(f"left out: {counted(n, 'file')}: {_kinds(added.left_out)}")
         lines += [f"  {file.path}: {file.reason}" for file in added.left_out[:50]]
         if len(added.left_out) > 50:
             lines.append(f"  … and {len(added.left_out) - 50} more")

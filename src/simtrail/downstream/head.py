@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -115,6 +116,7 @@ class Head:
         save_file({name: np.ascontiguousarray(values) for name, values in self.arrays.items()}, folder / HEAD)
         (folder / HEAD).chmod(0o644)  # safetensors makes it unreadable for others
         tree = {name: value for name, value in vars(self).items() if name != "arrays"}
+        tree["threshold"] = self.threshold if math.isfinite(self.threshold) else None  # JSON has no infinity
         (folder / HEAD_CONFIG).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -122,8 +124,9 @@ class Head:
         """The head saved in a folder. Raises InputError if there is none."""
         try:
             tree = json.loads((folder / HEAD_CONFIG).read_text(encoding="utf-8"))
-            return cls(arrays=load_file(folder / HEAD), **tree)
-        except (OSError, ValueError, TypeError) as error:
+            threshold = math.inf if tree["threshold"] is None else tree["threshold"]
+            return cls(arrays=load_file(folder / HEAD), **tree | {"threshold": threshold})
+        except (OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{folder}: no head, or a damaged one: {' '.join(str(error).split())[:200]}") from None
 
     def _in_parts(self, features: np.ndarray) -> np.ndarray:

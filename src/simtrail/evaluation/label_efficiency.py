@@ -13,6 +13,7 @@ from simtrail.evaluation.classifiers import knn
 from simtrail.evaluation.probe import FINE, SVC_IMAGES, class_weight, fit_logistic, svc
 
 Draw = Literal["balanced", "proportional"]
+Scores = dict[str, str | float]  # of a classifier: its name, the number of labels, and its scores
 
 
 def draw(labels: np.ndarray, count: int, how: Draw, seed: int) -> np.ndarray:
@@ -92,13 +93,21 @@ def curve(
         "knn": lambda x, y: knn(x, y, queries, min(settings.knn_k, max(1, len(y) // classes)), settings.temperature),
     }
 
-    def results(drawn: np.ndarray) -> Iterator[dict[str, str | float]]:
+    def scores(drawn: np.ndarray) -> Iterator[Scores]:
         x, y = features[drawn], labels[drawn]
         for name, fit in fits.items():
             if name != "svc" or len(drawn) <= SVC_IMAGES:
                 correct = fit(x, y) == truth
-                scores = {"accuracy": correct.mean(), "balanced_accuracy": (correct * weight).mean()}
-                yield {"classifier": name, "labels": len(drawn), **scores}
+                accuracy = {"accuracy": correct.mean(), "balanced_accuracy": (correct * weight).mean()}
+                yield {"classifier": name, "labels": len(drawn), **accuracy}
+
+    known: dict[bytes, list[Scores]] = {}
+
+    def results(drawn: np.ndarray) -> list[Scores]:
+        key = drawn.tobytes()  # of classes of one size, both ways draw the same images
+        if key not in known:
+            known[key] = [*scores(drawn)]
+        return known[key]
 
     *partial_sizes, _ = sizes(labels[train])
     draws = [(how, size, seed) for how in get_args(Draw) for size in partial_sizes for seed in seeds]

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ import pandas as pd
 
 from simtrail.data.sources import Source, image_files
 from simtrail.errors import InputError
-from simtrail.model import HEAD_CONFIG, MANIFEST, WEIGHTS
-from simtrail.pipeline.use import embedded
+from simtrail.model import HEAD_CONFIG, WEIGHTS
+from simtrail.pipeline.use import embedded, require_no_encoder
 from simtrail.tracking.pull import encoder_hash, origin
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def classify(
     from simtrail.downstream.head import NO_TAG, SEPARATOR
     from simtrail.report.sheet import contact_sheet
 
+    _require_own(out, tuned=False)
     _require_name(name)
     given = image_files(paths)
     folders = [Path(path) for path in paths if Path(path).is_dir()]
@@ -71,7 +73,8 @@ def classify(
     rows = np.array([row[path] for path in names if path in row], int)
     labelled = (rows, known.labels[readable], known.groups[readable])
     fair = known.fair[readable]
-    result = classify(images.paths, images.features, *labelled, error, suggest, fair=fair, target=target)
+    with _naming(labels, known.column):
+        result = classify(images.paths, images.features, *labelled, error, suggest, fair=fair, target=target)
     head = dataclasses.replace(result.fitted.head, about=images.about)
     if target == "number":
         head = dataclasses.replace(head, names=[known.column])
@@ -118,22 +121,24 @@ def finetune(
     from simtrail.downstream.tuned import FOLDS, pack_images, tune
     from simtrail.model.encoder import Encoder
 
-    if (out / MANIFEST).exists():
-        raise InputError(f"{out}: is the folder of a pulled encoder; name another with --out")
+    _require_own(out, tuned=True)
     _require_name(name)
     known = read_labels(labels, folders, label, group)
     folder, about = origin(uri)
     encoder = Encoder.load(folder)
     out.mkdir(parents=True, exist_ok=True)
+    print(f"finetune: {len(known.labels)} labelled images, at most {epochs} epochs", flush=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         images, errors = pack_images([source.path for source in known.sources], encoder, Path(scratch))
         if errors:
             lines = [f"{known.sources[i].name}: {reason}" for i, reason in errors.items()]
             raise InputError("\n".join(lines[:20]) + "\ntake these rows out of the table of labels")
         names = [source.name for source in known.sources]
-        result = tune(encoder, images, known.labels, known.groups, names, epochs, error)
+        with _naming(labels, known.column):
+            result = tune(encoder, images, known.labels, known.groups, names, epochs, error)
     result.encoder.save(out)
-    head = dataclasses.replace(result.head, about=about | {"encoder_sha256": encoder_hash(out)})
+    new = {"parent_sha256": about["encoder_sha256"], "encoder_sha256": encoder_hash(out)}
+    head = dataclasses.replace(result.head, about=about | new)
     head.save(out)
     pd.DataFrame(result.history).to_csv(out / "history.csv", index=False)
     result.test.to_csv(out / "test.csv", index=False)
@@ -166,6 +171,24 @@ def finetune(
         files = [out / "history.csv", out / "test.csv"]
         told = _labels(labels, known)
         _register(name, out, (folder, about), out, head, scores, settings, told, lines, files, result.history)
+
+
+def _require_own(out: Path, tuned: bool) -> None:
+    """Raises InputError for a folder with an encoder or a head that another command made; `tuned`: for finetune."""
+    require_no_encoder(out)
+    if (out / HEAD_CONFIG).exists() and (out / WEIGHTS).exists() != tuned:
+        other = "classify" if tuned else "finetune"
+        raise InputError(f"{out}: has what simtrail {other} made; name another folder with --out")
+
+
+@contextmanager
+def _naming(labels: Path, column: str) -> Iterator[None]:
+    """Makes errors about labels name their table and column, or their folder."""
+    try:
+        yield
+    except InputError as error:
+        place = str(labels) if labels.is_dir() else f"{labels}, column {column!r}"
+        raise InputError(str(error).replace("labels:", f"{place}:", 1)) from None
 
 
 def _require_name(name: str | None) -> None:

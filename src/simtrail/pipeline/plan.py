@@ -78,6 +78,8 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
     reasons: dict[str, str] = {}
     images, recipe, device = len(source.pretraining_rows("train")), source.recipe, best_device()
     given = _architecture(params.pretrain.weights)
+    if teacher := params.pretrain.teacher.weights:
+        first_weights(teacher, "pretrain.teacher.weights")  # a wrong name is told before anything is measured
 
     def choose(key: str, rule: Callable[[Pretrain], tuple[Any, str]]) -> None:
         if key in params.auto:
@@ -88,6 +90,9 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
     choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_size or recipe.size))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
     choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device))
+    if "pretrain.epochs" not in params.auto:
+        usual, reason = epochs(images, len(recipe.bands), device)
+        log(f"pretrain.epochs = {params.pretrain.epochs}, as set; auto would be {usual}: {reason}")
     choose("pretrain.positives", lambda p: positives(p, source.table.iloc[source.pretraining_rows("train")]))
     choose("pretrain.temperature", lambda p: (0.2, "between the paper's best for ImageNet, 0.1, and for CIFAR-10, 0.5"))
     choose("pretrain.learning_rate", lambda p: (RATES[p.optimiser], f"for {p.optimiser}, per 256 images"))
@@ -168,9 +173,8 @@ def precision(config: EncoderConfig, device: torch.device) -> tuple[str, str]:
     """bf16 if it is clearly faster here than fp32."""
     encoder = Encoder(config).to(device).train()
     seconds = step_seconds(encoder, ["bf16", "fp32"])
-    ratio = seconds["bf16"] / seconds["fp32"]
-    speed = f"measured: bf16 takes {ratio:.2f} of the time of fp32 ({1 / seconds['bf16']:.0f} images/s)"
-    return ("bf16" if ratio <= FASTER else "fp32"), speed
+    speed = f"measured: {1 / seconds['bf16']:.0f} images/s with bf16, {1 / seconds['fp32']:.0f} with fp32"
+    return ("bf16" if seconds["bf16"] <= FASTER * seconds["fp32"] else "fp32"), speed
 
 
 def micro_batch_size(p: Pretrain, config: EncoderConfig, device: torch.device) -> tuple[int | None, str]:

@@ -29,6 +29,7 @@ def facts(params: Params, encoder: Path, history: History, metrics: dict[str, An
     """What the report and the model card show about the encoder in a folder."""
     from simtrail.model.encoder import Encoder  # slow to import
 
+    loaded = Encoder.load(encoder)
     return {
         "name": params.register_.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -37,7 +38,8 @@ def facts(params: Params, encoder: Path, history: History, metrics: dict[str, An
         "statistics": read_json(STATISTICS, "prepare"),
         "history": history,
         "metrics": metrics,
-        "width": Encoder.load(encoder).width,
+        "width": loaded.width,
+        "stamps": {"weights": loaded.config.first_weights, "teacher": loaded.config.teacher},
         "chosen": _chosen(params),
         "tables": read_tables() if encoder == ENCODER else {},  # they are of the pipeline's encoder
         "lineage": lineage(run_id) | {"encoder_sha256": encoder_hash(encoder)},

@@ -21,7 +21,7 @@ from simtrail.errors import InputError, TrainingError, listed
 from simtrail.model import CONFIG, WEIGHTS
 from simtrail.params import change
 from simtrail.pipeline import workspace as ws
-from simtrail.tracking.pull import origin
+from simtrail.tracking.pull import URI, origin
 from simtrail.tracking.run import software
 from simtrail.tracking.store import project_root
 from simtrail.tracking.trace import trace
@@ -38,6 +38,8 @@ def reproduce(uri: str, out: Path, keep: bool = False) -> None:
     differ by more than `CLOSE` or a score does.
     """
     folder, trail = origin(uri)[0], trace(uri)
+    if "encoder" in trail:
+        raise InputError(f"{uri}: predicts labels; its encoder can be reproduced: {_exact(trail['encoder'])}")
     if "parameters" not in trail:
         raise InputError(f"{uri}: {trail.get('note', 'has no trail')}; only encoders with a trail can be reproduced")
     if not trail["code"]["commit"]:
@@ -59,6 +61,12 @@ def reproduce(uri: str, out: Path, keep: bool = False) -> None:
         if found["data_md5"] != trail["data"]["md5"]:
             raise InputError(f"data/{trail['data']['dataset']}: changed while the encoder was trained again")
         _compare(folder, trail["scores"], project)
+
+
+def _exact(encoder: dict[str, Any]) -> str:
+    """The URI of an encoder, with its version in place of an alias, which may have moved."""
+    found = URI.fullmatch(encoder["model"])
+    return f"models:/{found[1]}/{encoder['version']}" if found and encoder.get("version") else encoder["model"]
 
 
 def _differences(trail: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from simtrail.data.dataset import Dataset, missing_data
-from simtrail.errors import InputError, listed
+from simtrail.errors import InputError, counted, listed
 from simtrail.params import Params, load_params
 from simtrail.pipeline import workspace as ws
 from simtrail.pipeline.summary import note_lines, rejected_lines, score_lines, warning_lines
@@ -371,15 +371,16 @@ def _train(
         trained.encoder.save(folder)
         pd.DataFrame(trained.history).to_csv(folder / ws.HISTORY.name, index=False)
         _draw_curve(trained.history, trained.epoch, folder)
-        tag_encoder(encoder_hash(folder), ready.first_weights)
+        tag_encoder(encoder_hash(folder), ready.first_weights, trained.encoder.config.teacher)
         files = [*sorted(folder.glob("*.png")), folder / "config.json"]
         adopt(pilot, run_id)
         log_result({"kept_epoch": trained.epoch}, [*files, *([ws.PLAN] if ws.PLAN.exists() else [])])
     ready.checkpoints.finish()
     last = trained.history[-1]
+    epochs, steps = counted(int(last["epoch"]), "epoch"), counted(int(last["step"]), "step")
     echo(
-        f"pretrain: seed {params.pretrain.seed}: {last['epoch']} epochs, {last['step']} steps, last loss "
-        f"{last['loss']:.3f}; the weights kept are of epoch {trained.epoch}"
+        f"pretrain: seed {params.pretrain.seed}: {epochs}, {steps}, last loss {last['loss']:.3f}; the weights kept are "
+        f"of epoch {trained.epoch}"
     )
     return trained.features
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from simtrail.errors import listed
+from simtrail.errors import counted, listed
 from simtrail.evaluation.names import FEW_GROUPS, TITLES
 from simtrail.pipeline.workspace import REGISTERED, REGISTRATION, REPORT, SCORES, TABLES, VALIDATION_PAGE, read_json
+from simtrail.report.wording import verdict
 from simtrail.tracking.pull import Registered, registered
 from simtrail.tracking.store import STORE, local_database
 
@@ -52,7 +53,7 @@ def warning_lines(validation: dict[str, Any]) -> list[str]:
 def note_lines(validation: dict[str, Any]) -> list[str]:
     """One line for each decision in reading files, with the number of files and an example."""
     return [
-        f"{note} ({len(paths)} file{'s' * (len(paths) > 1)}, such as {paths[0]})" if paths else note
+        f"{note} ({counted(len(paths), 'file')}, such as {paths[0]})" if paths else note
         for note, paths in validation["notes"].items()
     ]
 
@@ -67,7 +68,7 @@ def rejected_lines(validation: dict[str, Any]) -> str:
 
 
 def score_lines(metrics: dict[str, Any]) -> list[str]:
-    """The scores of every task beside their floors, as lines of text."""
+    """The scores of every task beside their floors, and whether the probe beats them, as lines of text."""
     lines = [] if metrics["tasks"] else ["no labels: label-free measures of the test split"]
     for name, task in metrics["tasks"].items():
         size = f"{task['classes']} classes, {task['images']} test images"
@@ -75,6 +76,7 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
             size += f" of {task['groups']} groups, too few for reliable intervals"
         lines += [f"{name}: {size}", f"{'':<26}{'accuracy':>9}  95 % interval   balanced"]
         lines += [_row(title, task["scores"][key]) for key, title in TITLES.items() if key in task["scores"]]
+        lines.append(verdict(task))
     modalities = metrics.get("modalities", {})
     lines += [_row(f"{name} alone, linear probe", scores) for name, scores in modalities.get("alone", {}).items()]
     for pair, recall in modalities.get("retrieval", {}).items():

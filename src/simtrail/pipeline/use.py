@@ -86,13 +86,18 @@ class Embedded(NamedTuple):
     rejected: int
 
 
+def require_no_encoder(out: Path) -> None:
+    """Raises InputError for the folder of a pulled encoder, which must stay as it is."""
+    if (out / MANIFEST).exists():
+        raise InputError(f"{out}: is the folder of a pulled encoder; name another with --out")
+
+
 def embedded(uri: str, sources: Sequence[Source], out: Path) -> Embedded:
     """The features of image files, which are kept in `out`/features.parquet for the next time."""
     from simtrail.downstream.embedding import embed_files
     from simtrail.model.encoder import Encoder
 
-    if (out / MANIFEST).exists():
-        raise InputError(f"{out}: is the folder of a pulled encoder; name another with --out")
+    require_no_encoder(out)
     folder, about = origin(uri)
     encoder = Encoder.load(folder)
     out.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,14 @@ def content(facts: dict[str, Any]) -> dict[str, Any]:
         "number": number,
         "title": title,
         "verdict": verdict,
+        "weights": _named(facts["params"]["pretrain"]["weights"], facts["stamps"]["weights"]),
+        "teacher": _named(facts["params"]["pretrain"]["teacher"]["weights"], facts["stamps"]["teacher"]),
     }
+
+
+def _named(name: str | None, stamp: str | None) -> str | None:
+    """The name of weights, with the start of their sha256 if they have one: a name may come to mean others."""
+    return f"{name} (sha256 {stamp[:16]})" if stamp and stamp != name else name
 
 
 def head_card(name: str, head: Any, encoder: dict[str, str], labels: dict[str, Any], lines: Sequence[str]) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from simtrail.evaluation.names import TITLES, beats_floors
 
 
@@ -46,9 +44,17 @@ def number(value: Any) -> str:
     """A value as tables show it: three decimals, whole numbers without decimals, a dash for a missing value."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value is None or value != value or value is pd.NA:
+    if _is_missing(value):
         return "–"
     return f"{value:.3f}".replace("-", "−") if isinstance(value, float) else str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN or NA of pandas, which takes long to import."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # a comparison of NA is neither true nor false
+        return True
 
 
 def title(name: str) -> str:

@@ -190,9 +190,10 @@ def log_result(metrics: dict[str, float], files: list[Path]) -> None:
         mlflow.log_artifact(str(file), "figures" if file.suffix == ".png" else None)
 
 
-def tag_encoder(encoder: str, first_weights: str) -> None:
-    """Tags the active run with the sha256 of the encoder it trained and with the initial weights of this encoder."""
-    mlflow.set_tags({ENCODER: encoder, "simtrail.first_weights": first_weights})
+def tag_encoder(encoder: str, first_weights: str, teacher: str | None) -> None:
+    """Tags the active run with the sha256 of the encoder it trained, its initial weights and those of its teacher."""
+    tags = {ENCODER: encoder, "simtrail.first_weights": first_weights, "simtrail.teacher": teacher}
+    mlflow.set_tags({key: value for key, value in tags.items() if value})
 
 
 def log_chosen(trail: Trail, run_id: str) -> None:

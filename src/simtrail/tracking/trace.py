@@ -9,12 +9,13 @@ from typing import Any
 
 from simtrail.data.vectors import about
 from simtrail.errors import InputError
-from simtrail.model import WEIGHTS
+from simtrail.model import HEAD_CONFIG, WEIGHTS
 from simtrail.tracking.pull import ENCODER_TAG, HEAD_TAG, REASON_TAG, TRAIL, URI, encoder_hash, fetch
 from simtrail.tracking.store import local_database, open_store
 
 TAGS = {  # of a run → name in the trail
     "simtrail.first_weights": "first weights",
+    "simtrail.teacher": "teacher",
     "dvc.experiment": "DVC experiment",
     "mlflow.parentRunId": "parent run",
 }
@@ -24,8 +25,8 @@ def trace(what: str) -> dict[str, Any]:
     """The origin of a result, from the result back to data, code and environment, as nested dicts.
 
     `what` is models:/NAME@ALIAS, models:/NAME/VERSION, the folder of a pulled encoder, a file that `simtrail embed`
-    wrote, the folder of `simtrail classify`, or the id of an MLflow run. A folder or file of another machine is traced
-    as far as itself tells. Raises InputError for anything else.
+    wrote, the folder of `simtrail classify` or `finetune`, or the id of an MLflow run. A folder or file of another
+    machine is traced as far as itself tells. Raises InputError for anything else.
     """
     path = Path(what)
     if what.startswith("models:/"):
@@ -34,10 +35,8 @@ def trace(what: str) -> dict[str, Any]:
     if (path / WEIGHTS).is_file():
         return {"folder": what, "encoder_sha256": encoder_hash(path), **_trail(path)}
     if made := _made_with(path):
-        known = _by_hash(made["encoder_sha256"], made["model"])
-        beyond = trace(known) if known else {"model": made["model"], "note": "the registry here does not have it"}
         made = {key: value for key, value in made.items() if key not in ("recipe", "images")}  # long
-        return {"file": what, "made": made, **beyond}
+        return {"file": what, "made": made, **_of_encoder(made["encoder_sha256"], made["model"])}
     return {"run": what, **_run(what)}
 
 
@@ -60,9 +59,20 @@ def parents(run_id: str) -> dict[str, str]:
 
 
 def _trail(folder: Path) -> dict[str, Any]:
-    if not (folder / TRAIL).is_file():
-        return {"note": f"no {TRAIL}: an encoder of an earlier version; its model card and its run tell"}
-    return json.loads((folder / TRAIL).read_text(encoding="utf-8"))
+    if (folder / TRAIL).is_file():
+        return json.loads((folder / TRAIL).read_text(encoding="utf-8"))
+    if (folder / HEAD_CONFIG).is_file() and "parent_sha256" in (made := _learned(folder / HEAD_CONFIG)):
+        parent = _of_encoder(made.pop("parent_sha256"), made.pop("model"))
+        return {"learned": made["learned"], "encoder": parent}  # as in the trail of a registered one
+    return {"note": f"no {TRAIL}: an encoder of an earlier version; its model card and its run tell"}
+
+
+def _of_encoder(sha256: str, uri: str) -> dict[str, Any]:
+    """The trail of an encoder, if the registry here has it, or if it is a folder that still has it."""
+    known = _by_hash(sha256, uri)
+    if not known and (Path(uri) / WEIGHTS).is_file() and encoder_hash(Path(uri)) == sha256:
+        known = uri
+    return trace(known) if known else {"model": uri, "note": "the registry here does not have it"}
 
 
 def _registered(uri: str) -> dict[str, Any]:
@@ -90,10 +100,14 @@ def _by_hash(sha256: str, uri: str) -> str | None:
 
 def _made_with(path: Path) -> dict[str, Any] | None:
     """What a file of features, or the folder of a classifier, says of the encoder that it was made with."""
-    head = path / "head.json"
-    if not head.is_file():
-        found = about(path)
-        return found if "encoder_sha256" in found else None
+    if (path / HEAD_CONFIG).is_file():
+        return _learned(path / HEAD_CONFIG)
+    found = about(path)
+    return found if "encoder_sha256" in found else None
+
+
+def _learned(head: Path) -> dict[str, Any]:
+    """What the file of a head says of its encoder, and of what it learned."""
     tree = json.loads(head.read_text(encoding="utf-8"))
     learned = {key: tree[key] for key in ("target", "kind", "names", "error") if key in tree}
     return tree.get("about", {}) | {"learned": learned | {"labelled images": len(tree.get("labelled", []))}}
@@ -107,7 +121,7 @@ def _run(run_id: str) -> dict[str, Any]:
     except MlflowException:
         raise InputError(
             f"{run_id}: must be models:/NAME@champion, models:/NAME/VERSION, the folder of a pulled encoder, a file of "
-            "simtrail embed, the folder of simtrail classify, or the id of a run"
+            "simtrail embed, the folder of simtrail classify or finetune, or the id of a run"
         ) from None
     tags = run.data.tags
     return {

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import TrainingData, batches, draws, epoch_rows, on_device
-from simtrail.errors import InputError, TrainingError
+from simtrail.errors import InputError, TrainingError, counted
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
 from simtrail.model.weights import load_weights
 from simtrail.params import FEATURES, WHITEN, Checkpoint, Pretrain, Settings
@@ -82,7 +82,9 @@ def fit(
         if rank() == 0:
             millions = sum(w.numel() for w in encoder.parameters()) / 1e6
             processes = f"{world()} processes on {device.type}" if world() > 1 else device.type
-            action = f"resumes after step {state.step} of {steps}" if state.step else f"trains for {steps} steps"
+            action = (
+                f"resumes after step {state.step} of {steps}" if state.step else f"trains for {counted(steps, 'step')}"
+            )
             log(f"{config.architecture.model}, {millions:.1f} M weights, {processes}; {action}")
             if data.weight is not None:
                 times = draws(data.weight[data.train], per_epoch, params.batch_size)

@@ -122,20 +122,23 @@ def label_efficiency(summary: pd.DataFrame, full: dict[str, float], path: Path) 
     """Draws test accuracy against the number of labelled images: a line per classifier, a panel per way to draw them.
 
     `summary` has the columns classifier, draw, labels, mean, low, high, seeds. `full` holds the accuracy with all
-    labels of those classifiers that were fitted to all of them; a dashed line shows 90 % of it.
+    labels of those classifiers that were fitted to all of them; a dashed line shows 90 % of it. Ways that drew the same
+    images, since all classes have the same size, share a panel.
     """
-    draws = [draw for draw in ("balanced", "proportional") if draw in set(summary["draw"])]
-    figure, axes = plt.subplots(1, len(draws), figsize=(WIDTH, 3.3), sharey=True, squeeze=False)
-    for axis, draw in zip(axes[0], draws, strict=True):
+    panels = {str(draw): part.drop(columns="draw").reset_index(drop=True) for draw, part in summary.groupby("draw")}
+    if len(panels) == 2 and panels["balanced"].equals(panels["proportional"]):
+        panels = {"balanced, which here are proportional,": panels["balanced"]}
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.3), sharey=True, squeeze=False)
+    for axis, (draw, drawn) in zip(axes[0], panels.items(), strict=True):
         for i, classifier in enumerate(summary["classifier"].unique()):
-            part = summary[(summary["classifier"] == classifier) & (summary["draw"] == draw)].sort_values("labels")
+            part = drawn[drawn["classifier"] == classifier].sort_values("labels")
             axis.fill_between(part["labels"], part["low"], part["high"], color=COLOURS[i], alpha=0.2, linewidth=0)
             if classifier in full:
                 axis.axhline(0.9 * full[classifier], color=COLOURS[i], linewidth=0.9, linestyle="--")
             style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
             axis.plot(part["labels"], part["mean"], label=TITLES.get(classifier, classifier), **style)
         axis.set(xscale="log", xlabel="labelled images", title=f"{draw} draws")
-        _log_ticks(axis, np.unique(summary.loc[summary["draw"] == draw, "labels"]))
+        _log_ticks(axis, np.unique(drawn["labels"]))
     axes[0, 0].set_ylabel("accuracy, test split")
     dashes: dict[str, Any] = {"color": "#606060", "linewidth": 0.9, "linestyle": "--"}
     axes[0, 0].plot([], [], label="90 % of the accuracy with all labels", **dashes)
