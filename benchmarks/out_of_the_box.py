@@ -136,7 +136,7 @@ def scores(project: Path) -> dict[str, object]:
 def lightly(project: Path) -> dict[str, float]:
     """The linear probe and kNN of Lightly's SimCLR; none for images that it can't read."""
     table, recipe = pd.read_parquet(project / "artifacts/prepare/split.parquet"), _recipe(project)
-    if not recipe.rgb and len(recipe.bands) > 1:
+    if len(recipe.bands) not in (1, 3):
         return {}
     times = json.loads((project / "times.json").read_text())
     seconds = sum(times[f"{stage} processor"] for stage in TRAINING)

@@ -125,11 +125,13 @@ def label_efficiency(summary: pd.DataFrame, full: dict[str, float], path: Path) 
     labels of those classifiers that were fitted to all of them; a dashed line shows 90 % of it. Ways that drew the same
     images, since all classes have the same size, share a panel.
     """
-    panels = {str(draw): part.drop(columns="draw").reset_index(drop=True) for draw, part in summary.groupby("draw")}
-    if len(panels) == 2 and panels["balanced"].equals(panels["proportional"]):
-        panels = {"balanced, which here are proportional,": panels["balanced"]}
+    parts = summary.groupby("draw")
+    panels = {f"{draw} draws": part.drop(columns="draw").reset_index(drop=True) for draw, part in parts}
+    first, *others = panels.values()
+    if len(others) == 1 and first.equals(others[0]):
+        panels = {"balanced draws, which are proportional, too": first}
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.3), sharey=True, squeeze=False)
-    for axis, (draw, drawn) in zip(axes[0], panels.items(), strict=True):
+    for axis, (title, drawn) in zip(axes[0], panels.items(), strict=True):
         for i, classifier in enumerate(summary["classifier"].unique()):
             part = drawn[drawn["classifier"] == classifier].sort_values("labels")
             axis.fill_between(part["labels"], part["low"], part["high"], color=COLOURS[i], alpha=0.2, linewidth=0)
@@ -137,7 +139,7 @@ def label_efficiency(summary: pd.DataFrame, full: dict[str, float], path: Path) 
                 axis.axhline(0.9 * full[classifier], color=COLOURS[i], linewidth=0.9, linestyle="--")
             style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
             axis.plot(part["labels"], part["mean"], label=TITLES.get(classifier, classifier), **style)
-        axis.set(xscale="log", xlabel="labelled images", title=f"{draw} draws")
+        axis.set(xscale="log", xlabel="labelled images", title=title)
         _log_ticks(axis, np.unique(drawn["labels"]))
     axes[0, 0].set_ylabel("accuracy, test split")
     dashes: dict[str, Any] = {"color": "#606060", "linewidth": 0.9, "linestyle": "--"}
