@@ -49,17 +49,19 @@ def test_invalid_input_gives_one_message_exit_code_2_and_no_traceback(tmp_path, 
     assert result.stderr == "error: params.yaml: pretrain.temperature = -1: must be > 0, or auto\n"
 
 
-def test_the_next_step_after_data_was_added_leaves_no_number_of_the_demo(tmp_path, monkeypatch):
+def test_the_next_step_after_data_was_added_names_settings_that_were_for_other_data(tmp_path, monkeypatch):
     photographs(tmp_path / "photos")
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("simtrail.data.bring._version", lambda folder: None)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     done = CliRunner().invoke(app, ["data", "add", "photos", "--name", "moths"])
-    assert "Next: set data.name: moths and pretrain.epochs: auto in params.yaml, then dvc repro\n" in done.output
+    assert "Next: set data.name: moths in params.yaml, then dvc repro\n" in done.output
+    others = "prepare.size: 48 (default 64), pretrain.epochs: 60 (default auto)"
+    assert f"params.yaml also sets {others}: are they right for these images?\n" in done.output
     (tmp_path / "params.yaml").write_text("data: {name: wings}\n")
     done = CliRunner().invoke(app, ["data", "add", "photos", "--name", "wings"])
-    assert "Next: dvc repro\n" in done.output
+    assert done.output.endswith("Next: dvc repro\n")
 
 
 def test_missing_data_names_the_command_that_brings_it(tmp_path):

@@ -40,7 +40,7 @@ def message(changes: dict[str, object]) -> str:
         (
             "pretrain.view_size",
             96,
-            "pretrain.view_size = 96: must be ≤ prepare.size = 64; lower it, or raise prepare.size",
+            "pretrain.view_size = 96: must be ≤ prepare.size = 48; lower it, or raise prepare.size",
         ),
         (
             "pretrain.augment.geometry.crop.max_area",
@@ -91,7 +91,9 @@ def test_every_error_has_its_line():
 def test_keys_left_out_have_the_values_of_the_project_as_defaults(tmp_path, params):
     file = tmp_path / "params.yaml"
     file.write_text("data: {name: demo}\nembed:\nevaluate: {knn: {k: 10}}\n")
-    assert load_params(file, ["pretrain.epochs=60"]).flat() == load_params(ROOT / "params.yaml").flat()
+    assert (
+        load_params(file, ["pretrain.epochs=60", "prepare.size=48"]).flat() == load_params(ROOT / "params.yaml").flat()
+    )
     file.write_text("embed: {batch_size: 8}\n")
     with pytest.raises(InputError, match=r"data: missing; add it"):
         load_params(file)

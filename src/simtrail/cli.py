@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from simtrail.errors import InputError, TrainingError
+from simtrail.errors import InputError, TrainingError, listed
 
 app = typer.Typer(
     help="From a folder of images to a registered SimCLR encoder, with a record of every step.",
@@ -505,11 +505,13 @@ def add(
     print("\n".join(bring.add_lines(name, added)))
     from simtrail.params import load_params
 
-    steps, present = ["dvc repro"], load_params() if Path("params.yaml").exists() else None
-    if present is None or present.data.name != name:
-        epochs = present is not None and "pretrain.epochs" not in present.auto  # the demo's number is for the demo
-        steps.insert(0, f"set data.name: {name}{' and pretrain.epochs: auto' * epochs} in params.yaml")
-    print(f"Next: {', then '.join(steps)}")
+    params = load_params() if Path("params.yaml").exists() else None
+    if params and params.data.name == name:
+        print("Next: dvc repro")
+    else:
+        print(f"Next: set data.name: {name} in params.yaml, then dvc repro")
+        if params and (others := params.not_default()):  # such as those of the demo
+            print(f"params.yaml also sets {listed(others, 9)}: are they right for these images?")
 
 
 def main() -> None:

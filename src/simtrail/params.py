@@ -844,6 +844,11 @@ class Params(_Section):
         """The value of every parameter by its dotted key, as in params.yaml."""
         return dict(_flatten(self.model_dump(by_alias=True))) | dict.fromkeys(self.auto, "auto")
 
+    def not_default(self) -> list[str]:
+        """A text for each parameter that has not its default: `prepare.size: 48 (default 64)`."""
+        usual = Params(data=self.data).flat()
+        return [f"{k}: {shown(v)} (default {shown(usual[k])})" for k, v in self.flat().items() if v != usual.get(k)]
+
     def hash(self, *sections: str) -> str:
         """Sixteen hex digits that identify the values of these sections."""
         selected = {k: v for k, v in self.model_dump(by_alias=True).items() if k in sections}

@@ -73,6 +73,7 @@ def test_onnx_gives_the_same_features_for_any_number_of_images(tmp_path):
     assert json.loads((tmp_path / "onnx/recipe.json").read_text())["fit"] == "pad"
 
 
+@pytest.mark.slow
 def test_onnx_with_other_features_is_not_written(tmp_path, monkeypatch):
     saved(tmp_path / "encoder")
     monkeypatch.setattr("simtrail.downstream.export.ONNX_TOLERANCE", -1)

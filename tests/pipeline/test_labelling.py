@@ -67,6 +67,7 @@ def test_a_second_round_of_labels_computes_no_features_again(folder, monkeypatch
 def test_tags_are_learned_and_written_on_the_page(folder, monkeypatch):
     tags = [f"{path[7:13]};{'even' if int(path[14]) % 2 == 0 else 'odd'}" for path in PATHS]
     pd.DataFrame({"path": PATHS, "seen": tags}).to_csv("labels.csv", index=False)
+    monkeypatch.setattr("simtrail.downstream.classify.fit_head", partial(fit_head, kinds=("knn",)))  # the fastest
     result = run("classify", "encoder", "labels.csv", "photos", "--error", "0.2", "--target", "tags")
     assert "24 labelled images with 5 tags: accuracy of all decisions about tags" in result.output
     table = pd.read_csv("classified/predictions.csv")
@@ -76,7 +77,6 @@ def test_tags_are_learned_and_written_on_the_page(folder, monkeypatch):
     assert '"seen": label' in page
     plain = pd.DataFrame({"path": PATHS, "seen": [path[7:13] for path in PATHS]})
     plain.to_csv("labels.csv", index=False)
-    monkeypatch.setattr("simtrail.downstream.classify.fit_head", partial(fit_head, kinds=("knn",)))  # the fastest
     result = run("classify", "encoder", "labels.csv", "photos", "--target", "tags", "--suggest", "3")
     assert "warning: no label names several tags, or none (-); is it --target class?" in result.output
 

@@ -354,7 +354,8 @@ def test_training_continues_from_the_weights_of_a_registered_model(copied, capsy
     with pytest.raises(InputError, match=r"pretrain\.teacher\.weights: models:/small@best: .*alias best not found"):
         stages.pretrain()
     champion = "models:/small@champion"
-    write_params(copied, pretrain__weights=champion, pretrain__teacher__weights=champion, pretrain__head__output=64)
+    start = {"pretrain__weights": champion, "pretrain__teacher__weights": champion, "pretrain__head__output": 64}
+    write_params(copied, **start, evaluate__fine_tune__fractions=[], evaluate__label_efficiency_seeds=0)
     stages.pretrain()
     assert "head stays random" in capsys.readouterr().out
     run = next(r for r in all_runs() if r.data.params["pretrain.weights"] == "models:/small@champion")

@@ -122,6 +122,7 @@ def test_a_client_that_stops_sending_holds_no_slot(url, monkeypatch, photos):
         connection.close()
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_in_parallel_all_get_their_answer(url, encoder, photos):
     expected = encoder.embed(photos).to_numpy()
 
