@@ -33,6 +33,7 @@ CARDS = {
 }
 SETTINGS = {
     "wings": {
+        "prepare.size": 64,
         "pretrain.augment.geometry.crop.min_area": 0.3,
         "pretrain.augment.geometry.rotation.degrees": 30.0,
         "pretrain.augment.color.strength": 0.6,
@@ -41,6 +42,7 @@ SETTINGS = {
         "evaluate.fine_tune.epochs": 10,
     },
     "water": {  # crops and changes of brightness would change the label: the fraction of water in a tile
+        "prepare.size": 64,
         "pretrain.epochs": 150,
         "pretrain.monitor.every": 15,
         "pretrain.augment.geometry.crop.min_area": 0.8,

@@ -67,7 +67,7 @@ def prepare() -> None:
 def pruning() -> pd.DataFrame:
     """Runs the studies on the demo data; a row for each seed and pruner."""
     params = Path("params.yaml")
-    params.write_text(params.read_text().replace("size: 64", "size: 32"))
+    params.write_text(params.read_text().replace("size: 48", "size: 32"))
     prepare()
     rows = []
     for seed in SEEDS:
@@ -92,7 +92,7 @@ def butterflies(archive: Path) -> pd.DataFrame:
     arguments = [folder, "--name", "wings", "--label", "genus", "--group", "specimen"]
     subprocess.run([*SIMTRAIL, "data", "add", *arguments], check=True)
     params = Path("params.yaml")
-    params.write_text(params.read_text().replace("name: demo ", "name: wings "))
+    params.write_text(params.read_text().replace("name: demo ", "name: wings ").replace("size: 48", "size: 64"))
     prepare()
     trials = study("wings", "val_knn", 20, 15, "median", {"pretrain.monitor.every": 3})
     print(Path("sweeps/wings/report.md").read_text())
