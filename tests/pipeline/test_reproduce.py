@@ -125,7 +125,9 @@ def test_what_can_not_be_reproduced_is_refused(project):
             module.reproduce("encoder", project / "again")
     head = {"encoder": {"model": "models:/moths@champion", "version": "3"}}
     (project / "encoder/trail.json").write_text(json.dumps(head))
-    with pytest.raises(InputError, match=r"predicts labels; its encoder can be reproduced: models:/moths/3"):
+    with pytest.raises(
+        InputError, match=r"predicts labels; its encoder can be reproduced: simtrail reproduce models:/moths/3"
+    ):
         module.reproduce("encoder", project / "again")
     (project / "encoder/trail.json").unlink()
     with pytest.raises(InputError, match="only encoders with a trail can be reproduced"):

@@ -94,6 +94,8 @@ def test_the_folder_of_classify_predicts_with_its_encoder_only(project, tmp_path
         assert "encoder: is the folder of a pulled encoder" in str(run(*command, "-o", "encoder").exception)
     refused = run("finetune", "encoder", "photos", "-o", "classified").exception
     assert "classified: has what simtrail classify made; name another folder" in str(refused)
+    refused = str(run("reproduce", "classified").exception)
+    assert "classified: predicts labels; its encoder can be reproduced: simtrail reproduce encoder" in refused
     assert trace("classified")["made"]["learned"]["labelled images"] == 24
     assert run("predict", "classified", "photos/class1", "-o", "new").output.startswith("predict: 12 images: ")
     assert "an encoder without a head" in str(run("predict", "encoder", "photos").exception)
@@ -153,7 +155,7 @@ def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project, m
     done = run("finetune", "encoder", "photos", "--epochs", "2", "--error", "0.4", "-o", "tuned", "--register", "tuned")
     assert done.exit_code == 0, done.exception
     assert "on frozen features:" in done.output
-    assert "without fine-tuning: simtrail classify encoder photos PATH…" in done.output
+    assert "not shown to be better than simtrail classify encoder photos PATH…, which learns from all" in done.output
     assert "warning:" not in done.output
     assert "registered models:/tuned/1" in done.output
     refused = run("finetune", "encoder", "photos", "-o", "encoder").exception

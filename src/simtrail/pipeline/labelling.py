@@ -147,24 +147,29 @@ def finetune(
     verdict = "worth it" if low > 0 else "worse" if high < 0 else "this may be chance"
     unchanged = "no epoch was clearly better than the linear probe it began with"
     kept = f"epoch {result.epoch} kept" if result.epoch else unchanged
-    first = f"fine-tuned on {len(head.labelled)} images of {len(head.names)} classes ({kept})"
+    learned = f"{len(head.labelled)} of {len(known.labels)} labelled images, of {len(head.names)} classes"
+    first = f"fine-tuned on {learned} ({kept})"
+    difference = f"difference {value:+.3f} (95 % interval {low:+.3f} – {high:+.3f}): {verdict}"
+    if low == high == 0:
+        difference = "both are right on the same images"
     lines = [
         f"{first}: accuracy {after:.3f} on {len(result.test)} test images",
-        f"{result.frozen} on frozen features: {before:.3f}; difference {value:+.3f} (95 % interval {low:+.3f} – "
-        f"{high:+.3f}): {verdict}",
+        f"{result.frozen} on frozen features: {before:.3f}; {difference}",
     ]
-    if low <= 0:
-        options = "".join(f" --{key} {value}" for key, value in (("label", label), ("group", group)) if value)
-        lines.append(f"not shown to be better; without fine-tuning: simtrail classify {uri} {labels} PATH…{options}")
     if not np.isfinite(head.threshold):
         groups, needed = len(np.unique(known.groups)), FOLDS * math.ceil(1 / error - 1)
         reason = f"too few groups, {groups} and not {needed}," if groups < needed else "too many errors on test images"
+        enough = f"--error {math.ceil(100 / (groups // FOLDS + 1)) / 100}" if groups < needed else "a higher --error"
         lines.append(
             f"warning: {reason} to promise that at most {100 * error:g} % of the labels are wrong: predict will say of "
-            "no image that it may be used; label more images, or set a higher --error"
+            f"no image that it may be used; label more images, or set {enough}"
         )
     print("\n".join(f"finetune: {line}" for line in lines))
     print(f"finetune: {out}: use it with simtrail predict {out} PATH…")
+    if low <= 0:
+        options = "".join(f" --{key} {value}" for key, value in (("label", label), ("group", group)) if value)
+        classify = f"simtrail classify {uri} {labels} PATH…{options}"
+        print(f"finetune: not shown to be better than {classify}, which learns from all labelled images")
     if name:
         scores = {"score": float(after), "frozen": float(before), "gain": value, "gain_low": low, "gain_high": high}
         settings = {"target": "class", "kind": "finetune", "epochs": epochs, "error": error}

@@ -18,7 +18,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from simtrail.errors import InputError, TrainingError, listed
-from simtrail.model import CONFIG, WEIGHTS
+from simtrail.model import CONFIG, HEAD_CONFIG, WEIGHTS
 from simtrail.params import change
 from simtrail.pipeline import workspace as ws
 from simtrail.tracking.pull import URI, origin
@@ -37,9 +37,11 @@ def reproduce(uri: str, out: Path, keep: bool = False) -> None:
     environment is named. Raises InputError if commit or data are missing or differ, and TrainingError if the weights
     differ by more than `CLOSE` or a score does.
     """
-    folder, trail = origin(uri)[0], trace(uri)
-    if "encoder" in trail:
-        raise InputError(f"{uri}: predicts labels; its encoder can be reproduced: {_exact(trail['encoder'])}")
+    with_head = (Path(uri) / HEAD_CONFIG).is_file()
+    folder, trail = Path(uri) if with_head else origin(uri)[0], trace(uri)
+    if with_head or "encoder" in trail:
+        encoder = _exact(trail.get("encoder", trail))
+        raise InputError(f"{uri}: predicts labels; its encoder can be reproduced: simtrail reproduce {encoder}")
     if "parameters" not in trail:
         raise InputError(f"{uri}: {trail.get('note', 'has no trail')}; only encoders with a trail can be reproduced")
     if not trail["code"]["commit"]:

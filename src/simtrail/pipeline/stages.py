@@ -144,7 +144,7 @@ def prepare(settings: Sequence[str] = ()) -> None:
     if held_out.any():
         parts += f"; {table['held_out'].sum()} of classes that pretraining never sees"
     what = "tiles" if recipe.fit == "tile" else "images"
-    echo(f"prepare: {len(table)} {what} of {len(recipe.bands)} bands at {recipe.size} px: {parts}")
+    echo(f"prepare: {len(table)} {what} of {counted(len(recipe.bands), 'band')} at {recipe.size} px: {parts}")
 
 
 def plan(settings: Sequence[str] = ()) -> None:

@@ -72,7 +72,7 @@ def _of_encoder(sha256: str, uri: str) -> dict[str, Any]:
     known = _by_hash(sha256, uri)
     if not known and (Path(uri) / WEIGHTS).is_file() and encoder_hash(Path(uri)) == sha256:
         known = uri
-    return trace(known) if known else {"model": uri, "note": "the registry here does not have it"}
+    return {"model": uri} | (trace(known) if known else {"note": "the registry here does not have it"})
 
 
 def _registered(uri: str) -> dict[str, Any]:

@@ -132,7 +132,8 @@ def fit(
                 kept = learner.kept
                 row |= from_first({**monitor.validate(kept), **on_validation(kept)} if rank() == 0 else {})
                 encoder.train()  # on_validation may have changed the mode
-                lines = problems(row, encoder)
+                # after one epoch, features are still much like those of random weights, which nearly point in one way
+                lines = problems(row, encoder) if epoch or state.step == steps else []
                 if early and rank() == 0:
                     first = state.history[0] if state.history else row
                     now, at_first = (r.get("loss_fused", r["loss"]) for r in (row, first))  # without other terms

@@ -63,7 +63,7 @@ def _near_copy_checks(readable: pd.DataFrame, params: Check) -> list[Expectation
         labels=labels.reindex(readable.index).fillna(0).astype(int),
     )
     kept = (
-        "they are kept in one part of the split, but where a fixed split divides them"
+        "they are kept in one part of the split, except where a fixed split divides them"
         if params.near_duplicates == "group"
         else "remove them, or set check.near_duplicates: group to keep them in one part of the split"
     )
