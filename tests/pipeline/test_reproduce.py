@@ -126,7 +126,7 @@ def test_what_can_not_be_reproduced_is_refused(project):
     head = {"encoder": {"model": "models:/moths@champion", "version": "3"}}
     (project / "encoder/trail.json").write_text(json.dumps(head))
     with pytest.raises(
-        InputError, match=r"predicts labels; its encoder can be reproduced: simtrail reproduce models:/moths/3"
+        InputError, match=r"predicts labels; only its encoder can be reproduced: simtrail reproduce models:/moths/3"
     ):
         module.reproduce("encoder", project / "again")
     (project / "encoder/trail.json").unlink()

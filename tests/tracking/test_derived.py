@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -95,7 +96,7 @@ def test_the_folder_of_classify_predicts_with_its_encoder_only(project, tmp_path
     refused = run("finetune", "encoder", "photos", "-o", "classified").exception
     assert "classified: has what simtrail classify made; name another folder" in str(refused)
     refused = str(run("reproduce", "classified").exception)
-    assert "classified: predicts labels; its encoder can be reproduced: simtrail reproduce encoder" in refused
+    assert "classified: predicts labels; only its encoder can be reproduced: simtrail reproduce encoder" in refused
     assert trace("classified")["made"]["learned"]["labelled images"] == 24
     assert run("predict", "classified", "photos/class1", "-o", "new").output.startswith("predict: 12 images: ")
     assert "an encoder without a head" in str(run("predict", "encoder", "photos").exception)
@@ -162,6 +163,14 @@ def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project, m
     assert "encoder: is the folder of a pulled encoder; name another with --out" in str(refused)
     refused = run("classify", "encoder", "photos", "photos", "-o", "tuned").exception
     assert "tuned: has what simtrail finetune made; name another folder" in str(refused)
+    assert "tuned: predicts labels; only its encoder can be reproduced: simtrail reproduce models:/moths/1" in str(
+        run("reproduce", "tuned").exception
+    )
+    shutil.copytree("tuned", "older", dirs_exist_ok=True)
+    head = json.loads(Path("older/head.json").read_text())
+    del head["about"]["parent_sha256"]
+    Path("older/head.json").write_text(json.dumps(head))
+    assert str(run("reproduce", "older").exception).endswith("only its encoder can be reproduced")
     tree = trace("tuned")
     assert tree["learned"]["names"] == ["class0", "class1", "class2"]
     assert tree["encoder"]["data"]["md5"] == "4f.dir"

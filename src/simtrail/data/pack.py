@@ -116,7 +116,7 @@ def pack(
         _without_blank(images, kept, rows, work)
     for shard in work.glob("images-*.npy"):
         shutil.move(shard, out / shard.name)
-    shutil.rmtree(work)
+    shutil.rmtree(unfinished)
     tiles = tiles.iloc[kept].reset_index(drop=True)
     return Packing(PackedImages(out, recipe), moments[kept], tiles, len(moments) - len(kept))
 

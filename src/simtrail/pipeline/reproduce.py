@@ -40,8 +40,9 @@ def reproduce(uri: str, out: Path, keep: bool = False) -> None:
     with_head = (Path(uri) / HEAD_CONFIG).is_file()
     folder, trail = Path(uri) if with_head else origin(uri)[0], trace(uri)
     if with_head or "encoder" in trail:
-        encoder = _exact(trail.get("encoder", trail))
-        raise InputError(f"{uri}: predicts labels; its encoder can be reproduced: simtrail reproduce {encoder}")
+        encoder = trail.get("encoder", trail)  # folders of finetune by an earlier version don't know it
+        command = f": simtrail reproduce {_exact(encoder)}" if "model" in encoder else ""
+        raise InputError(f"{uri}: predicts labels; only its encoder can be reproduced{command}")
     if "parameters" not in trail:
         raise InputError(f"{uri}: {trail.get('note', 'has no trail')}; only encoders with a trail can be reproduced")
     if not trail["code"]["commit"]:
