@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -307,10 +309,14 @@ def test_unlabelled_images_and_classes_without_training_image_are_not_used(image
     assert test_probabilities[1.0, "scratch"].shape == (16, 3)
 
 
-def test_the_table_has_an_interval_around_each_accuracy(images):
+def test_the_table_has_intervals_of_each_accuracy_and_of_what_the_encoder_gains(images):
     settings = with_changes({"evaluate.fine_tune.fractions": [1.0], "evaluate.bootstrap": 100}).evaluate
     task = task_of([str(c) for c in LABELS])
     table = few_label_table(encoder(images), images, task, settings, TUNING, lambda line: None)
     assert table["start"].tolist() == ["pretrained", "scratch"]
     assert (table["accuracy_low"] <= table["accuracy"]).all()
     assert (table["accuracy"] <= table["accuracy_high"]).all()
+    pretrained, scratch = table.to_dict("records")
+    assert pretrained["gain"] == pytest.approx(pretrained["accuracy"] - scratch["accuracy"])
+    assert pretrained["gain_low"] <= pretrained["gain"] <= pretrained["gain_high"]
+    assert math.isnan(scratch["gain"])

@@ -64,6 +64,13 @@ def test_a_second_round_of_labels_computes_no_features_again(folder, monkeypatch
     assert "18 labelled images" in run("classify", "encoder", "labels.csv", "photos").output
 
 
+def test_where_all_images_are_labelled_nothing_is_left_to_predict(folder):
+    assert (
+        "all images have a label: nothing is left to predict"
+        in run("classify", "encoder", "photos", "photos", "--error", "0.4").output
+    )
+
+
 def test_tags_are_learned_and_written_on_the_page(folder, monkeypatch):
     tags = [f"{path[7:13]};{'even' if int(path[14]) % 2 == 0 else 'odd'}" for path in PATHS]
     pd.DataFrame({"path": PATHS, "seen": tags}).to_csv("labels.csv", index=False)

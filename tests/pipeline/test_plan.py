@@ -87,6 +87,7 @@ def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_
     for key in params.auto:
         assert f"plan: {key} = " in text
     assert "plan: pretrain.epochs = 10, as set; auto would be 200: " in text
+    assert "plan: pilot: at this speed, pretrain takes about 1 min" in text
     resolved = plan.planned(params)
     assert not resolved.auto
     shown = yaml.safe_load((ws.PLAN.parent / "params.yaml").read_text())

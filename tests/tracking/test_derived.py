@@ -98,6 +98,7 @@ def test_the_folder_of_classify_predicts_with_its_encoder_only(project, tmp_path
     refused = str(run("reproduce", "classified").exception)
     assert "classified: predicts labels; only its encoder can be reproduced: simtrail reproduce encoder" in refused
     assert trace("classified")["made"]["learned"]["labelled images"] == 24
+    assert trace("classified")["made"]["labels"].startswith("labels.csv, column label, 24 images, sha256 ")
     assert run("predict", "classified", "photos/class1", "-o", "new").output.startswith("predict: 12 images: ")
     assert "an encoder without a head" in str(run("predict", "encoder", "photos").exception)
     shutil.copytree("classified", tmp_path / "other")
@@ -173,6 +174,7 @@ def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project, m
     assert str(run("reproduce", "older").exception).endswith("only its encoder can be reproduced")
     tree = trace("tuned")
     assert tree["learned"]["names"] == ["class0", "class1", "class2"]
+    assert tree["labels"].startswith("photos, column label, 36 images, sha256 ")
     assert tree["encoder"]["data"]["md5"] == "4f.dir"
     for name, reason in (("moths", "moths: is the name of encoders, not of classifiers"), ("a/b", "has no / and no :")):
         refused = run("finetune", "encoder", "photos", "--register", name).exception

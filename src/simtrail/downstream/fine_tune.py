@@ -21,6 +21,7 @@ from simtrail.augment.geometry import warp
 from simtrail.data.loader import to_unit
 from simtrail.data.pack import PackedImages
 from simtrail.errors import InputError, TrainingError
+from simtrail.evaluation.difference import paired
 from simtrail.evaluation.label_efficiency import draw
 from simtrail.evaluation.probe import C_VALUES, COARSE, best_of, fit_logistic
 from simtrail.evaluation.scores import scores_with_intervals
@@ -245,14 +246,24 @@ def layers(model: nn.Sequential, layer_decay: float) -> list[dict[str, Any]]:
 def few_label_table(
     encoder: Encoder, images: PackedImages, task: Task, p: Evaluate, tuning: Tuning, log: Callable[[str], None]
 ) -> pd.DataFrame:
-    """The table of `compare_few_labels` with the 95 % interval of each accuracy, bootstrapped over groups."""
+    """The table of `compare_few_labels` with 95 % intervals, bootstrapped over groups.
+
+    The columns accuracy_low and accuracy_high are those of each accuracy. gain, gain_low and gain_high are those of the
+    difference that the encoder makes: its accuracy minus that from scratch, on the same test images; NaN from scratch.
+    """
     table, test_probabilities = compare_few_labels(encoder, images, task, p.fine_tune.fractions, tuning, log)
     truth, group, classes = task.labels[task.test], task.group[task.test], len(task.names)
-    scores = [
-        scores_with_intervals(truth, each.argmax(1), group, classes, p.bootstrap, p.seed)[0]
-        for each in test_probabilities.values()
+    predicted = {key: each.argmax(1) for key, each in test_probabilities.items()}
+    scores = [scores_with_intervals(truth, each, group, classes, p.bootstrap, p.seed)[0] for each in predicted.values()]
+    right = {key: (each == truth)[:, None] for key, each in predicted.items()}
+    gains = [
+        [float(part[0]) for part in paired(right[fraction, "scratch"], right[fraction, start], group)]
+        if start == "pretrained"
+        else [math.nan] * 3
+        for fraction, start in right
     ]
-    return table.assign(**{key: [score[key] for score in scores] for key in ("accuracy_low", "accuracy_high")})
+    bounds = {key: [score[key] for score in scores] for key in ("accuracy_low", "accuracy_high")}
+    return table.assign(**bounds, **dict(zip(("gain", "gain_low", "gain_high"), zip(*gains, strict=True), strict=True)))
 
 
 def compare_few_labels(

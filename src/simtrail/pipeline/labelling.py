@@ -75,7 +75,8 @@ def classify(
     fair = known.fair[readable]
     with _naming(labels, known.column):
         result = classify(images.paths, images.features, *labelled, error, suggest, fair=fair, target=target)
-    head = dataclasses.replace(result.fitted.head, about=images.about)
+    told = _labels(labels, known)
+    head = dataclasses.replace(result.fitted.head, about=images.about | {"labels": _line(told)})
     if target == "number":
         head = dataclasses.replace(head, names=[known.column])
     head.save(out)
@@ -97,7 +98,7 @@ def classify(
         settings = {"target": target, "kind": head.kind, "strength": head.strength, "error": error}
         files = [out / "predictions.csv"]
         parent = origin(uri)
-        _register(name, parent[0], parent, out, head, scores, settings, _labels(labels, known), lines, files)
+        _register(name, parent[0], parent, out, head, scores, settings, told, lines, files)
     return images.rejected
 
 
@@ -137,7 +138,8 @@ def finetune(
         with _naming(labels, known.column):
             result = tune(encoder, images, known.labels, known.groups, names, epochs, error)
     result.encoder.save(out)
-    new = {"parent_sha256": about["encoder_sha256"], "encoder_sha256": encoder_hash(out)}
+    told = _labels(labels, known)
+    new = {"parent_sha256": about["encoder_sha256"], "encoder_sha256": encoder_hash(out), "labels": _line(told)}
     head = dataclasses.replace(result.head, about=about | new)
     head.save(out)
     pd.DataFrame(result.history).to_csv(out / "history.csv", index=False)
@@ -174,7 +176,6 @@ def finetune(
         scores = {"score": float(after), "frozen": float(before), "gain": value, "gain_low": low, "gain_high": high}
         settings = {"target": "class", "kind": "finetune", "epochs": epochs, "error": error}
         files = [out / "history.csv", out / "test.csv"]
-        told = _labels(labels, known)
         _register(name, out, (folder, about), out, head, scores, settings, told, lines, files, result.history)
 
 
@@ -205,7 +206,7 @@ def _require_name(name: str | None) -> None:
 
 
 def _labels(path: Path, known: Labels) -> dict[str, Any]:
-    """What a registered head records about its labels."""
+    """What a head records about its labels; their table only if it is registered."""
     text = known.table.to_csv(index=False)
     return {
         "file": str(path),
@@ -214,6 +215,10 @@ def _labels(path: Path, known: Labels) -> dict[str, Any]:
         "images": len(known.labels),
         "table": text,
     }
+
+
+def _line(labels: dict[str, Any]) -> str:
+    return f"{labels['file']}, column {labels['column']}, {labels['images']} images, sha256 {labels['sha256']}"
 
 
 def _register(
@@ -297,6 +302,8 @@ def classified_lines(fitted: Fitted, table: pd.DataFrame) -> list[str]:
     if head.target == "number":
         promise = f"the number is within ± {head.threshold:.4g} of the predicted one for {1 - head.error:.0%} of images"
         return [first, f"{promise}, {fair}"]
+    if free.empty:
+        return [first, "all images have a label: nothing is left to predict"]
     count = int(free["use"].sum())
     if head.target == "tags":
         used = f"for {count} of {len(free)} images all tags are decided"

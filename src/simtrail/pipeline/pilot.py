@@ -5,6 +5,7 @@ It chooses `pretrain.recipe` where it is auto.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ class Result(NamedTuple):
 class _Tried(NamedTuple):
     row: dict[str, Any]
     hits: np.ndarray  # (N, 2) of probe and kNN
+    speed: float  # images per second of its last epoch
 
 
 def choose_recipe(params: Params, log: Log) -> Result:
@@ -51,7 +53,8 @@ def choose_recipe(params: Params, log: Log) -> Result:
     p = params.pretrain
     monitor = Monitor(data, TwoViews(p.augment, source.recipe, p.view_size), p.seed)
     names = recipes_for(source.recipe)
-    steps = int(SHARE * plan_steps(len(data.train), params.pretrain)[1] / len(names))
+    whole = plan_steps(len(data.train), p)[1]
+    steps = int(SHARE * whole / len(names))
     if not monitor.labelled:
         return Result(names[0], "the usual one, because there are no labels on which others can be compared", [])
     if steps < STEPS:
@@ -62,8 +65,11 @@ def choose_recipe(params: Params, log: Log) -> Result:
     tried = [_short_run(params, name, steps, judge, log) for name in names]
     shutil.rmtree(project_folder() / ".simtrail" / "pilot", ignore_errors=True)  # only now: a killed pilot continues
     number = first_good([each.hits for each in tried], judge.block)
+    seconds = whole * p.batch_size * len(p.seeds) / float(np.median([each.speed for each in tried]))
+    log(f"pilot: at this speed, pretrain takes about {math.ceil(seconds / 60)} min")
     scores = [f"{name} {each.hits.mean():.3f}" for name, each in zip(names, tried, strict=True)]
-    reason = f"pilot, accuracy on {judge.what}: " + "; ".join([scores.pop(number), *scores])
+    reason = "the first that is not clearly worse than the best; mean accuracy of probe and kNN on "
+    reason += f"{judge.what}: " + "; ".join([scores.pop(number), *scores])
     return Result(names[number], reason, [each.row for each in tried])
 
 
@@ -92,10 +98,12 @@ def _short_run(params: Params, name: str, steps: int, judge: Judge, log: Log) ->
         resumed=bool(training.checkpoints),
         name=f"pilot {name}",
     ) as run_id:
-        encoder = training.fit(validate=False, on_epoch=curve_logger(run_id)).encoder
+        trained = training.fit(validate=False, on_epoch=curve_logger(run_id))
+        encoder = trained.encoder
         training.checkpoints.finish()
         hits = judge.hits(judge.features(encoder, [grids_of(encoder.config.architecture)])[0])
         measures = dict(zip(("val_probe", "val_knn"), hits.mean(0).tolist(), strict=True))
         log_result({f"pilot/{kind}": value for kind, value in measures.items()}, [])
     log(f"pilot: {name}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in measures.items()))
-    return _Tried({"recipe": name, "steps": steps, "run": run_id, **measures}, hits)
+    row = {"recipe": name, "steps": steps, "run": run_id, **measures}
+    return _Tried(row, hits, trained.history[-1]["images_per_second"])

@@ -63,7 +63,7 @@ def _trail(folder: Path) -> dict[str, Any]:
         return json.loads((folder / TRAIL).read_text(encoding="utf-8"))
     if (folder / HEAD_CONFIG).is_file() and "parent_sha256" in (made := _learned(folder / HEAD_CONFIG)):
         parent = _of_encoder(made.pop("parent_sha256"), made.pop("model"))
-        return {"learned": made["learned"], "encoder": parent}  # as in the trail of a registered one
+        return {"labels": made.get("labels"), "learned": made["learned"], "encoder": parent}  # as if registered
     return {"note": f"no {TRAIL}: an encoder of an earlier version; its model card and its run tell"}
 
 
