@@ -110,6 +110,13 @@ def test_labels_that_can_not_be_learned_are_named_with_their_table(folder):
     assert refused.startswith("labels.csv, column 'kind': only one: a classifier needs two classes")
 
 
+def test_labels_that_are_too_few_to_fine_tune_leave_no_folder(folder):
+    pd.DataFrame({"path": PATHS[:6], "kind": ["a", "b"] * 3}).to_csv("labels.csv", index=False)
+    refused = str(run("finetune", "encoder", "labels.csv", "-o", "tuned").exception)
+    assert refused.startswith("labels.csv, column 'kind': images of 6 groups: fine-tuning needs at least 10")
+    assert not (folder / "tuned").exists()
+
+
 def test_a_misspelt_folder_is_named_before_the_labels(folder):
     pd.DataFrame({"path": ["a.png"], "label": ["x"]}).to_csv("labels.csv", index=False)
     assert "photo: no such file or folder" in str(run("classify", "encoder", "labels.csv", "photo").exception)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -156,6 +157,7 @@ def test_a_fine_tuned_encoder_is_registered_as_a_child_with_its_curve(project, m
     monkeypatch.setattr("simtrail.downstream.fine_tune._is_better", lambda right, before: True)  # of easy images
     done = run("finetune", "encoder", "photos", "--epochs", "2", "--error", "0.4", "-o", "tuned", "--register", "tuned")
     assert done.exit_code == 0, done.exception
+    assert re.search(r": accuracy [\d.]+ \([\d.]+ – [\d.]+\) on \d+ test images\n", done.output)
     assert "on frozen features:" in done.output
     assert "not shown to be better than simtrail classify encoder photos PATH…, which learns from all" in done.output
     assert "warning:" not in done.output

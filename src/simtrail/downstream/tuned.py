@@ -19,7 +19,8 @@ from simtrail.downstream.fitting import calibration, fit_head, threshold_for, us
 from simtrail.downstream.head import Head, softmax
 from simtrail.errors import InputError
 from simtrail.evaluation.assess import features_of
-from simtrail.evaluation.difference import Difference, paired
+from simtrail.evaluation.difference import RESAMPLES, Difference, paired
+from simtrail.evaluation.scores import Scores, scores_with_intervals
 from simtrail.model.encoder import Encoder
 from simtrail.training.measure import step_seconds
 
@@ -37,6 +38,7 @@ class Tuned:
     epoch: int  # of the weights
     test: pd.DataFrame  # path, truth, frozen, tuned: the predictions for the test images
     frozen: str  # the kind of the head on frozen features
+    scores: Scores  # of the fine-tuned encoder on the test images
     difference: Difference  # of the accuracies, fine-tuned minus frozen, on the test images
 
 
@@ -105,8 +107,9 @@ def tune(
         {"path": shown[test], "truth": names[y[test]], "frozen": before, "tuned": names[logits[test].argmax(1)]}
     )
     was, now = ((table[column] == table["truth"]).to_numpy()[:, None] for column in ("frozen", "tuned"))
-    difference = paired(was, now, np.unique(groups[test], return_inverse=True)[1])
-    return Tuned(net, head, found.history, found.epoch, table, frozen.kind, difference)
+    group = np.unique(groups[test], return_inverse=True)[1]
+    scores, _ = scores_with_intervals(y[test], logits[test].argmax(1), group, len(names), RESAMPLES, seed)
+    return Tuned(net, head, found.history, found.epoch, table, frozen.kind, scores, paired(was, now, group))
 
 
 def _split(labels: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

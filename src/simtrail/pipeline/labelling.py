@@ -7,7 +7,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,15 +121,15 @@ def finetune(
     from simtrail.downstream.classify import read_labels
     from simtrail.downstream.tuned import FOLDS, pack_images, tune
     from simtrail.model.encoder import Encoder
+    from simtrail.report.wording import interval
 
     _require_own(out, tuned=True)
     _require_name(name)
     known = read_labels(labels, folders, label, group)
     folder, about = origin(uri)
     encoder = Encoder.load(folder)
-    out.mkdir(parents=True, exist_ok=True)
     print(f"finetune: {len(known.labels)} labelled images, at most {epochs} epochs", flush=True)
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
+    with _folder(out), tempfile.TemporaryDirectory(dir=out) as scratch:
         images, errors = pack_images([source.path for source in known.sources], encoder, Path(scratch))
         if errors:
             lines = [f"{known.sources[i].name}: {reason}" for i, reason in errors.items()]
@@ -145,7 +145,7 @@ def finetune(
     pd.DataFrame(result.history).to_csv(out / "history.csv", index=False)
     result.test.to_csv(out / "test.csv", index=False)
     value, low, high = (float(part[0]) for part in result.difference)
-    before, after = ((result.test[column] == result.test["truth"]).mean() for column in ("frozen", "tuned"))
+    before = float((result.test["frozen"] == result.test["truth"]).mean())
     verdict = "worth it" if low > 0 else "worse" if high < 0 else "this may be chance"
     unchanged = "no epoch was clearly better than the linear probe it began with"
     kept = f"epoch {result.epoch} kept" if result.epoch else unchanged
@@ -155,7 +155,7 @@ def finetune(
     if low == high == 0:
         difference = "both are right on the same images"
     lines = [
-        f"{first}: accuracy {after:.3f} on {len(result.test)} test images",
+        f"{first}: accuracy {interval(result.scores, 'accuracy')} on {len(result.test)} test images",
         f"{result.frozen} on frozen features: {before:.3f}; {difference}",
     ]
     if not np.isfinite(head.threshold):
@@ -173,7 +173,13 @@ def finetune(
         classify = f"simtrail classify {uri} {labels} PATH…{options}"
         print(f"finetune: not shown to be better than {classify}, which learns from all labelled images")
     if name:
-        scores = {"score": float(after), "frozen": float(before), "gain": value, "gain_low": low, "gain_high": high}
+        scores = {
+            "score": result.scores["accuracy"],
+            "frozen": before,
+            "gain": value,
+            "gain_low": low,
+            "gain_high": high,
+        }
         settings = {"target": "class", "kind": "finetune", "epochs": epochs, "error": error}
         files = [out / "history.csv", out / "test.csv"]
         _register(name, out, (folder, about), out, head, scores, settings, told, lines, files, result.history)
@@ -185,6 +191,17 @@ def _require_own(out: Path, tuned: bool) -> None:
     if (out / HEAD_CONFIG).exists() and (out / WEIGHTS).exists() != tuned:
         other = "classify" if tuned else "finetune"
         raise InputError(f"{out}: has what simtrail {other} made; name another folder with --out")
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Makes the folder, and removes it if it is empty at the end, as after an error."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it has files
+            out.rmdir()
 
 
 @contextmanager
