@@ -90,6 +90,7 @@ def fit(
                 times = draws(data.weight[data.train], per_epoch, params.batch_size)
                 log(f"sampling: an image is drawn {times.min():.2g} to {times.max():.2g} times per epoch")
         finite = _FiniteLoss(steps, saver)
+        began, begun_at = time.perf_counter(), state.step
         bar = tqdm(total=steps, initial=state.step, desc="pretrain", unit="step", disable=True if rank() else None)
         for epoch in range(len(state.history), epochs):
             if metric and params.monitor.patience and state.validations_since_best >= params.monitor.patience:
@@ -147,7 +148,7 @@ def fit(
             if rank() == 0:
                 on_epoch(state.history)
                 if bar.disable and (epoch == 0 or any(key.startswith("val_") for key in row)):  # no terminal
-                    seconds_left = (steps - state.step) * (time.perf_counter() - start) / (state.step - first_step)
+                    seconds_left = (steps - state.step) * (time.perf_counter() - began) / (state.step - begun_at)
                     time_left = f"; {tqdm.format_interval(seconds_left)} left" if seconds_left else ""
                     log(f"{_so_far(epoch, epochs, state.history)}, {_speed_text(row)}{time_left}")
         bar.close()
