@@ -99,7 +99,8 @@ def test_a_planted_better_setting_is_confirmed_and_an_equal_one_is_not(tmp_path,
     write_space(**space, budget={"trials": 2, "minutes": None, "epochs": 4}, confirm={"best": 2, "seeds": 2})
     stages.check()
     stages.prepare()
-    assert command().wait() == 0
+    done = subprocess.run(sweep_command(), capture_output=True, text=True, check=True)
+    assert ("simtrail apply tiny" in done.stdout) == verdict  # else params.yaml has the best values
     report = Path("sweeps/tiny/report.md").read_text()
     assert ("**Confirmed**: trial" in report) == verdict
     assert ("**Not confirmed**: trial" in report) != verdict
@@ -109,8 +110,12 @@ def test_a_planted_better_setting_is_confirmed_and_an_equal_one_is_not(tmp_path,
     assert bool([r for r in runs() if r.data.tags.get("simtrail.winner")]) == verdict
 
 
+def sweep_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "simtrail", "sweep", "tiny", *arguments]
+
+
 def command(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "simtrail", "sweep", "tiny", *arguments])
+    return subprocess.Popen(sweep_command(*arguments))
 
 
 def the_study() -> optuna.Study:

@@ -26,7 +26,7 @@ from simtrail.params import Params, load_params
 from simtrail.pipeline.plan import planned
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import require
-from simtrail.sweep.confirm import confirm
+from simtrail.sweep.confirm import PRESENT, confirm
 from simtrail.sweep.result import register_best, report
 from simtrail.sweep.space import FOLDER, Space, current_values, load_space
 from simtrail.sweep.study import count_trials, open_study, requeue_dead
@@ -74,7 +74,9 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool, settin
     with of_study():
         report(study, name, space, params, winner)
     print(register_best(study, name, space, params, parent, winner))
-    print(f"to write the best values into params.yaml: simtrail apply {name}; report: {FOLDER / name / 'report.md'}")
+    if not winner or winner.label != PRESENT:
+        print(f"to write the best values into params.yaml: simtrail apply {name}")
+    print(f"report: {FOLDER / name / 'report.md'}")
 
 
 def _enqueue_present(study: optuna.Study, params: Params, space: Space) -> None:
