@@ -254,16 +254,16 @@ def few_label_table(
     table, test_probabilities = compare_few_labels(encoder, images, task, p.fine_tune.fractions, tuning, log)
     truth, group, classes = task.labels[task.test], task.group[task.test], len(task.names)
     predicted = {key: each.argmax(1) for key, each in test_probabilities.items()}
-    scores = [scores_with_intervals(truth, each, group, classes, p.bootstrap, p.seed)[0] for each in predicted.values()]
-    right = {key: (each == truth)[:, None] for key, each in predicted.items()}
-    gains = [
-        [float(part[0]) for part in paired(right[fraction, "scratch"], right[fraction, start], group)]
-        if start == "pretrained"
-        else [math.nan] * 3
-        for fraction, start in right
-    ]
-    bounds = {key: [score[key] for score in scores] for key in ("accuracy_low", "accuracy_high")}
-    return table.assign(**bounds, **dict(zip(("gain", "gain_low", "gain_high"), zip(*gains, strict=True), strict=True)))
+    rows = []
+    for (fraction, start), numbers in predicted.items():
+        scores = scores_with_intervals(truth, numbers, group, classes, p.bootstrap, p.seed)[0]
+        row = {key: scores[key] for key in ("accuracy_low", "accuracy_high")}
+        if start == "pretrained":
+            scratch, own = ((each == truth)[:, None] for each in (predicted[fraction, "scratch"], numbers))
+            gain = (float(part[0]) for part in paired(scratch, own, group))
+            row |= dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True))
+        rows.append(row)
+    return pd.concat([table, pd.DataFrame(rows)], axis=1)
 
 
 def compare_few_labels(
