@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ROOT = Path(__file__).parent.parent
 FIXED = {
+    "prepare.background": 0.0,
     "pretrain.encoder.model": "resnet10t",
     "pretrain.encoder.stem": "standard",
     "pretrain.encoder.features": [1],

@@ -164,10 +164,12 @@ class Prepare(_Section):
     """What is done with the mask (the alpha channel, the declared mask band, or the pixels without data). apply:
     composite the image on the background. crop: the same, and cut the image to the area that the mask covers. ignore:
     leave the image unchanged."""
-    background: float | Literal["mean"] = 0.0
-    """Value of the background, of padding and of everything outside an image: a brightness from 0 (black) to 1 (white),
-    or mean: each band's mean over the organisms in the training images (a sample of their pixels). After
-    normalisation per band, the mean is close to 0."""
+    background: float | Literal["auto", "mean"] = "auto"
+    """Value of the background, of padding and of everything outside an image: a brightness from 0 (black) to 1 (white);
+    auto: the usual value of each band at the borders of the training images (the median over a sample of them), so that
+    padding and turned views show no false edges, but black with a mask or `fit: tile`; or mean: each band's mean over
+    the organisms in the training images (a sample of their pixels). After normalisation per band, the mean is close to
+    0."""
     val_fraction: float = Field(0.15, gt=0, lt=1)
     """Fraction of the images in the validation split, above 0 and below 1. Settings and weights are chosen on it."""
     test_fraction: float = Field(0.25, gt=0, lt=1)
@@ -178,10 +180,10 @@ class Prepare(_Section):
 
     @field_validator("background", mode="before")
     @classmethod
-    def _brightness_or_mean(cls, value: Any) -> Any:
+    def _brightness_or_rule(cls, value: Any) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-        if not number and value != "mean":
-            raise ValueError(f"prepare.background = {value!r}: must be a number from 0 to 1, or mean")
+        if not number and value not in ("auto", "mean"):
+            raise ValueError(f"prepare.background = {value!r}: must be a number from 0 to 1, auto or mean")
         return value
 
     @field_validator("bands", mode="before")

@@ -14,7 +14,7 @@ from simtrail.data.bring import _copy_dataset
 from simtrail.data.checking.checks import validate
 from simtrail.data.dataset import Dataset
 from simtrail.data.manifest import scan
-from simtrail.data.pack import pack, sample_pixels
+from simtrail.data.pack import pack, sample_pixels, usual_border
 from simtrail.data.reading.decoded import Reading
 from simtrail.data.reading.readers import open_image
 from simtrail.data.recipe import conform, make_recipe
@@ -149,6 +149,21 @@ def test_the_sample_has_only_pixels_of_the_organisms(tmp_path):
         sample_pixels(tmp_path, ["nothing.tif"], 0, Reading(), 2, None, [])
     with pytest.raises(InputError, match=r"gone\.tif.*run the check stage again"):
         sample_pixels(tmp_path, ["gone.tif"], 0, Reading(), None, None, [])
+
+
+def test_the_usual_border_is_the_median_of_the_borders_of_images_whatever_is_inside(tmp_path, cubes):
+    for i, colour in enumerate([(250, 200, 10), (240, 190, 20), (0, 0, 0)]):
+        image = np.broadcast_to(np.array(colour, np.uint8), (40, 60, 3)).copy()
+        image[1:-1, 1:-1] = np.random.default_rng(i).integers(0, 255, (38, 58, 3))
+        image[:, -1] = 77  # one side of four
+        tifffile.imwrite(tmp_path / f"{i}.tif", image)
+    paths = ["0.tif", "1.tif", "2.tif"]
+    np.testing.assert_array_equal(usual_border(tmp_path, paths, 0, Reading(), 16), [240, 190, 10])
+    tifffile.imwrite(tmp_path / "nan.tif", np.full((20, 20), np.nan, np.float32))
+    np.testing.assert_array_equal(usual_border(tmp_path, ["nan.tif"], 0, Reading(), 16), [0])
+    assert usual_border(cubes, ["images/c1.hdr"], 0, Reading(), 16).shape == (BANDS,)
+    with pytest.raises(InputError, match=r"gone\.tif.*run the check stage again"):
+        usual_border(tmp_path, ["gone.tif"], 0, Reading(), 16)
 
 
 def test_adding_data_brings_headers_and_their_data_as_one_image(cubes, tmp_path):

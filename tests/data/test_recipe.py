@@ -8,7 +8,7 @@ from conftest import with_changes
 from simtrail.data import recipe as recipes
 from simtrail.data.dataset import Declaration
 from simtrail.data.reading.decoded import BandFacts
-from simtrail.data.recipe import Recipe, make_recipe
+from simtrail.data.recipe import Recipe, levels, make_recipe, needs_border
 from simtrail.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -181,6 +181,44 @@ def test_the_background_can_be_the_mean_of_the_organisms(bands):
     noisy = manifest("uint8", [0] * 3, [255] * 3, nodata=7.0, good=[True, False, True])
     make_recipe(noisy, Declaration(), with_changes(settings | {"prepare.bands": "all"}).prepare, sample)
     assert calls[2] == (None, 7.0, [0, 2])  # a bad band is not used to find pixels without data
+
+
+def test_an_automatic_background_is_the_usual_border_in_the_units_of_the_network():
+    table, declaration = manifest("uint16", [100] * 3, [2000] * 3, nodata=None), Declaration()
+    prepare = with_changes({"prepare.size": 16, "prepare.background": "auto"}).prepare
+    r = make_recipe(table, declaration, prepare, border=np.array([500.0, 1000.0, 2000.0]))
+    np.testing.assert_allclose(r.background, [0.25, 0.5, 1.0], atol=1e-6)
+    image = RNG.integers(100, 2000, (3, 8, 16), dtype=np.uint16)
+    assert (conform(image, r)[:, :4] == r.packed_background).all()
+    assert make_recipe(table, declaration, prepare).background == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "declared", "alpha", "needed"),
+    [
+        ({}, {}, [False, False], True),
+        ({}, {}, [True, False, False], True),
+        ({}, {}, [True, True, False], False),
+        ({}, {"mask": "c"}, [False, False], False),
+        ({"mask": "ignore"}, {"mask": "c"}, [True, True], True),
+        ({}, {"nodata": 0.0}, [False, False], False),
+        ({"fit": "tile"}, {}, [False, False], False),
+        ({"background": 0.3}, {}, [False, False], False),
+        ({"background": "mean"}, {}, [False, False], False),
+    ],
+)
+def test_the_background_is_measured_only_where_images_have_borders_to_continue(settings, declared, alpha, needed):
+    table = pd.concat([manifest("uint8", [0] * 3, [255] * 3)] * len(alpha), ignore_index=True).assign(alpha=alpha)
+    prepare = with_changes({f"prepare.{k}": v for k, v in {"background": "auto", **settings}.items()}).prepare
+    assert needs_border(table, Declaration(bands=["a", "b", "c"], **declared), prepare) == needed
+
+
+@pytest.mark.parametrize(
+    ("background", "text"),
+    [([0.0], "0"), ([1.0, 0.524, 0.5], "1, 0.52, 0.5"), ([0.1, 0.9, 0.2, 0.3, 0.4], "0.1 to 0.9")],
+)
+def test_a_background_is_shown_in_few_words(background, text):
+    assert levels(background) == text
 
 
 def test_a_background_stored_as_one_number_is_still_read():

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from simtrail import load_encoder, read_image
 from simtrail.cli import app
 from simtrail.data.demo import generate
+from simtrail.data.recipe import levels
 from simtrail.errors import InputError
 from simtrail.params import load_params
 from simtrail.pipeline import stages
@@ -699,9 +700,14 @@ def test_warnings_name_a_crop_without_a_mask_few_groups_and_a_floor_that_is_not_
     card = Path("data/demo/dataset.yaml")
     declared = yaml.safe_load(card.read_text())
     card.write_text(yaml.safe_dump({key: value for key, value in declared.items() if key != "mask"}))
-    write_params(copied, prepare__mask="crop")
+    write_params(copied, prepare__mask="crop", prepare__background="auto")
     stages.prepare()
-    assert "prepare: warning: prepare.mask = 'crop': no effect: no mask band" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "prepare: warning: prepare.mask = 'crop': no effect: no mask band" in printed
+    (background,) = re.findall(
+        "prepare: background (.*), the usual value at the borders of the training images", printed
+    )
+    assert background == levels(json.loads(ws.STATISTICS.read_text())["recipe"]["background"])
     metrics = json.loads(ws.SCORES.read_text())
     task = metrics["tasks"]["species"]
     assert f"images of {task['groups']} groups, too few for reliable intervals" in score_lines(metrics)[0]

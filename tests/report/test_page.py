@@ -82,6 +82,7 @@ def facts(**changes: object) -> dict:
     checks = {"dataset": "demo", "data_md5": "78aadef7.dir", "images": 960, "on_fail": "error", "success": True}
     finding = {"title": "every class has 5 images or more", "severity": "warning", "success": False, "offenders": ["x"]}
     recipe = {"bands": ["red", "green", "blue"], "size": 64, "file_bands": 3, "file_dtype": "uint8", "fit": "pad"}
+    recipe["background"] = [1.0, 0.524, 0.5]
     features = {"effective_rank": 76.7, "uniformity": -1.32, "feature_std": 0.027, "components_90": 41}
     return {
         "name": "resnet10t 11-22",
@@ -253,7 +254,7 @@ def test_the_card_shows_how_to_load_the_model_its_training_data_and_its_scores()
         *("## Limits", "## Lineage"),
     ]
     assert 'simtrail.load_encoder("models:/simtrail-encoder@champion")' in card
-    assert "input: 3-band uint8 images" in card
+    assert "input: 3-band uint8 images of any size, resized to 64 × 64 px (pad, background 1, 0.52, 0.5)" in card
     assert "| linear probe | 0.881 (0.851 – 0.911) |" in card
     assert "split 3430364f: 576 train, 144 val, 240 test" in card
     assert "only 60" not in card

@@ -26,6 +26,7 @@ from simtrail.errors import InputError
 SHARD_BYTES = 512 * 2**20
 PART = 20_000  # files that are packed before a kill can no longer lose them
 SAMPLED, PIXELS = 256, 64  # number of images and of pixels per image in the sample for choosing bands
+BORDERS, POINTS = 64, 16  # number of images, and of points at each of their sides, that show what borders are like
 
 
 class PackedImages:
@@ -164,12 +165,7 @@ def sample_pixels(
     rng = np.random.default_rng(seed)
     pixels = []
     for path in rng.permutation(np.array(paths, dtype=object))[:SAMPLED]:
-        try:
-            image, alpha = open_image(folder / path, reading)[:2]
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{folder / path}: {error}; run the check stage again: simtrail check, or dvc repro check"
-            ) from None
+        image, alpha = _opened(folder / path, reading)
         covers = [image[i] > 0 for i in ([-1] if alpha else []) + ([] if mask_band is None else [mask_band])]
         inside = np.logical_and.reduce(covers) if covers else np.ones(image.shape[1:], bool)
         if not inside.any():
@@ -184,6 +180,32 @@ def sample_pixels(
     if not sum(map(len, pixels)):
         raise InputError("prepare.mask: no pixel of a training image is inside the mask; repair masks, or set ignore")
     return np.concatenate(pixels)
+
+
+def usual_border(folder: Path, paths: Sequence[str], seed: int, reading: Reading, needed: int) -> np.ndarray:
+    """The usual pixel at the borders of images, (C,), float64 in the files' units, without alpha.
+
+    It is the median over up to `BORDERS` images of the median over each image's border. `needed` as in `open_image`.
+    Raises InputError for a file that can no longer be read.
+    """
+    inner = np.zeros((POINTS, POINTS), bool)
+    inner[1:-1, 1:-1] = True
+    medians = []
+    for path in np.random.default_rng(seed).permutation(np.array(paths, dtype=object))[:BORDERS]:
+        image, alpha = _opened(folder / path, reading, needed)
+        # of few whole rows: so that few pages of a line-interleaved file are read
+        rows, columns = (np.linspace(0, side - 1, POINTS).round().astype(int) for side in image.shape[1:])
+        points = image[: len(image) - alpha, rows][:, :, columns][:, ~inner]
+        medians.append(np.median(np.nan_to_num(points.astype(np.float64)), 1))
+    return np.median(medians, 0)
+
+
+def _opened(path: Path, reading: Reading, needed: int | None = None) -> tuple[np.ndarray, bool]:
+    """An image, and whether its last band is alpha."""
+    try:
+        return open_image(path, reading, needed)[:2]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; run the check stage again: simtrail check, or dvc repro check") from None
 
 
 def _pack_one(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -125,12 +125,14 @@ def make_recipe(
     declaration: Declaration,
     params: Prepare,
     sample: Callable[[int | None, float | None, list[int]], np.ndarray] | None = None,
+    border: np.ndarray | None = None,
 ) -> Recipe:
     """The recipe for the images of a (checked) manifest.
 
     `sample(mask_band, nodata, data_bands)` returns pixels (P, file bands) of the organisms in training images, for the
     settings that depend on pixel values. `mask_band` (index) and `nodata` (value) are None if there is none, or if the
     background is kept. `data_bands` are the bands that have the value `nodata` in pixels without data: all good bands.
+    `border` (file bands,) is the usual pixel at the borders of training images, see `needs_border`.
 
     8-bit images keep their values. Integers of up to 16 bits, and reflectance with a declared scale, are packed as 16
     bits with one range for all bands, so that spectra keep their shape (integers lose nothing). Other types are packed
@@ -154,15 +156,21 @@ def make_recipe(
     one_range = bool(declared.scale or gains) or cone_catches
     dtype, low, high = _packed_range(manifest, chosen, one_range, gains, offsets)
 
-    def unit() -> np.ndarray:
-        return np.clip((pixels()[:, chosen] - low) / (high - low), 0, 1)
+    def unit(values: np.ndarray) -> np.ndarray:
+        return np.clip((values[:, chosen] - low) / (high - low), 0, 1)
 
     names = [files.names[i] for i in chosen]
-    mix = make_mix(params.bands, names, unit)
+    mix = make_mix(params.bands, names, lambda: unit(pixels()))
+    if params.background == "mean":
+        background = _mean(unit(pixels()), mix)
+    elif params.background == "auto":
+        background = [0.0] if border is None else _mean(unit(border[None]), mix)
+    else:
+        background = [params.background]
     return Recipe(
         size=params.size,
         fit=params.fit,
-        background=_mean(unit(), mix) if params.background == "mean" else [params.background],
+        background=background,
         composite=composite,
         cut=params.mask == "crop",
         file_dtype=str(manifest["dtype"].iloc[0]),
@@ -183,6 +191,16 @@ def make_recipe(
         offsets=offsets,
         reading=declaration.reading,
     )
+
+
+def needs_border(manifest: pd.DataFrame, declaration: Declaration, params: Prepare) -> bool:
+    """Whether the background is the usual value at the borders: with auto, if the images have borders to continue.
+
+    Tiles have none, and neither have images with a mask, with pixels without data or, most of them, with transparency.
+    """
+    files = _Files.of(manifest, declaration)
+    masked = files.mask is not None or files.declared.nodata is not None or manifest["alpha"].mean() > 0.5
+    return params.background == "auto" and params.fit != "tile" and not (masked and params.mask != "ignore")
 
 
 class _Files(NamedTuple):
@@ -256,6 +274,12 @@ def _mean(unit: np.ndarray, mix: Mix | None) -> list[float]:
     """The mean of each plane that reaches the network, over pixels (P, C) in [0, 1]."""
     pixels = unit.T.astype(np.float32)[..., None]
     return (mix.apply(pixels) if mix else pixels).mean((1, 2), dtype=np.float64).tolist()
+
+
+def levels(background: Sequence[float]) -> str:
+    """A background in words: `0` or `0.52, 0.51, 0.46`, and of many bands `0.12 to 0.66`; black is 0, white is 1."""
+    values = [f"{value:.2g}" for value in background]
+    return ", ".join(values) if len(values) <= 4 else f"{min(background):.2g} to {max(background):.2g}"
 
 
 def without_effect(recipe: Recipe, facts: str) -> list[str]:

@@ -93,8 +93,8 @@ def check(settings: Sequence[str] = ()) -> None:
 def prepare(settings: Sequence[str] = ()) -> None:
     """Packs all usable images into arrays, splits them, and computes the statistics of the training split."""
     params = load_params(settings=settings)
-    from simtrail.data.pack import pack, sample_pixels, statistics
-    from simtrail.data.recipe import make_recipe, without_effect
+    from simtrail.data.pack import pack, sample_pixels, statistics, usual_border
+    from simtrail.data.recipe import levels, make_recipe, needs_border, without_effect
     from simtrail.data.split import assign_split, split_groups
     from simtrail.data.tiles import table_of_tiles
 
@@ -113,8 +113,12 @@ def prepare(settings: Sequence[str] = ()) -> None:
     held_out = manifest["label"].isin(_known_classes(params.evaluate.held_out_classes, manifest["label"]))
     pretraining = (split == "train") & ~held_out
     paths, reading = manifest["path"][pretraining].to_list(), dataset.declaration.reading
-    sample = partial(sample_pixels, dataset.folder, paths, params.prepare.seed, reading)
-    recipe = make_recipe(manifest, dataset.declaration, params.prepare, sample)
+    source = (dataset.folder, paths, params.prepare.seed, reading)
+    has_border = needs_border(manifest, dataset.declaration, params.prepare)
+    border = usual_border(*source, params.prepare.size) if has_border else None
+    recipe = make_recipe(manifest, dataset.declaration, params.prepare, partial(sample_pixels, *source), border)
+    if has_border:
+        echo(f"prepare: background {levels(recipe.background)}, the usual value at the borders of the training images")
     for line in without_effect(recipe, manifest["facts"].iloc[0]):
         echo(f"prepare: warning: {line}")
     ws.fresh_folder(ws.PACKED)  # only now: an error in the settings must not remove an earlier result

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from simtrail.data.recipe import levels
 from simtrail.evaluation.names import FEW_GROUPS, FLOORS, UNSEEN, band_title, beats_floors
 from simtrail.report.html import render
 from simtrail.report.wording import interval, number, title, verdict
@@ -25,6 +26,7 @@ def content(facts: dict[str, Any]) -> dict[str, Any]:
     tasks, recipe = facts["metrics"]["tasks"], facts["statistics"]["recipe"]
     wavelengths = recipe.get("wavelengths") or [None] * len(recipe["bands"])
     return {
+        "background": levels(recipe["background"]),
         "bands": [band_title(*band) for band in zip(recipe["bands"], wavelengths, strict=True)],
         "tasks": tasks,
         "seen_tasks": {name: task for name, task in tasks.items() if not name.endswith(UNSEEN)},

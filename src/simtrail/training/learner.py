@@ -65,7 +65,7 @@ class Learner:
             synchronised(encoder)
         self.network: nn.Module = _Projections(encoder)
         if params.compile:
-            self.network.compile()
+            self.network.compile(dynamic=False)  # a program per shape: inductor fails on some shapes left open
         if world() > 1:
             self.network = DistributedDataParallel(self.network)
         self.optimiser = make_optimiser([encoder], params)
