@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,23 @@ def _no_outer_settings(monkeypatch):
     torch.set_num_threads(1)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _stores_are_copies(tmp_path_factory):
+    """MLflow creates a database once in each worker; further stores are copies, whose paths are then updated."""
+    from simtrail.tracking import store
+
+    create, folder = store._create, tmp_path_factory.mktemp("store")
+
+    def copy(database: Path, _: Path) -> None:
+        if not (folder / "mlflow.db").exists():
+            create(folder / "mlflow.db", folder)
+        shutil.copy(folder / "mlflow.db", database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_create", copy)
+        yield
 
 
 @contextmanager
