@@ -165,11 +165,12 @@ class Prepare(_Section):
     composite the image on the background. crop: the same, and cut the image to the area that the mask covers. ignore:
     leave the image unchanged."""
     background: float | Literal["auto", "mean"] = "auto"
-    """Value of the background, of padding and of everything outside an image: a brightness from 0 (black) to 1 (white);
-    auto: the usual value of each band at the borders of the training images (the median over a sample of them), so that
-    padding and turned views show no false edges, but black with a mask or `fit: tile`; or mean: each band's mean over
-    the organisms in the training images (a sample of their pixels). After normalisation per band, the mean is close to
-    0."""
+    """Value of the background, of padding and of everything outside an image: a brightness from 0 (black) to 1 (white,
+    or the highest value of files that are not 8-bit). auto: the usual value of each band at the borders of the training
+    images (the median over a sample of them), so that padding and turned views show no false edges; black with a mask
+    band, with pixels without data, where most borders are transparent, and for tiles. mean: each band's mean over the
+    training images, without what is outside a mask (a sample of their pixels); after normalisation per band, it is
+    close to 0."""
     val_fraction: float = Field(0.15, gt=0, lt=1)
     """Fraction of the images in the validation split, above 0 and below 1. Settings and weights are chosen on it."""
     test_fraction: float = Field(0.25, gt=0, lt=1)
@@ -183,7 +184,9 @@ class Prepare(_Section):
     def _brightness_or_rule(cls, value: Any) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
         if not number and value not in ("auto", "mean"):
-            raise ValueError(f"prepare.background = {value!r}: must be a number from 0 to 1, auto or mean")
+            raise ValueError(
+                f"prepare.background = {value!r}: must be auto, mean, or a number from 0 (black) to 1 (white)"
+            )
         return value
 
     @field_validator("bands", mode="before")

@@ -204,6 +204,8 @@ def test_masked_background_keeps_its_value_when_colours_and_spectra_change(augme
     unmasked = TwoViews(settings, plain)(images, 0)
     assert views[..., :8].equal(unmasked[..., :8])
     assert (unmasked[..., 8:] != images[0, 0, 0, 8]).any()
+    opaque = masked.model_copy(update={"mask_band": None, "alpha": True, "opaque": True})
+    assert TwoViews(settings, opaque)(images, 0).equal(unmasked)  # what happens to be of the background's value changes
 
 
 def test_background_of_the_image_has_no_coordinates_even_if_its_values_change(augment):

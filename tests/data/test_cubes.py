@@ -158,10 +158,18 @@ def test_the_usual_border_is_the_median_of_the_borders_of_images_whatever_is_ins
         image[:, -1] = 77  # one side of four
         tifffile.imwrite(tmp_path / f"{i}.tif", image)
     paths = ["0.tif", "1.tif", "2.tif"]
-    np.testing.assert_array_equal(usual_border(tmp_path, paths, 0, Reading(), 16), [240, 190, 10])
+    np.testing.assert_array_equal(usual_border(tmp_path, paths, 0, Reading(), 16).pixel, [240, 190, 10])
+    for i in range(4):  # three transparent ones of seven, then four of seven
+        cut_out = np.full((40, 60, 4), 99, np.uint8)
+        cut_out[:, :, 3] = 0
+        cut_out[10:30, 10:50, 3] = 255
+        tifffile.imwrite(tmp_path / f"cut{i}.tif", cut_out, photometric="rgb", extrasamples=["unassalpha"])
+        found = usual_border(tmp_path, [*paths, *(f"cut{n}.tif" for n in range(i + 1))], 0, Reading(), 16)
+        np.testing.assert_array_equal(found.pixel, [240, 190, 10])
+        assert found.opaque == (i < 3)
     tifffile.imwrite(tmp_path / "nan.tif", np.full((20, 20), np.nan, np.float32))
-    np.testing.assert_array_equal(usual_border(tmp_path, ["nan.tif"], 0, Reading(), 16), [0])
-    assert usual_border(cubes, ["images/c1.hdr"], 0, Reading(), 16).shape == (BANDS,)
+    np.testing.assert_array_equal(usual_border(tmp_path, ["nan.tif"], 0, Reading(), 16).pixel, [0])
+    assert usual_border(cubes, ["images/c1.hdr"], 0, Reading(), 16).pixel.shape == (BANDS,)
     with pytest.raises(InputError, match=r"gone\.tif.*run the check stage again"):
         usual_border(tmp_path, ["gone.tif"], 0, Reading(), 16)
 

@@ -8,7 +8,7 @@ from conftest import with_changes
 from simtrail.data import recipe as recipes
 from simtrail.data.dataset import Declaration
 from simtrail.data.reading.decoded import BandFacts
-from simtrail.data.recipe import Recipe, levels, make_recipe, needs_border
+from simtrail.data.recipe import Border, Recipe, levels, make_recipe, needs_border
 from simtrail.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -186,7 +186,7 @@ def test_the_background_can_be_the_mean_of_the_organisms(bands):
 def test_an_automatic_background_is_the_usual_border_in_the_units_of_the_network():
     table, declaration = manifest("uint16", [100] * 3, [2000] * 3, nodata=None), Declaration()
     prepare = with_changes({"prepare.size": 16, "prepare.background": "auto"}).prepare
-    r = make_recipe(table, declaration, prepare, border=np.array([500.0, 1000.0, 2000.0]))
+    r = make_recipe(table, declaration, prepare, border=Border(np.array([500.0, 1000.0, 2000.0]), opaque=True))
     np.testing.assert_allclose(r.background, [0.25, 0.5, 1.0], atol=1e-6)
     image = RNG.integers(100, 2000, (3, 8, 16), dtype=np.uint16)
     assert (conform(image, r)[:, :4] == r.packed_background).all()
@@ -194,11 +194,24 @@ def test_an_automatic_background_is_the_usual_border_in_the_units_of_the_network
 
 
 @pytest.mark.parametrize(
+    ("mask", "opaque", "background", "cut_outs"),
+    [("apply", False, 0.0, True), ("apply", True, 0.5, False), ("ignore", False, 0.5, False)],
+)
+def test_images_are_cut_outs_only_if_most_of_their_borders_are_transparent(mask, opaque, background, cut_outs):
+    table = manifest("uint8", [0] * 3, [255] * 3).assign(alpha=True)
+    prepare = with_changes({"prepare.size": 16, "prepare.background": "auto", "prepare.mask": mask}).prepare
+    r = make_recipe(table, Declaration(), prepare, border=Border(np.full(3, 127.5), opaque))
+    assert r.background == pytest.approx([background] * len(r.background))
+    assert r.cut_outs == cut_outs
+
+
+@pytest.mark.parametrize(
     ("settings", "declared", "alpha", "needed"),
     [
         ({}, {}, [False, False], True),
-        ({}, {}, [True, False, False], True),
-        ({}, {}, [True, True, False], False),
+        ({}, {}, [True, True], True),
+        ({"background": 1.0}, {}, [True, False], True),
+        ({"background": 1.0, "mask": "ignore"}, {}, [True, False], False),
         ({}, {"mask": "c"}, [False, False], False),
         ({"mask": "ignore"}, {"mask": "c"}, [True, True], True),
         ({}, {"nodata": 0.0}, [False, False], False),
@@ -207,7 +220,7 @@ def test_an_automatic_background_is_the_usual_border_in_the_units_of_the_network
         ({"background": "mean"}, {}, [False, False], False),
     ],
 )
-def test_the_background_is_measured_only_where_images_have_borders_to_continue(settings, declared, alpha, needed):
+def test_borders_are_looked_at_only_where_the_recipe_depends_on_them(settings, declared, alpha, needed):
     table = pd.concat([manifest("uint8", [0] * 3, [255] * 3)] * len(alpha), ignore_index=True).assign(alpha=alpha)
     prepare = with_changes({f"prepare.{k}": v for k, v in {"background": "auto", **settings}.items()}).prepare
     assert needs_border(table, Declaration(bands=["a", "b", "c"], **declared), prepare) == needed
@@ -215,7 +228,7 @@ def test_the_background_is_measured_only_where_images_have_borders_to_continue(s
 
 @pytest.mark.parametrize(
     ("background", "text"),
-    [([0.0], "0"), ([1.0, 0.524, 0.5], "1, 0.52, 0.5"), ([0.1, 0.9, 0.2, 0.3, 0.4], "0.1 to 0.9")],
+    [([0.0], "0"), ([0.5] * 3, "0.5"), ([1.0, 0.524, 0.5], "1, 0.52, 0.5"), ([0.1, 0.9, 0.2, 0.3, 0.4], "0.1 to 0.9")],
 )
 def test_a_background_is_shown_in_few_words(background, text):
     assert levels(background) == text

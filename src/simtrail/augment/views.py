@@ -35,7 +35,7 @@ class TwoViews:
     def without_effect(self) -> list[str]:
         """One line for each setting that can't have an effect on these bands."""
         lines = spectral.without_effect(self.params.spectral, self.wavelengths, self.modalities)
-        if self.params.geometry.crop.min_cover and not self.recipe.masked:
+        if self.params.geometry.crop.min_cover and not self.recipe.cut_outs:
             lines.append("pretrain.augment.geometry.crop.min_cover: no effect: no mask is applied to the images")
         color, strength = self.params.color, self.params.color.strength
         if self.recipe.rgb:
@@ -61,7 +61,7 @@ class TwoViews:
         images = batch.repeat(2, 1, 1, 1)
         positions = sampling_grid(images, self.params.geometry, background, draws, self.size)
         views = resample(images, positions, background)
-        masked = background.mask(views) if self.recipe.masked else None  # before values change
+        masked = background.mask(views) if self.recipe.cut_outs else None  # before values change
         if self.coordinates:
             positions.masked_fill_(background.mask(views), torch.nan)
         spectral_draws = Draws((*seed, SPECTRAL), len(batch), start, total)

@@ -19,7 +19,7 @@ import pandas as pd
 from simtrail.data.manifest import band_crc, in_parallel
 from simtrail.data.reading.decoded import Reading
 from simtrail.data.reading.readers import decode, open_image, take_bands
-from simtrail.data.recipe import Recipe, conform, conform_bands
+from simtrail.data.recipe import Border, Recipe, conform, conform_bands
 from simtrail.data.tiles import corners
 from simtrail.errors import InputError
 
@@ -182,22 +182,25 @@ def sample_pixels(
     return np.concatenate(pixels)
 
 
-def usual_border(folder: Path, paths: Sequence[str], seed: int, reading: Reading, needed: int) -> np.ndarray:
-    """The usual pixel at the borders of images, (C,), float64 in the files' units, without alpha.
+def usual_border(folder: Path, paths: Sequence[str], seed: int, reading: Reading, needed: int) -> Border:
+    """What up to `BORDERS` images show at their borders: the median of the medians of each of them.
 
-    It is the median over up to `BORDERS` images of the median over each image's border. `needed` as in `open_image`.
-    Raises InputError for a file that can no longer be read.
+    `needed` as in `open_image`. Raises InputError for a file that can no longer be read.
     """
     inner = np.zeros((POINTS, POINTS), bool)
     inner[1:-1, 1:-1] = True
-    medians = []
+    medians, opaque = [], []
     for path in np.random.default_rng(seed).permutation(np.array(paths, dtype=object))[:BORDERS]:
         image, alpha = _opened(folder / path, reading, needed)
         # of few whole rows: so that few pages of a line-interleaved file are read
         rows, columns = (np.linspace(0, side - 1, POINTS).round().astype(int) for side in image.shape[1:])
-        points = image[: len(image) - alpha, rows][:, :, columns][:, ~inner]
-        medians.append(np.median(np.nan_to_num(points.astype(np.float64)), 1))
-    return np.median(medians, 0)
+        points = np.nan_to_num(image[:, rows][:, :, columns][:, ~inner].astype(np.float64))
+        shown = points[-1] > 0 if alpha else np.ones(points.shape[1], bool)
+        opaque.append(shown.mean())
+        if shown.any():
+            medians.append(np.median(points[: len(points) - alpha, shown], 1))
+    usual = np.median(medians, 0) if medians else np.zeros(len(points) - alpha)
+    return Border(usual, bool(np.mean(opaque) >= 0.5))
 
 
 def _opened(path: Path, reading: Reading, needed: int | None = None) -> tuple[np.ndarray, bool]:

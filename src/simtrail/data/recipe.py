@@ -25,6 +25,13 @@ if TYPE_CHECKING:  # not needed by a finished encoder
 Background = Annotated[list[float], BeforeValidator(lambda v: [v] if isinstance(v, int | float) else v)]
 
 
+class Border(NamedTuple):
+    """What images usually show at their borders."""
+
+    pixel: np.ndarray  # (bands of a file,), the median of opaque pixels, in the files' units
+    opaque: bool  # whether at least half of the pixels there are opaque
+
+
 class Recipe(BaseModel):
     """How image files become arrays of one shape; stored as JSON beside the packed arrays and inside every encoder."""
 
@@ -38,6 +45,7 @@ class Recipe(BaseModel):
     file_dtype: str  # type of a file's pixels
     file_bands: int  # bands of a file, without alpha, with the mask
     alpha: bool = False  # whether any of the files has an alpha channel
+    opaque: bool = False  # it does, but most of what is at the borders of images is opaque
     mask_band: int | None  # its index among file_bands; it never reaches the network
     nodata: float | None = None  # a pixel whose bands all have this value is background
     chosen: list[int] = []  # indices among file_bands of the bands that are read; empty: all except the mask
@@ -62,6 +70,11 @@ class Recipe(BaseModel):
     def masked(self) -> bool:
         """Whether the background of images is known and replaced."""
         return self.composite and (self.alpha or self.mask_band is not None or self.nodata is not None)
+
+    @property
+    def cut_outs(self) -> bool:
+        """Whether images show objects on a background that is nothing but the replaced one."""
+        return self.masked and not self.opaque
 
     @property
     def packed_background(self) -> np.ndarray:
@@ -125,14 +138,14 @@ def make_recipe(
     declaration: Declaration,
     params: Prepare,
     sample: Callable[[int | None, float | None, list[int]], np.ndarray] | None = None,
-    border: np.ndarray | None = None,
+    border: Border | None = None,
 ) -> Recipe:
     """The recipe for the images of a (checked) manifest.
 
     `sample(mask_band, nodata, data_bands)` returns pixels (P, file bands) of the organisms in training images, for the
     settings that depend on pixel values. `mask_band` (index) and `nodata` (value) are None if there is none, or if the
     background is kept. `data_bands` are the bands that have the value `nodata` in pixels without data: all good bands.
-    `border` (file bands,) is the usual pixel at the borders of training images, see `needs_border`.
+    `border` is what training images show at their borders, see `needs_border`.
 
     8-bit images keep their values. Integers of up to 16 bits, and reflectance with a declared scale, are packed as 16
     bits with one range for all bands, so that spectra keep their shape (integers lose nothing). Other types are packed
@@ -159,12 +172,14 @@ def make_recipe(
     def unit(values: np.ndarray) -> np.ndarray:
         return np.clip((values[:, chosen] - low) / (high - low), 0, 1)
 
+    alpha = "alpha" in manifest and bool(manifest["alpha"].any())
     names = [files.names[i] for i in chosen]
     mix = make_mix(params.bands, names, lambda: unit(pixels()))
     if params.background == "mean":
         background = _mean(unit(pixels()), mix)
     elif params.background == "auto":
-        background = [0.0] if border is None else _mean(unit(border[None]), mix)
+        usual = border.pixel if border and (border.opaque or not composite) else None
+        background = [0.0] if usual is None else _mean(unit(usual[None]), mix)
     else:
         background = [params.background]
     return Recipe(
@@ -175,7 +190,8 @@ def make_recipe(
         cut=params.mask == "crop",
         file_dtype=str(manifest["dtype"].iloc[0]),
         file_bands=len(files.names),
-        alpha="alpha" in manifest and bool(manifest["alpha"].any()),
+        alpha=alpha,
+        opaque=alpha and composite and border is not None and border.opaque,
         mask_band=files.mask,
         nodata=declared.nodata,
         chosen=chosen,
@@ -194,13 +210,14 @@ def make_recipe(
 
 
 def needs_border(manifest: pd.DataFrame, declaration: Declaration, params: Prepare) -> bool:
-    """Whether the background is the usual value at the borders: with auto, if the images have borders to continue.
+    """Whether the recipe depends on the borders of images: on their usual value, or on whether they are transparent.
 
-    Tiles have none, and neither have images with a mask, with pixels without data or, most of them, with transparency.
+    Tiles have no borders, and those of images with a mask or with pixels without data are known.
     """
     files = _Files.of(manifest, declaration)
-    masked = files.mask is not None or files.declared.nodata is not None or manifest["alpha"].mean() > 0.5
-    return params.background == "auto" and params.fit != "tile" and not (masked and params.mask != "ignore")
+    known = files.mask is not None or files.declared.nodata is not None
+    asked = params.background == "auto" or (manifest["alpha"].any() and params.mask != "ignore")
+    return bool(asked) and params.fit != "tile" and not (known and params.mask != "ignore")
 
 
 class _Files(NamedTuple):
@@ -279,6 +296,7 @@ def _mean(unit: np.ndarray, mix: Mix | None) -> list[float]:
 def levels(background: Sequence[float]) -> str:
     """A background in words: `0` or `0.52, 0.51, 0.46`, and of many bands `0.12 to 0.66`; black is 0, white is 1."""
     values = [f"{value:.2g}" for value in background]
+    values = values[:1] if len(set(values)) == 1 else values
     return ", ".join(values) if len(values) <= 4 else f"{min(background):.2g} to {max(background):.2g}"
 
 

@@ -73,7 +73,7 @@ def occlusion(
     for span in _spans(images, len(rows)):
         batch = images.rows(rows[span])
         outside = (batch == images.recipe.packed_background).all(1, keepdims=True)
-        outside &= images.recipe.masked  # background has no spectrum to hide
+        outside &= images.recipe.cut_outs  # background has no spectrum to hide
         fills = np.where(outside, batch, value)
         whole_BD, hidden = encoder.features(iter([batch])), encoder.features(_replaced(batch, groups, fills))
         hidden_GBD = unit(hidden).view(len(groups), len(batch), -1)

@@ -114,11 +114,13 @@ def prepare(settings: Sequence[str] = ()) -> None:
     pretraining = (split == "train") & ~held_out
     paths, reading = manifest["path"][pretraining].to_list(), dataset.declaration.reading
     source = (dataset.folder, paths, params.prepare.seed, reading)
-    has_border = needs_border(manifest, dataset.declaration, params.prepare)
-    border = usual_border(*source, params.prepare.size) if has_border else None
+    ask = needs_border(manifest, dataset.declaration, params.prepare)
+    border = usual_border(*source, params.prepare.size) if ask else None
     recipe = make_recipe(manifest, dataset.declaration, params.prepare, partial(sample_pixels, *source), border)
-    if has_border:
-        echo(f"prepare: background {levels(recipe.background)}, the usual value at the borders of the training images")
+    if params.prepare.background == "auto":
+        continued = border is not None and not recipe.cut_outs
+        why = "the usual value at the borders of the training images" if continued else "black"
+        echo(f"prepare: background {levels(recipe.background)}, {why}")
     for line in without_effect(recipe, manifest["facts"].iloc[0]):
         echo(f"prepare: warning: {line}")
     ws.fresh_folder(ws.PACKED)  # only now: an error in the settings must not remove an earlier result
