@@ -756,6 +756,14 @@ def test_a_stage_refuses_what_was_made_with_other_settings(copied):
     write_params(copied, prepare__bands=["red", "green"], prepare__background=0.5)
     with pytest.raises(InputError, match=r"artifacts/prepare: made with prepare\.(bands|background) = .* and 1 more"):
         stages.pretrain()
+    given = ["prepare.background=0.5"]  # not in params.yaml: the advice names it, and works
+    write_params(copied, prepare__background=0.0)
+    advice = "run simtrail prepare --set prepare.background=0.5 and the stages after it with the same --set"
+    with pytest.raises(InputError, match=advice):
+        stages.preview(2, 0, settings=given)
+    stages.prepare(given)
+    stages.preview(2, 0, settings=given)
+    stages.prepare()
     write_params(copied, pretrain__temperature=0.5)
     for stage in later[1:]:
         with pytest.raises(InputError, match=r"artifacts/pretrain: made with pretrain\.temperature = 0\.2, not 0\.5"):

@@ -7,10 +7,11 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simtrail.errors import InputError
-from simtrail.params import Params
+from simtrail.params import Params, load_params, shown
 
 if TYPE_CHECKING:  # slow to import
     import numpy as np
@@ -92,9 +93,17 @@ def require(params: Params, *stages: str) -> None:
         changed = [k for k in {**now, **then} if then.get(k) != now.get(k) and not k.startswith(HOW_OFTEN)]
         if changed:
             key, more = changed[0], f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            in_file = settings(load_params(), stage)
+            given = [
+                f" --set {quote(f'{k}={shown(now[k])}')}" for k in changed if k in now and in_file.get(k) != now[k]
+            ]
+            advice = (
+                f"simtrail {stage}{''.join(given)} and the stages after it with the same --set"
+                if given and stage in ("check", "prepare")  # the others may have their values from the plan
+                else f"simtrail {stage} and the stages after it, or dvc repro"
+            )
             raise InputError(
-                f"{ROOT / stage}: made with {key} = {then.get(key)!r}{more}, not {now.get(key)!r}; run "
-                f"simtrail {stage} and the stages after it, or dvc repro"
+                f"{ROOT / stage}: made with {key} = {then.get(key)!r}{more}, not {now.get(key)!r}; run {advice}"
             )
 
 
