@@ -236,8 +236,8 @@ def dimensions(features: np.ndarray, columns: pd.DataFrame) -> pd.DataFrame:
 def map_coordinates(features: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows on the map, and their (n, 2) UMAP coordinates (McInnes et al. 2018, arXiv 1802.03426).
 
-    UMAP uses the cosine distance. With more than 50,000 rows, a seeded sample in ascending order. Distances on a map
-    mislead: measure distances between features instead.
+    UMAP gets the exact neighbours by cosine. With more than 50,000 rows, a seeded sample in ascending order. Distances
+    on a map mislead: measure distances between features instead.
     """
     rows = sample(len(features), MAPPED, seed)
     if len(rows) < 4:  # too few for neighbourhoods
@@ -246,8 +246,14 @@ def map_coordinates(features: np.ndarray, seed: int) -> tuple[np.ndarray, np.nda
         warnings.simplefilter("ignore")  # "n_jobs overridden by random_state": a seed needs this
         from umap import UMAP
 
-        layout = UMAP(n_neighbors=min(15, len(rows) - 1), metric="cosine", random_state=seed)
-        return rows, layout.fit_transform(features[rows])
+        chosen, k = features[rows].astype(np.float32), min(15, len(rows) - 1)
+        found = [*_nearest(unit(chosen, torch.float32), k - 1)]
+        # UMAP's own search would compile for many seconds first; an image counts as its own first neighbour
+        near = np.column_stack([np.arange(len(rows)), np.concatenate([neighbours for neighbours, _ in found])])
+        distance = np.pad(1 - np.cos(np.deg2rad(np.concatenate([d for _, d in found]))), ((0, 0), (1, 0)))
+        known = (near, distance.astype(np.float32), None)
+        layout = UMAP(n_neighbors=k, metric="cosine", random_state=seed, precomputed_knn=known)
+        return rows, layout.fit_transform(chosen)
 
 
 def sample(count: int, largest: int, seed: int) -> np.ndarray:
