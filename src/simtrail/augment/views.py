@@ -35,8 +35,6 @@ class TwoViews:
     def without_effect(self) -> list[str]:
         """One line for each setting that can't have an effect on these bands."""
         lines = spectral.without_effect(self.params.spectral, self.wavelengths, self.modalities)
-        if self.params.geometry.crop.min_cover and not self.recipe.cut_outs:
-            lines.append("pretrain.augment.geometry.crop.min_cover: no effect: no mask is applied to the images")
         color, strength = self.params.color, self.params.color.strength
         if self.recipe.rgb:
             return lines
