@@ -2,8 +2,9 @@
 
     python benchmarks/options.py
 
-ResNet-10-T, batches of 64 generated images, views of 64 pixels, the settings of a processor; one process, in which all
-options take turns. Prints a table and writes it to benchmarks/results/options-<cpu|gpu>.csv. A minute on two CPU cores.
+ResNet-10-T, batches of 64 generated images, views of 64 pixels or of the side that is named, the settings of a
+processor; one process, in which all options take turns. Prints a table and writes it to
+benchmarks/results/options-<cpu|gpu>.csv. A minute on two CPU cores.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from simtrail.training.learner import Learner, threads_for
 SIDE, BATCH, TEACHER = 64, 64, 1280
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "view_size: 48 of 64 pixels": {"views": 48},
     "view_size, from 1.5 times the pixels": {"packed": 96},
     "view_size, from twice the pixels": {"packed": 128},
     "positives: group": {"groups": torch.arange(BATCH) // 2},
@@ -50,12 +52,12 @@ def main() -> None:
     save(pd.DataFrame(rows).round(2), f"options-{KIND}")
 
 
-def step(packed: int = SIDE, local_views: int = 0, **values: torch.Tensor) -> Callable[[], Any]:
+def step(packed: int = SIDE, views: int = SIDE, local_views: int = 0, **values: torch.Tensor) -> Callable[[], Any]:
     """A training step with an option."""
     p, packing = settings("resnet10t", SIDE, BATCH, local_views=local_views), recipe(packed)
     width = values["teacher"].shape[1] if "teacher" in values else 0
-    trained = encoder(p, packing, teacher_width=width, view_size=SIDE)
-    learner = Learner(trained, TwoViews(p.augment, packing, SIDE), p)
+    trained = encoder(p, packing, teacher_width=width, view_size=views, reduced=False)
+    learner = Learner(trained, TwoViews(p.augment, packing, views), p)
     images, numbers = torch.rand(BATCH, 3, packed, packed, device=DEVICE), count()
     values = {name: value.to(DEVICE) for name, value in values.items()}
     return lambda: learner.step(images, 1e-4, 0, 0, next(numbers), **values)

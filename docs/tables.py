@@ -50,8 +50,14 @@ WEIGHTS = {  # of first_weights.csv
 }
 OPTIONS = {  # of settings.csv: how it is called, and the row of options-cpu.csv with its time
     "positives: group": ("`positives: group`", "positives: group"),
-    "64 of 96 pixels": ("`view_size`: 64 of 96 pixels", "view_size, from 1.5 times the pixels"),
-    "64 of 128 pixels": ("`view_size`: 64 of 128 pixels", "view_size, from twice the pixels"),
+    "64 of 96 pixels": (
+        "views of 64 from images of 96 pixels, reduced to 64 later",
+        "view_size, from 1.5 times the pixels",
+    ),
+    "64 of 128 pixels": (
+        "views of 64 from images of 128 pixels, reduced to 64 later",
+        "view_size, from twice the pixels",
+    ),
     "4 local views, equal time": ("`local_views: 4`, with fewer steps for equal time", "local_views: 4"),
     "ImageNet teacher, weight 1": ("`teacher` with ImageNet weights, `weight: 1`", "teacher of 1280 features"),
     "ImageNet teacher, weight 5": ("the same, `weight: 5`", ""),

@@ -33,6 +33,7 @@ FIXED = {
     "pretrain.precision": "bf16",
     "pretrain.recipe": None,
     "pretrain.positives": "view",
+    "pretrain.view_size": None,
 }
 DATASETS = ROOT.parent / "shared" / "datasets"
 

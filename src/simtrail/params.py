@@ -44,7 +44,7 @@ RENAMED = {  # key of an earlier version → its present name
 AUTO = (  # keys that can be auto, which is their default: the plan stage chooses the value from the prepared images
     *("pretrain.recipe", "pretrain.encoder.model", "pretrain.encoder.stem", "pretrain.temperature", "pretrain.epochs"),
     *("pretrain.batch_size", "pretrain.micro_batch_size", "pretrain.learning_rate", "pretrain.precision"),
-    "pretrain.positives",
+    *("pretrain.positives", "pretrain.view_size"),
 )
 FEATURES, WHITEN = "pretrain.encoder.features", "pretrain.whiten"
 CHOSEN = (FEATURES, WHITEN)  # auto until the encoder is trained: its training chooses the values at its end
@@ -584,14 +584,15 @@ class Checkpoint(_Section):
     """How many checkpoints are kept: if the newest can't be read, an older one is used."""
 
 
-SIDE = "prepare.size (or pretrain.view_size, if it is set)"  # in messages: the side of what the network sees
+SIDE = "prepare.size (or pretrain.view_size, if it is set)"  # in messages: the side that a network must take
 
 
 class Pretrain(_Section):
     encoder: Architecture = Architecture()
     view_size: int | None = Field(None, ge=8)
-    """Side of what the network sees, in pixels: 8 to prepare.size. Views are cropped from the packed image without
-    aliasing, so that a small crop shows more than if images were packed at this size; a whole image is reduced to it.
+    """Side of the views in training, in pixels: 8 to prepare.size. They are cropped from the packed image without
+    aliasing. Whole images are seen at prepare.size, or at view_size by networks of one size, such as vision
+    transformers. auto: about three quarters of prepare.size, at which whole images show things as large as views did.
     null: prepare.size."""
     local_views: int = Field(0, ge=0, le=16)
     """Number of further views of each image: small crops of 5 to 25 % of it, at half the size (multi-crop). They are

@@ -74,6 +74,18 @@ def test_packed_images_are_reduced_to_what_the_network_sees():
     assert large.features_on([[1]], torch.from_numpy(packed) / 255)[0].shape == (3, small.width)
 
 
+def test_an_encoder_trained_on_smaller_views_sees_whole_images_in_full():
+    plain = encoder_of(size=48)
+    encoder = Encoder(plain.config.model_copy(update={"view_size": 32, "reduced": False})).eval()
+    encoder.load_state_dict(plain.state_dict())
+    packed = np.random.default_rng(0).integers(0, 256, (3, 3, 48, 48), dtype=np.uint8)
+    np.testing.assert_array_equal(encoder.features(iter([packed])), plain.features(iter([packed])))
+    views = torch.rand(2, 3, 32, 32)
+    assert encoder.project(views).equal(plain.project(views))
+    with pytest.raises(InputError, match=r"view_size, if it is set\) = 24: must be ≥ 32"):
+        Encoder(encoder.config.model_copy(update={"view_size": 24}))
+
+
 @pytest.mark.parametrize("fusion", ["concat", "separate"])
 def test_whitening_is_part_of_a_saved_encoder_and_can_be_undone(tmp_path, fusion):
     given, images = config(bands=4), np.random.default_rng(0).integers(0, 256, (40, 4, 32, 32), dtype=np.uint8)

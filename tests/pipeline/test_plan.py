@@ -251,6 +251,20 @@ def test_the_stem_keeps_a_map_of_more_than_one_pixel(params):
     assert stem(64, given={"stem": "small"}) == "small"  # that of the weights to start from
 
 
+def test_views_are_three_quarters_of_the_images_unless_the_network_needs_larger_ones(params):
+    def side(size: int, stem: str = "standard", network: str = "resnet10t", local_views: int = 0) -> int | None:
+        encoder = params.pretrain.encoder.model_copy(update={"model": network, "stem": stem})
+        update = {"encoder": encoder, "local_views": local_views}
+        return plan.view_size(params.pretrain.model_copy(update=update), size)[0]
+
+    sides = {32: None, 36: None, 40: 36, 48: 36, 64: 48, 100: 76, 224: 168}
+    assert {size: side(size) for size in sides} == sides
+    assert side(64, "small") is None
+    assert side(64, local_views=2) is None
+    assert side(96, local_views=2) == 72
+    assert side(64, network="vit_tiny_patch16_224") is None
+
+
 def test_a_batch_that_does_not_fit_in_memory_is_divided(params, monkeypatch):
     monkeypatch.setattr(plan, "bytes_per_image", lambda *_: 2**30)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 30 * 2**30}))

@@ -33,9 +33,10 @@ torch.set_num_threads(1)
 def train():
     torch.manual_seed(0)
     settings = {"mean": [0.5] * 3, "std": [0.3] * 3, "terms": p.terms, "teacher_width": 0 if teacher is None else 5}
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, **settings)
+    sides = {"view_size": p.view_size, "reduced": False}
+    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, **sides, **settings)
     encoder = Encoder(config).train()
-    learner = Learner(encoder, TwoViews(p.augment, recipe, config.size, coordinates=p.terms.local > 0), p)
+    learner = Learner(encoder, TwoViews(p.augment, recipe, config.view_side, coordinates=p.terms.local > 0), p)
     size = len(batch) // world()
     part = batch[rank() * size : (rank() + 1) * size]
     groups = torch.arange(len(batch)) // 2 if p.positives == "group" else None

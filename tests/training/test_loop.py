@@ -54,7 +54,9 @@ def prepared(tmp_path_factory):
 def fit(prepared, changes=None, train=TRAIN, labels=True, **kwargs):
     images, recipe, classes, normalisation = prepared
     p = with_changes({**TINY, **(changes or {})}).pretrain
-    config = EncoderConfig(architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, **normalisation)
+    config = EncoderConfig(
+        architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, reduced=False, **normalisation
+    )
     group = np.arange(36) // 3 if p.positives == "group" else None
     teacher = np.random.default_rng(0).normal(size=(36, 5)).astype(np.float32) if p.teacher.weights else None
     data = TrainingData(images, train, VAL, classes if labels else None, group=group, teacher=teacher)

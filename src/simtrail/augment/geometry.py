@@ -24,7 +24,7 @@ def warp(
 ) -> torch.Tensor:
     """A view (V, C, size, size) of each of the images (V, C, S, S), resampled once; outside the image is background.
 
-    With a `size` other than S, it is without aliasing.
+    With a `size` below three quarters of S, it is without aliasing.
     """
     return resample(images, sampling_grid(images, params, background, draws, size), background)
 
@@ -64,9 +64,9 @@ def sampling_grid(
 def resample(images: torch.Tensor, places: torch.Tensor, background: Background) -> torch.Tensor:
     """The images (V, C, S, S) at the positions `places` (V, 2, size, size); background where these are NaN.
 
-    Bilinear if size is S, or else the mean over the area that a pixel of the view shows.
+    Bilinear, or the mean over the area that a pixel of the view shows if size is below three quarters of S.
     """
-    if places.shape[-1] == images.shape[-1]:
+    if 4 * places.shape[-1] >= 3 * images.shape[-1]:  # then a pixel shows few more than one, in most crops less
         grid = places.permute(0, 2, 3, 1)
         views = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     else:

@@ -79,7 +79,7 @@ def assess(
     test_features = encoder.unwhitened(features[test])  # whitening would hide a collapse
     all_tasks = tasks(table, p.labels)
     log("features of augmented views")
-    pair = _views(encoder, images, test, TwoViews(augment, images.recipe, encoder.config.size), p.seed)
+    pair = _views(encoder, images, test, TwoViews(augment, images.recipe, encoder.config.view_side), p.seed)
     first, second = map(encoder.unwhitened, pair)
     metrics: dict[str, Any] = {
         "features": {
@@ -215,22 +215,22 @@ def _probe_views(encoder: Encoder, images: PackedImages, rows: np.ndarray, augme
     groups = ("color", "texture", "spectral")
     off = {group: getattr(augment, group).model_copy(update={"strength": 0.0}) for group in groups}
     two_views = TwoViews(augment.model_copy(update=off), images.recipe, encoder.config.size)
-    pairs = [_views(encoder, images, rows, two_views, p.seed, pair) for pair in range((p.probe_views + 1) // 2)]
-    views = [view for pair in pairs for view in pair][: p.probe_views]
+    counts = enumerate([2] * (p.probe_views // 2) + [1] * (p.probe_views % 2))
+    pairs = [_views(encoder, images, rows, two_views, p.seed, pair, count=count) for pair, count in counts]
+    views = [view for pair in pairs for view in pair]
     return Views(np.concatenate(views), np.tile(rows, len(views)))
 
 
 @torch.inference_mode()
 def _views(
-    encoder: Encoder, images: PackedImages, rows: np.ndarray, two_views: TwoViews, *seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The features of two views of every image."""
+    encoder: Encoder, images: PackedImages, rows: np.ndarray, two_views: TwoViews, *seed: int, count: int = 2
+) -> list[np.ndarray]:
+    """The features of two views of every image, or of the first one."""
 
     def pairs() -> Iterator[torch.Tensor]:
         for number, batch_rows in enumerate(_batches(rows, images)):
             batch = to_unit(images.rows(batch_rows), images.recipe.full_scale, encoder.device)
-            yield encoder(two_views(batch, *seed, number)).float().cpu()
+            yield encoder(two_views(batch, *seed, number)[: count * len(batch)]).float().cpu()
 
     encoder.eval()
-    first, second = zip(*(pair.chunk(2) for pair in pairs()), strict=True)
-    return torch.cat(first).numpy(), torch.cat(second).numpy()
+    return [torch.cat(view).numpy() for view in zip(*(pair.chunk(count) for pair in pairs()), strict=True)]

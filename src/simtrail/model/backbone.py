@@ -24,6 +24,8 @@ from simtrail.params import SIDE, Architecture, Vit
 class Backbone(nn.Module):
     """Maps normalised images to features, (B, bands, size, size) → (B, width), with `net`, a timm model.
 
+    It is trained on views of `view_size`, by default `size`.
+
     With `architecture.vit`, the features of a vision transformer are the class token and/or the mean of the patches of
     its last layers, each after the final normalisation (as in DINO, arXiv 2104.14294). Every other model gives what
     timm gives without a classifier: the mean of its last map. This vector is what the projection head is trained on.
@@ -31,12 +33,12 @@ class Backbone(nn.Module):
     model that is unknown or can't take these images.
     """
 
-    def __init__(self, architecture: Architecture, bands: int, size: int):
+    def __init__(self, architecture: Architecture, bands: int, size: int, view_size: int | None = None):
         super().__init__()
         self.bands, self.vit, self.grids = bands, architecture.vit, grids_of(architecture)
         try:
             self.net: Any = network(architecture, bands, size)
-            _check(self.net, architecture, size)
+            _check(self.net, architecture, view_size or size)
             if self.grids != [1]:
                 self._check_grids(architecture.model, size)
             self.width, self.feature_width = self._widths(bands, size)
@@ -169,6 +171,12 @@ def is_resnet(model: str) -> bool:
         return timm.is_model(model) and isinstance(timm.create_model(model), ResNet)
 
 
+def takes_one_size(model: str) -> bool:
+    """Whether a network of timm is built for images of one size, as most vision transformers are."""
+    config = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    return config is not None and bool(config.fixed_input_size)
+
+
 def network(a: Architecture, bands: int, size: int, pretrained: bool = False) -> Any:
     if not timm.is_model(a.model):
         similar = difflib.get_close_matches(a.model, timm.list_models(), n=3)
@@ -177,8 +185,7 @@ def network(a: Architecture, bands: int, size: int, pretrained: bool = False) ->
             + (f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists them")
         )
     options: dict[str, Any] = {"num_classes": 0, "in_chans": bands, "pretrained": pretrained}
-    pretrained_config = timm.get_pretrained_cfg(a.model)
-    if pretrained_config is not None and pretrained_config.fixed_input_size:
+    if takes_one_size(a.model):
         options["img_size"] = size
     default: Any = None
     if a.width > 1 or a.vit is not None:

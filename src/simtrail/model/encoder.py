@@ -45,7 +45,8 @@ class EncoderConfig(BaseModel):
     recipe: Recipe
     mean: list[float]  # per band, on the 0 to 1 scale, of the training split
     std: list[float]
-    view_size: int | None = None  # side of what the network sees; null: that of the packed images
+    view_size: int | None = None  # side of the views in training; null: that of the packed images
+    reduced: bool = True  # whether it sees whole images at this side, too; false: at that of the packed images
     first_weights: str | None = None  # that the training started from: random, a name, or a sha256; null: not recorded
     filters_from: dict[str, str] = {}  # for bands whose first filters are adapted from other weights, of which bands
     teacher: str | None = None  # whose features it learned to predict: the name or sha256 of the weights; null: none
@@ -55,14 +56,20 @@ class EncoderConfig(BaseModel):
 
     @property
     def size(self) -> int:
-        """The side, in pixels, of what the network sees."""
+        """The side, in pixels, at which the network sees whole images."""
+        return self.view_side if self.reduced else self.recipe.size
+
+    @property
+    def view_side(self) -> int:
+        """The side of the views in training."""
         return self.view_size or self.recipe.size
 
 
 class Encoder(nn.Module):
     """Maps images to features, (B, bands, S, S) float32 in [0, 1] → (B, width), from the bands that it uses.
 
-    S is `config.size`; packed images, of a larger `config.recipe.size`, are reduced to it. The features are whitened if
+    S is `config.size` (packed images, of a larger `config.recipe.size`, are reduced to it), or `config.view_side` for
+    views; a convolutional network takes both. The features are whitened if
     `config.whitened`, see Whitening; projections are not made from these. With `head_layers` = k, the features are
     taken after the first k layers of the projection head, where SimCLRv2 starts to fine-tune (arXiv 2006.10029, section
     2.3). `modalities` are the names of the modalities that have a branch each; with fusion concat
@@ -73,7 +80,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, head_layers: int = 0):
         super().__init__()
-        architecture, terms, size = config.architecture, config.terms, config.size
+        architecture, terms, sides = config.architecture, config.terms, (config.size, config.view_side)
         # no heads that no term of the loss trains: they would be noise, and DDP would wait for their gradient
         depth = config.head.depth if terms.fused else 0
         if not 0 <= head_layers <= depth:
@@ -88,13 +95,13 @@ class Encoder(nn.Module):
         )
         counts = [len(positions) for positions in bands.values()]
         self.backbone: Any = (
-            Fusion(architecture, counts, size) if self.modalities else Backbone(architecture, counts[0], size)
+            Fusion(architecture, counts, *sides) if self.modalities else Backbone(architecture, counts[0], *sides)
         )
         self.head = projection_head(self.backbone.width, config.head.model_copy(update={"depth": depth}))
         with_head = self.branches.values() if terms.intra or terms.cross else []
         self.heads = nn.ModuleList([projection_head(branch.width, config.head) for branch in with_head])
         with_local_head = self.branches.values() if terms.local else []
-        self.map_shapes = [map_shape(branch, architecture, size, terms.local) for branch in with_local_head]
+        self.map_shapes = [map_shape(branch, architecture, config.view_side, terms.local) for branch in with_local_head]
         self.local_heads = nn.ModuleList([projection_head(channels, config.head) for channels, *_ in self.map_shapes])
         of_teacher = config.head.model_copy(update={"depth": 2, "output": config.teacher_width})
         self.teacher_head = projection_head(self.backbone.width, of_teacher) if config.teacher_width else None
@@ -223,7 +230,7 @@ class Encoder(nn.Module):
         return [branch_input(batch) for branch_input in self.inputs]
 
     def _seen(self, batch: torch.Tensor) -> torch.Tensor:
-        """What the network sees of packed images, or of views, which have its size."""
+        """What the network sees of packed images; views stay as they are."""
         return shrunk(batch, self.config.size) if batch.shape[-1] == self.config.recipe.size else batch
 
     def _branch_index(self, modality: str) -> int | None:

@@ -106,9 +106,9 @@ class Fusion(nn.Module):
     they are equal.
     """
 
-    def __init__(self, architecture: Architecture, bands: Sequence[int], size: int):
+    def __init__(self, architecture: Architecture, bands: Sequence[int], size: int, view_size: int | None = None):
         super().__init__()
-        backbones = [Backbone(architecture, count, size) for count in bands]
+        backbones = [Backbone(architecture, count, size, view_size) for count in bands]
         self.branches = nn.ModuleList(backbones)
         width, attention = backbones[0].width, architecture.fusion == "attention"
         self.scores = nn.ModuleList(nn.Linear(width, 1) for _ in bands if attention)

@@ -19,7 +19,7 @@ import yaml
 
 from simtrail.errors import InputError
 from simtrail.model import CONFIG
-from simtrail.model.backbone import is_resnet
+from simtrail.model.backbone import is_resnet, takes_one_size
 from simtrail.model.encoder import Encoder, EncoderConfig, best_device
 from simtrail.params import Params, Pretrain, Settings, change, changed, shown
 from simtrail.pipeline import pilot
@@ -33,6 +33,7 @@ FEW = 4_000  # images: from here on, a training sees more, by the square root of
 EPOCHS = 200  # at most: with more repeats of a hundred images, encoders have become worse on others
 BANDS = 24  # images of more take longer in proportion, and are repeated less often, down to REPEATS
 REPEATS = 20
+SMALLEST_VIEW = 36  # for a last map of two pixels
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 SMALLEST_BATCH, STEPS_PER_EPOCH = 16, 8  # unless there are fewer than 32 images
 RATES = {"adamw": 0.004, "sgd": 0.12, "lars": 0.3}
@@ -88,6 +89,7 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
 
     choose("pretrain.encoder.model", lambda p: model(p, given, images, device))
     choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_size or recipe.size))
+    choose("pretrain.view_size", lambda p: view_size(p, recipe.size))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
     choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device))
     if "pretrain.epochs" not in params.auto:
@@ -127,6 +129,17 @@ def stem(p: Pretrain, given: dict[str, Any] | None, size: int) -> tuple[str, str
         return "standard", "only ResNets have another"
     text = f"a standard stem leaves a map of {side}×{side} for images of {size} px"
     return ("small", text) if side < 2 else ("standard", text)
+
+
+def view_size(p: Pretrain, size: int) -> tuple[int | None, str]:
+    """Three quarters of the packed images' `size`, unless that leaves too little to see."""
+    if takes_one_size(p.encoder.model):
+        return None, f"{p.encoder.model} takes images of one size"
+    least = SMALLEST_VIEW * (2 if p.local_views else 1)  # local views have half the side
+    side = max(math.ceil(3 * size / 16) * 4, least)
+    if p.encoder.stem == "small" or side >= size:
+        return None, f"images of {size} px have few pixels as it is"
+    return side, f"of {size} px, at which whole images then show things as large as views did"
 
 
 def batch_size(images: int, device: torch.device) -> tuple[int, str]:

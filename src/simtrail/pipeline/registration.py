@@ -39,6 +39,7 @@ def facts(params: Params, encoder: Path, history: History, metrics: dict[str, An
         "history": history,
         "metrics": metrics,
         "width": loaded.width,
+        "seen": loaded.config.size,
         "stamps": {"weights": loaded.config.first_weights, "teacher": loaded.config.teacher},
         "chosen": _chosen(params),
         "tables": read_tables() if encoder == ENCODER else {},  # they are of the pipeline's encoder

@@ -198,9 +198,9 @@ def preview(images: int, seed: int, recipe: str | None = None, settings: Sequenc
     """Draws training images and their views with the present settings or a recipe: artifacts/preview/views.png."""
     params = load_params(settings=[*settings, *([f"pretrain.recipe={recipe}"] if recipe else [])])
     ws.require(params, "prepare")
-    from simtrail.pipeline.plan import planned
+    from simtrail.pipeline.plan import is_planned, planned
 
-    if "pretrain.recipe" in params.auto:
+    if "pretrain.recipe" in params.auto or is_planned(params):
         params = planned(params)
     from simtrail.augment.views import TwoViews
     from simtrail.pipeline.training_run import without_effect

@@ -17,7 +17,7 @@ from simtrail.augment.views import TwoViews
 from simtrail.data.loader import TrainingData
 from simtrail.errors import InputError, listed
 from simtrail.model import CONFIG, WEIGHTS
-from simtrail.model.backbone import one_line
+from simtrail.model.backbone import one_line, takes_one_size
 from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.weights import CHOICES, HUB, is_file
 from simtrail.params import Params, Pretrain, changed, recipe, value_of
@@ -102,6 +102,7 @@ def encoder_config(p: Pretrain, source: Prepared) -> EncoderConfig:
         std=source.statistics["std"],
         terms=p.terms,
         view_size=p.view_size,
+        reduced=takes_one_size(p.encoder.model),
     )
 
 
@@ -119,7 +120,7 @@ def without_effect(views: TwoViews, recipe_name: str | None) -> list[str]:
 
 def _check_local_views(encoder: Encoder, p: Pretrain) -> None:
     """Raises InputError unless the network takes views of half the size, too."""
-    half = encoder.config.size // 2
+    half = encoder.config.view_side // 2
     try:
         Encoder(encoder.config.model_copy(update={"view_size": half}))
         with torch.no_grad():

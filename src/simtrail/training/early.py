@@ -70,7 +70,7 @@ def early_truth(
 
 def faults(row: Mapping[str, float], encoder: Encoder, monitor: Monitor, params: Pretrain) -> list[str]:
     """Settings with which no encoder can be good, each known from something that was measured."""
-    lines, size = [], encoder.config.size
+    lines, size = [], encoder.config.view_side
     if {_map_side(branch, size, encoder.device) for branch in encoder.branches.values()} == {1}:
         lines.append(
             f"the stem leaves a map of one pixel for images of {size}×{size}; set pretrain.encoder.stem: small, or a "

@@ -51,7 +51,7 @@ class Learner:
 
     def __init__(self, encoder: Encoder, views: TwoViews, params: Pretrain):
         self.encoder, self.views, self.params = encoder, views, params
-        size, count = encoder.config.size, params.local_views
+        size, count = encoder.config.view_side, params.local_views
         self.local_views = LocalViews(params.augment, views.recipe, size, count) if count else None
         self.device = encoder.device
         if params.gradient_checkpointing:

@@ -71,7 +71,7 @@ def fit(
         encoder = Encoder(config.model_copy(update={"terms": params.terms, "teacher_width": width}))
         for line in load_weights(encoder, params.weights):
             log(line)
-        views = TwoViews(params.augment, config.recipe, config.size, coordinates=params.terms.local > 0)
+        views = TwoViews(params.augment, config.recipe, config.view_side, coordinates=params.terms.local > 0)
         learner = Learner(encoder.to(device).train(), views, params)
         monitor = Monitor(data, views, params.seed)
         metric = monitor.choose(params.monitor.metric) if validate else None

@@ -54,10 +54,10 @@ def bytes_per_image(encoder: Encoder, precision: str, local_views: int = 0, imag
 
 def _passes(encoder: Encoder, precision: str, images: int, local_views: int = 0) -> None:
     """The forward and backward pass of two views of grey images, and of smaller ones."""
-    config, device = encoder.config, encoder.device
+    config, device, side = encoder.config, encoder.device, encoder.config.view_side
     channels = len(config.recipe.bands) + (2 if config.terms.local else 0)
-    shapes = [(2 * images, channels, config.size, config.size)]
-    shapes += [(local_views * images, channels, config.size // 2, config.size // 2)] if local_views else []
+    shapes = [(2 * images, channels, side, side)]
+    shapes += [(local_views * images, channels, side // 2, side // 2)] if local_views else []
     state = {name: value.clone() for name, value in encoder.named_buffers()}
     with torch.autocast(device.type, LOW[precision], enabled=precision != "fp32"):
         projections = torch.cat([encoder.projections(torch.full(shape, 0.5, device=device)) for shape in shapes])
