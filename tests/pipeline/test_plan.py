@@ -257,11 +257,11 @@ def test_views_are_three_quarters_of_the_images_unless_the_network_needs_larger_
         update = {"encoder": encoder, "local_views": local_views}
         return plan.view_size(params.pretrain.model_copy(update=update), size)[0]
 
-    sides = {32: None, 36: None, 40: 36, 48: 36, 64: 48, 100: 76, 224: 168}
+    sides = {32: None, 40: None, 48: None, 56: 48, 64: 48, 100: 80, 224: 176}
     assert {size: side(size) for size in sides} == sides
     assert side(64, "small") is None
     assert side(64, local_views=2) is None
-    assert side(96, local_views=2) == 72
+    assert side(128, local_views=2) == 96
     assert side(64, network="vit_tiny_patch16_224") is None
 
 

@@ -33,7 +33,7 @@ FEW = 4_000  # images: from here on, a training sees more, by the square root of
 EPOCHS = 200  # at most: with more repeats of a hundred images, encoders have become worse on others
 BANDS = 24  # images of more take longer in proportion, and are repeated less often, down to REPEATS
 REPEATS = 20
-SMALLEST_VIEW = 36  # for a last map of two pixels
+SMALLEST_VIEW = 48  # below, a step takes as long: the weights of the last stages take more time than their maps
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 SMALLEST_BATCH, STEPS_PER_EPOCH = 16, 8  # unless there are fewer than 32 images
 RATES = {"adamw": 0.004, "sgd": 0.12, "lars": 0.3}
@@ -136,7 +136,7 @@ def view_size(p: Pretrain, size: int) -> tuple[int | None, str]:
     if takes_one_size(p.encoder.model):
         return None, f"{p.encoder.model} takes images of one size"
     least = SMALLEST_VIEW * (2 if p.local_views else 1)  # local views have half the side
-    side = max(math.ceil(3 * size / 16) * 4, least)
+    side = max(math.ceil(3 * size / 64) * 16, least)  # at other sides, the maps of the last stages are padded
     if p.encoder.stem == "small" or side >= size:
         return None, f"images of {size} px have few pixels as it is"
     return side, f"of {size} px, at which whole images then show things as large as views did"
