@@ -136,7 +136,7 @@ def view_size(p: Pretrain, size: int) -> tuple[int | None, str]:
     if takes_one_size(p.encoder.model):
         return None, f"{p.encoder.model} takes images of one size"
     least = SMALLEST_VIEW * (2 if p.local_views else 1)  # local views have half the side
-    side = max(math.ceil(3 * size / 64) * 16, least)  # at other sides, the maps of the last stages are padded
+    side = max(math.ceil(3 * size / 64) * 16, least)  # other sides round up to maps as large
     if p.encoder.stem == "small" or side >= size:
         return None, f"images of {size} px have few pixels as it is"
     return side, f"of {size} px, at which whole images then show things as large as views did"
