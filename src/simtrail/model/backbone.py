@@ -18,6 +18,7 @@ from torch import nn
 
 from simtrail.errors import InputError
 from simtrail.model.first_layer import by_number
+from simtrail.model.small_maps import with_small_maps
 from simtrail.params import SIDE, Architecture, Vit
 
 
@@ -221,6 +222,7 @@ def network(a: Architecture, bands: int, size: int, pretrained: bool = False) ->
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
+    with_small_maps(net)
     return net
 
 

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from simtrail.model.small_maps import SmallMapConv2d, small_map, with_small_maps
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((2, 2), 3, (1, 1), (1, 1)),
+        ((4, 3), 3, (2, 2), (1, 1)),
+        ((1, 2), 1, (1, 1), (0, 0)),
+        ((7, 9), 7, (4, 2), (3, 1)),
+    ],
+)
+def test_the_products_are_the_convolution_and_its_gradients(size, kernel, stride, padding):
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 5, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    found, expected = small_map(x, weight, bias, stride, padding), F.conv2d(x, weight, bias, stride, padding)
+    torch.testing.assert_close(found, expected)
+    slope = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, (x, weight, bias), slope) for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_network_has_the_same_weights_and_results_and_uses_products_only_in_training(monkeypatch):
+    torch.manual_seed(0)
+    plain, net = (timm.create_model("resnet10t", num_classes=0).eval() for _ in range(2))
+    net.load_state_dict(plain.state_dict())
+    with_small_maps(net)
+    images, used = torch.rand(4, 3, 64, 64), []
+    original = small_map
+    monkeypatch.setattr(
+        "simtrail.model.small_maps.small_map", lambda x, *rest: used.append(x.shape) or original(x, *rest)
+    )
+    assert net(images).equal(plain(images))
+    assert not used
+    torch.testing.assert_close(net.train()(images), plain.train()(images), rtol=1e-4, atol=1e-4)
+    assert {shape[2:] for shape in used} == {(4, 4), (2, 2)}
+    assert net.state_dict().keys() == plain.state_dict().keys()
