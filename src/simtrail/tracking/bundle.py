@@ -24,8 +24,8 @@ INFERENCE = (  # all that `python -m simtrail.tracking.golden` imports, and noth
     *("data/reading/__init__.py", "data/reading/arrays.py", "data/reading/decoded.py", "data/reading/envi.py"),
     *("data/reading/photographs.py", "data/reading/readers.py", "data/reading/tiff.py"),
     *("model/__init__.py", "model/backbone.py", "model/encoder.py", "model/first_layer.py", "model/fusion.py"),
-    "model/small_maps.py",
-    *("model/local.py", "model/projector.py", "model/whitening.py", "tracking/__init__.py", "tracking/golden.py"),
+    *("model/local.py", "model/projector.py", "model/small_maps.py", "model/whitening.py"),
+    *("tracking/__init__.py", "tracking/golden.py"),
 )
 PREDICTION = (  # what simtrail.downstream.predictor imports besides
     *("downstream/__init__.py", "downstream/head.py", "downstream/predictor.py"),
