@@ -37,6 +37,7 @@ from simtrail.data.loader import batches, epoch_rows
 from simtrail.data.pack import PackedImages
 from simtrail.model.encoder import Encoder
 from simtrail.model.objectives import nt_xent
+from simtrail.model.small_maps import SmallMapConv2d
 from simtrail.params import Pretrain
 from simtrail.pipeline.plan import precision
 from simtrail.training.learner import Learner, threads_for
@@ -159,7 +160,7 @@ def lightly_step(
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
 
-    backbone = Encoder(trained.config).backbone
+    backbone = with_plain_convolutions(Encoder(trained.config).backbone)
     network = nn.Sequential(backbone, SimCLRProjectionHead(backbone.width, p.head.hidden, p.head.output))
     network = network.to(DEVICE, memory_format=layout)  # type: ignore[call-overload]
     criterion = NTXentLoss(temperature=p.temperature)
@@ -191,15 +192,29 @@ def seconds_of_transforms(side: int, images: int = 16) -> float:
         torch.set_num_threads(threads)
 
 
+def with_plain_convolutions(net: Any) -> Any:
+    """The network with PyTorch's own convolutions for maps of all sizes."""
+    for module in net.modules():
+        if isinstance(module, SmallMapConv2d):
+            module.__class__ = nn.Conv2d
+    return net
+
+
 def forms(case: Case) -> pd.DataFrame:
     """The encoder alone in other forms, relative to the present one, in the precision that was chosen for it."""
     p, packing = settings(case.model, case.side, case.batch), recipe(case.side)
     ready, low = torch.rand(2 * case.batch, 3, case.side, case.side), precision(encoder(p, packing).config, DEVICE)[0]
 
     def form(
-        kind: str = "fp32", layout: torch.memory_format = torch.channels_last, parts: int = 1, compiled: bool = False
+        kind: str = "fp32",
+        layout: torch.memory_format = torch.channels_last,
+        parts: int = 1,
+        compiled: bool = False,
+        plain: bool = False,
     ) -> Callable[[], None]:
         trained = encoder(p, packing)  # whose inputs would get the present layout again
+        if plain:
+            with_plain_convolutions(trained.backbone)
         network = nn.Sequential(trained.backbone, trained.head).to(memory_format=layout)  # type: ignore[call-overload]
         views = ready.contiguous(memory_format=layout).chunk(parts)
         if compiled:
@@ -219,6 +234,7 @@ def forms(case: Case) -> pd.DataFrame:
             "channels first": form(layout=torch.contiguous_format),
             "the views as two batches": form(parts=2),
             "compiled": form(compiled=True),
+            "PyTorch's convolutions for small maps, too": form(plain=True),
         }
         | ({"bf16": form("bf16"), "bf16, compiled": form("bf16", compiled=True)} if low == "bf16" else {}),
         rounds=5,

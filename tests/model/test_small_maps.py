@@ -5,7 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from simtrail.model.small_maps import SmallMapConv2d, small_map, with_small_maps
+from simtrail.model.small_maps import small_map, with_small_maps
 
 
 @pytest.mark.parametrize(

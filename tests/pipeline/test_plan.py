@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import changed, coarse_figures, rgb_config, rgb_recipe
+from conftest import changed, coarse_figures, rgb_config, rgb_recipe, with_changes
 from mlflow.exceptions import MlflowException
 
 from simtrail import load_encoder
@@ -251,11 +251,14 @@ def test_the_stem_keeps_a_map_of_more_than_one_pixel(params):
     assert stem(64, given={"stem": "small"}) == "small"  # that of the weights to start from
 
 
-def test_views_are_three_quarters_of_the_images_unless_the_network_needs_larger_ones(params):
-    def side(size: int, stem: str = "standard", network: str = "resnet10t", local_views: int = 0) -> int | None:
-        encoder = params.pretrain.encoder.model_copy(update={"model": network, "stem": stem})
-        update = {"encoder": encoder, "local_views": local_views}
-        return plan.view_size(params.pretrain.model_copy(update=update), size)[0]
+def test_views_are_three_quarters_of_the_images_unless_the_network_needs_larger_ones():
+    def side(size: int, stem: str = "standard", network: str = "test_resnet", local_views: int = 0) -> int | None:
+        changes = {
+            "pretrain.encoder.model": network,
+            "pretrain.encoder.stem": stem,
+            "pretrain.local_views": local_views,
+        }
+        return plan.view_size(with_changes(changes).pretrain, rgb_config(changes, size))[0]
 
     sides = {32: None, 40: None, 48: None, 56: 48, 64: 48, 100: 80, 224: 176}
     assert {size: side(size) for size in sides} == sides
@@ -263,6 +266,7 @@ def test_views_are_three_quarters_of_the_images_unless_the_network_needs_larger_
     assert side(64, local_views=2) is None
     assert side(128, local_views=2) == 96
     assert side(64, network="vit_tiny_patch16_224") is None
+    assert side(64, network="resnetaa34d") is None  # whose poolings do not fit together at 48 pixels
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_divided(params, monkeypatch):

@@ -322,7 +322,11 @@ def test_a_sampling_that_is_not_possible_is_refused(copied, sampling, often, err
         training_run(load_params().pretrain)
 
 
-def test_local_views_that_the_network_can_not_take_are_refused(copied):
+def test_views_that_the_network_can_not_take_are_refused(copied, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("simtrail.pipeline.training_run.refusal", lambda config, side: f"maps of {side / 32}")
+        with pytest.raises(InputError, match=r"size = 32: 'test_resnet' does not take views of 32×32 \(maps of 1.0\)"):
+            training_run(load_params().pretrain)
     write_params(copied, pretrain__local_views=2)
     with pytest.raises(InputError, match=r"local_views = 2: 'test_resnet' does not take views of half its size, 16×16"):
         training_run(load_params().pretrain)

@@ -24,7 +24,7 @@ from simtrail.model.encoder import Encoder, EncoderConfig, best_device
 from simtrail.params import Params, Pretrain, Settings, change, changed, shown
 from simtrail.pipeline import pilot
 from simtrail.pipeline import workspace as ws
-from simtrail.pipeline.training_run import encoder_config, first_weights
+from simtrail.pipeline.training_run import encoder_config, first_weights, refusal
 from simtrail.training.features import Chosen
 from simtrail.training.measure import bytes_per_image, step_seconds
 
@@ -89,7 +89,7 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
 
     choose("pretrain.encoder.model", lambda p: model(p, given, images, device))
     choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_size or recipe.size))
-    choose("pretrain.view_size", lambda p: view_size(p, recipe.size))
+    choose("pretrain.view_size", lambda p: view_size(p, encoder_config(p, source)))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
     choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device))
     if "pretrain.epochs" not in params.auto:
@@ -131,14 +131,17 @@ def stem(p: Pretrain, given: dict[str, Any] | None, size: int) -> tuple[str, str
     return ("small", text) if side < 2 else ("standard", text)
 
 
-def view_size(p: Pretrain, size: int) -> tuple[int | None, str]:
-    """Three quarters of the packed images' `size`, unless that leaves too little to see."""
+def view_size(p: Pretrain, config: EncoderConfig) -> tuple[int | None, str]:
+    """Three quarters of the packed images' side, unless that leaves too little to see, or the network refuses it."""
+    size = config.recipe.size
     if takes_one_size(p.encoder.model):
         return None, f"{p.encoder.model} takes images of one size"
     least = SMALLEST_VIEW * (2 if p.local_views else 1)  # local views have half the side
     side = max(math.ceil(3 * size / 64) * 16, least)  # other sides round up to maps as large
     if p.encoder.stem == "small" or side >= size:
         return None, f"images of {size} px have few pixels as it is"
+    if refusal(config, side):
+        return None, f"{p.encoder.model} does not take views of {side}×{side}"
     return side, f"of {size} px, at which whole images then show things as large as views did"
 
 
