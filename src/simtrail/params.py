@@ -590,10 +590,10 @@ SIDE = "prepare.size (or pretrain.view_size, if it is set)"  # in messages: the 
 class Pretrain(_Section):
     encoder: Architecture = Architecture()
     view_size: int | None = Field(None, ge=8)
-    """Side of the views in training, in pixels: 8 to prepare.size. They are cropped from the packed image without
-    aliasing. Whole images are seen at prepare.size, or at view_size by networks of one size, such as vision
-    transformers. auto: about three quarters of prepare.size, at which whole images show things as large as views did.
-    null: prepare.size."""
+    """Side of the views in training, in pixels: 8 to prepare.size. They are cropped from the packed image, below
+    three quarters of it without aliasing. Whole images are seen at prepare.size, or at view_size by networks of one
+    size, such as vision transformers. auto: about three quarters of prepare.size, at which whole images show things as
+    large as views did. null: prepare.size."""
     local_views: int = Field(0, ge=0, le=16)
     """Number of further views of each image: small crops of 5 to 25 % of it, at half the size (multi-crop). They are
     compared with the two views of all images, not with each other."""

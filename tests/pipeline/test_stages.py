@@ -324,7 +324,7 @@ def test_a_sampling_that_is_not_possible_is_refused(copied, sampling, often, err
 
 def test_views_that_the_network_can_not_take_are_refused(copied, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("simtrail.pipeline.training_run.refusal", lambda config, side: f"maps of {side / 32}")
+        patch.setattr("simtrail.pipeline.training_run.refusal", lambda encoder, side: f"maps of {side / 32}")
         with pytest.raises(InputError, match=r"size = 32: 'test_resnet' does not take views of 32×32 \(maps of 1.0\)"):
             training_run(load_params().pretrain)
     write_params(copied, pretrain__local_views=2)

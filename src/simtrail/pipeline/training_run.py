@@ -65,8 +65,8 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
         for parts in ([statistics, settings, *stamps, code], [statistics, *stamps, code])
     )
     with torch.random.fork_rng([]):
-        Encoder(config)  # errors in the encoder's settings must come before any file is replaced
-    _check_views(config, p)
+        encoder = Encoder(config)  # errors in the encoder's settings must come before any file is replaced
+        _check_views(encoder, p)
     train, val = (source.pretraining_rows(part) for part in ("train", "val"))
     labels, block = pd.factorize(source.table["label"])[0], source.table["block"].to_numpy()
     of_group, weight = _groups(p, source.table["group"], train), _weights(p, source.table, train)
@@ -117,15 +117,15 @@ def without_effect(views: TwoViews, recipe_name: str | None) -> list[str]:
     return [line for key, line in lines.items() if value_of(of_recipe, key) != value_of(present, key)]
 
 
-def _check_views(config: EncoderConfig, p: Pretrain) -> None:
+def _check_views(encoder: Encoder, p: Pretrain) -> None:
     """Raises InputError unless the network takes views, and local views of half their side."""
-    side, half = config.view_side, config.view_side // 2
-    if side != config.size and (reason := refusal(config, side)):
+    side, half = encoder.config.view_side, encoder.config.view_side // 2
+    if side != encoder.config.size and (reason := refusal(encoder, side)):
         raise InputError(
             f"pretrain.view_size = {side}: {p.encoder.model!r} does not take views of {side}×{side} ({reason}); choose "
             "another size or another network, or set null"
         )
-    if p.local_views and (reason := refusal(config, half)):
+    if p.local_views and (reason := refusal(encoder, half)):
         raise InputError(
             f"pretrain.local_views = {p.local_views}: {p.encoder.model!r} does not take views of half its size, "
             f"{half}×{half} ({reason}); choose a larger size or another network, or set 0"
@@ -133,12 +133,11 @@ def _check_views(config: EncoderConfig, p: Pretrain) -> None:
 
 
 @torch.no_grad()
-def refusal(config: EncoderConfig, side: int) -> str:
-    """Why the network does not take views of this side; empty if it does."""
+def refusal(encoder: Encoder, side: int) -> str:
+    """Why the network does not take views of this side; empty if it does. Sets evaluation mode."""
     try:
-        with torch.random.fork_rng([]):
-            Encoder(config.model_copy(update={"view_size": side}))
-            Encoder(config).eval()(torch.zeros(1, len(config.recipe.bands), side, side))
+        Encoder(encoder.config.model_copy(update={"view_size": side}))
+        encoder.eval()(torch.zeros(1, len(encoder.config.recipe.bands), side, side))
     except (AssertionError, InputError, RuntimeError, ValueError) as error:
         return one_line(error)
     return ""
