@@ -23,6 +23,7 @@ from simtrail.training.learner import Learner, threads_for
 SIDE, BATCH, TEACHER = 64, 64, 1280
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "view_size: 32 of 64 pixels": {"views": 32},
     "view_size: 48 of 64 pixels": {"views": 48},
     "view_size, from 1.5 times the pixels": {"packed": 96},
     "view_size, from twice the pixels": {"packed": 128},

@@ -42,6 +42,13 @@ def message(changes: dict[str, object]) -> str:
             96,
             "pretrain.view_size = 96: must be ≤ prepare.size = 48; lower it, or raise prepare.size",
         ),
+        ("pretrain.view_size", [32, 96], "pretrain.view_size = [32, 96]: must be ≤ prepare.size = 48"),
+        ("pretrain.view_size", [48, 32], "pretrain.view_size = [48, 32]: must be an integer ≥ 8, a list of such that"),
+        ("pretrain.view_size", [], "pretrain.view_size = []: must be an integer ≥ 8"),
+        ("pretrain.view_size", [4, 32], "pretrain.view_size = [4, 32]: must be an integer ≥ 8"),
+        ("pretrain.view_size", 4, "pretrain.view_size = 4: must be an integer ≥ 8"),
+        ("pretrain.view_size", True, "pretrain.view_size = True: must be an integer ≥ 8"),
+        ("pretrain.view_size", "small", "pretrain.view_size = 'small': must be an integer ≥ 8"),
         (
             "pretrain.augment.geometry.crop.max_area",
             0.1,
@@ -76,6 +83,11 @@ def test_tiles_and_images_cut_to_their_mask_exclude_each_other():
 def test_pairs_of_groups_and_sampling_exclude_each_other():
     error = message({"pretrain.positives": "group", "pretrain.sampling": "balanced"})
     assert "pretrain.sampling = 'balanced': not possible with pretrain.positives: group, which draws pairs" in error
+
+
+def test_a_local_term_and_views_that_grow_exclude_each_other():
+    error = message({"pretrain.view_size": [32, 48], "pretrain.terms.local": 1.0})
+    assert "pretrain.view_size = [32, 48]: not possible with pretrain.terms.local" in error
 
 
 def test_modalities_can_not_be_compared_if_they_may_be_left_out():

@@ -589,11 +589,12 @@ SIDE = "prepare.size (or pretrain.view_size, if it is set)"  # in messages: the 
 
 class Pretrain(_Section):
     encoder: Architecture = Architecture()
-    view_size: int | None = Field(None, ge=8)
+    view_size: int | list[int] | None = None
     """Side of the views in training, in pixels: 8 to prepare.size. They are cropped from the packed image, below
-    three quarters of it without aliasing. Whole images are seen at prepare.size, or at view_size by networks of one
-    size, such as vision transformers. auto: about three quarters of prepare.size, at which whole images show things as
-    large as views did. null: prepare.size."""
+    three quarters of it without aliasing. A list, such as [32, 48], has one side after the other, for equal numbers of
+    steps: small views cost less. Whole images are seen at prepare.size, or at view_size by networks of one
+    size, such as vision transformers. auto: two sides, of which the last is about three quarters of prepare.size, at
+    which whole images show things as large as views did. null: prepare.size."""
     local_views: int = Field(0, ge=0, le=16)
     """Number of further views of each image: small crops of 5 to 25 % of it, at half the size (multi-crop). They are
     compared with the two views of all images, not with each other."""
@@ -688,6 +689,11 @@ class Pretrain(_Section):
         """The seed of this run, the first of the seeds."""
         return self.seeds[0]
 
+    @property
+    def view_sides(self) -> list[int | None]:
+        """The sides of the views, one after the other; None: that of the packed images."""
+        return list(self.view_size) if isinstance(self.view_size, list) else [self.view_size]
+
     def each_seed(self) -> list[Pretrain]:
         """The settings of one run for each seed."""
         return [self.model_copy(update={"seeds": [seed]}) for seed in self.seeds]
@@ -716,6 +722,27 @@ class Pretrain(_Section):
             raise ValueError(
                 f"pretrain.local_views = {self.local_views}: not possible with pretrain.terms.local, which pairs the "
                 "patches of two views; set one of them to 0"
+            )
+        return self
+
+    @field_validator("view_size", mode="before")
+    @classmethod
+    def _sides_that_rise(cls, value: Any) -> Any:
+        sides = value if isinstance(value, list) else [value]
+        whole = all(isinstance(side, int) and not isinstance(side, bool) and side >= 8 for side in sides)
+        if value is not None and not (sides and whole and sides == sorted(set(sides))):
+            raise ValueError(
+                f"pretrain.view_size = {value!r}: must be an integer ≥ 8, a list of such that rise, as [32, 48], null, "
+                "or auto"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _maps_of_one_size(self) -> Pretrain:
+        if self.terms.local and len(self.view_sides) > 1:
+            raise ValueError(
+                f"pretrain.view_size = {self.view_size}: not possible with pretrain.terms.local, whose maps have one "
+                "size; set one number"
             )
         return self
 
@@ -825,7 +852,7 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _views_of_packed_images(self) -> Params:
-        if (self.pretrain.view_size or 0) > self.prepare.size:
+        if (self.pretrain.view_sides[-1] or 0) > self.prepare.size:
             raise ValueError(
                 f"pretrain.view_size = {self.pretrain.view_size}: must be ≤ prepare.size = {self.prepare.size}; "
                 "lower it, or raise prepare.size"

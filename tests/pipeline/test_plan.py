@@ -251,22 +251,26 @@ def test_the_stem_keeps_a_map_of_more_than_one_pixel(params):
     assert stem(64, given={"stem": "small"}) == "small"  # that of the weights to start from
 
 
-def test_views_are_three_quarters_of_the_images_unless_the_network_needs_larger_ones():
-    def side(size: int, stem: str = "standard", network: str = "test_resnet", local_views: int = 0) -> int | None:
+def test_views_grow_to_three_quarters_of_the_images_unless_the_network_needs_larger_ones():
+    def sides_of(
+        size: int, stem: str = "standard", network: str = "test_resnet", local_views: int = 0, local: float = 0.0
+    ) -> list[int] | int | None:
         changes = {
             "pretrain.encoder.model": network,
             "pretrain.encoder.stem": stem,
             "pretrain.local_views": local_views,
+            "pretrain.terms.local": local,
         }
         return plan.view_size(with_changes(changes).pretrain, rgb_config(changes, size))[0]
 
-    sides = {32: None, 40: None, 48: None, 56: 48, 64: 48, 100: 80, 224: 176}
-    assert {size: side(size) for size in sides} == sides
-    assert side(64, "small") is None
-    assert side(64, local_views=2) is None
-    assert side(128, local_views=2) == 96
-    assert side(64, network="vit_tiny_patch16_224") is None
-    assert side(64, network="resnetaa34d") is None  # whose poolings do not fit together at 48 pixels
+    sides = {32: None, 40: [32, 40], 48: [32, 48], 56: [32, 48], 64: [32, 48], 100: [64, 80], 224: [112, 176]}
+    assert {size: sides_of(size) for size in sides} == sides
+    assert sides_of(64, "small") is None
+    assert sides_of(64, local_views=2) is None
+    assert sides_of(128, local_views=2) == [64, 96]
+    assert sides_of(64, network="vit_tiny_patch16_224") is None
+    assert sides_of(64, network="resnetaa34d") == [32, 64]  # whose poolings do not fit together at 48 pixels
+    assert sides_of(64, local=1.0) == 48  # its maps have one size
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_divided(params, monkeypatch):
@@ -276,6 +280,16 @@ def test_a_batch_that_does_not_fit_in_memory_is_divided(params, monkeypatch):
     assert plan.micro_batch_size(params.pretrain, config, CPU)[0] == 16
     monkeypatch.setattr(plan, "bytes_per_image", lambda *_: 2**20)
     assert plan.micro_batch_size(params.pretrain, config, CPU)[0] is None
+
+
+def test_the_pilot_takes_the_best_recipe_if_it_is_clearly_better_than_the_usual_one():
+    usual, better, best = (np.arange(200)[:, None] % 20 < [n, n] for n in (10, 15, 16))
+    block = np.arange(200)
+    assert pilot.usual_or_best([usual, better, best, usual], block) == 2
+    assert pilot.usual_or_best([better, usual, better], block) == 0
+    chance = np.roll(usual, 1, 0)  # right on others, and once more
+    chance[0] = True
+    assert pilot.usual_or_best([usual, chance], block) == 0
 
 
 def test_the_recipes_that_are_tried_suit_the_bands():

@@ -258,6 +258,10 @@ def test_the_card_shows_how_to_load_the_model_its_training_data_and_its_scores()
     assert "| linear probe | 0.881 (0.851 – 0.911) |" in card
     assert "split 3430364f: 576 train, 144 val, 240 test" in card
     assert "only 60" not in card
+    values = facts()
+    for sides, text in ((48, "; trained on square views of 48 px;"), ([32, 48], " views of 32, then 48 px;")):
+        values["params"]["pretrain"]["view_size"] = sides
+        assert text in model_card(values)
     assert "Accuracy" not in model_card(unlabelled())
 
 

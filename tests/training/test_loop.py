@@ -55,7 +55,7 @@ def fit(prepared, changes=None, train=TRAIN, labels=True, **kwargs):
     images, recipe, classes, normalisation = prepared
     p = with_changes({**TINY, **(changes or {})}).pretrain
     config = EncoderConfig(
-        architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_size, reduced=False, **normalisation
+        architecture=p.encoder, head=p.head, recipe=recipe, view_size=p.view_sides[-1], reduced=False, **normalisation
     )
     group = np.arange(36) // 3 if p.positives == "group" else None
     teacher = np.random.default_rng(0).normal(size=(36, 5)).astype(np.float32) if p.teacher.weights else None
@@ -107,7 +107,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(prepared):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pretrain.ema": 0.9, "pretrain.optimiser": "lars", "pretrain.learning_rate": 4.0},
+        {
+            "pretrain.ema": 0.9,
+            "pretrain.optimiser": "lars",
+            "pretrain.learning_rate": 4.0,
+            "pretrain.view_size": [16, 24],
+            "pretrain.encoder.stem": "small",
+        },
         {
             "pretrain.optimiser": "sgd",
             "pretrain.learning_rate": 0.3,
@@ -159,6 +165,23 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
     assert resumed.epoch == uninterrupted.epoch
     for row, expected in zip(resumed.history, uninterrupted.history, strict=True):
         assert row | TIMES == expected | TIMES
+
+
+def test_views_have_one_side_after_the_other_each_for_as_many_steps(prepared, monkeypatch):
+    sides, original = [], loop.Learner.step
+
+    def noted(self, batch, *rest, **more):
+        sides.append((self.views(batch, 0).shape[-1], self.local_views(batch, 0).shape[-1]))
+        return original(self, batch, *rest, **more)
+
+    monkeypatch.setattr(loop.Learner, "step", noted)
+    changes = {"pretrain.encoder.stem": "small", "pretrain.local_views": 2}
+    encoder = fit(prepared, {**changes, "pretrain.view_size": [16, 24, 32]}).encoder
+    assert sides == [(16, 8)] * 3 + [(24, 12)] * 3 + [(32, 16)] * 3
+    assert encoder.config.view_side == 32
+    sides.clear()
+    fit(prepared, {**changes, "pretrain.view_size": [16, 24], "pretrain.max_steps": 4})
+    assert sides == [(16, 8)] * 2 + [(24, 12)] * 2
 
 
 def test_a_finished_run_is_not_trained_again(prepared, tmp_path, monkeypatch):

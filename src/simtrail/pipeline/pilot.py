@@ -22,7 +22,7 @@ from simtrail.training.features import Judge, first_good
 from simtrail.training.loop import plan_steps
 from simtrail.training.monitors import Monitor
 
-SHARE = 0.2  # of the steps of the whole training, for all trainings of the pilot together
+SHARE = 0.2  # of the pixels that the whole training sees, for all trainings of the pilot together
 STEPS = 20  # of each training at least: fewer say nothing about the recipe
 
 Log = Callable[[str], None]
@@ -45,15 +45,17 @@ class _Tried(NamedTuple):
 def choose_recipe(params: Params, log: Log) -> Result:
     """Chooses the recipe; `params` have the values of all other settings.
 
-    It is the first, in the order of `recipes_for`, that is not clearly worse than the best. Without labels it is the
-    first: measures that need none were not good enough at choosing.
+    It is the usual one, the first of `recipes_for`, unless the best is clearly better. Without labels it is the usual
+    one: measures that need none were not good enough at choosing.
     """
     source = prepared()
     data = training_run(params.pretrain, "pilot").data
     p = params.pretrain
-    monitor = Monitor(data, TwoViews(p.augment, source.recipe, p.view_size), p.seed)
+    monitor = Monitor(data, TwoViews(p.augment, source.recipe, p.view_sides[-1]), p.seed)
     names = recipes_for(source.recipe)
-    whole = plan_steps(len(data.train), p)[1]
+    sides = [side or source.recipe.size for side in p.view_sides]
+    # the whole training, in steps with the first views, which are the smallest: those of the short trainings
+    whole = plan_steps(len(data.train), p)[1] * float(np.mean(np.square(sides))) / sides[0] ** 2
     steps = int(SHARE * whole / len(names))
     if not monitor.labelled:
         return Result(names[0], "the usual one, because there are no labels on which others can be compared", [])
@@ -64,13 +66,19 @@ def choose_recipe(params: Params, log: Log) -> Result:
     judge = Judge(monitor)
     tried = [_short_run(params, name, steps, judge, log) for name in names]
     shutil.rmtree(project_folder() / ".simtrail" / "pilot", ignore_errors=True)  # only now: a killed pilot continues
-    number = first_good([each.hits for each in tried], judge.block)
+    number = usual_or_best([each.hits for each in tried], judge.block)
     seconds = whole * p.batch_size * len(p.seeds) / float(np.median([each.speed for each in tried]))
     log(f"pilot: at this speed, pretrain takes about {math.ceil(seconds / 60)} min")
     scores = [f"{name} {each.hits.mean():.3f}" for name, each in zip(names, tried, strict=True)]
-    reason = "the first that is not clearly worse than the best; mean accuracy of probe and kNN on "
-    reason += f"{judge.what}: " + "; ".join([scores.pop(number), *scores])
+    reason = "the best" if number else "the usual one, and no other is clearly better"
+    reason += f"; mean accuracy of probe and kNN on {judge.what}: " + "; ".join([scores.pop(number), *scores])
     return Result(names[number], reason, [each.row for each in tried])
+
+
+def usual_or_best(hits: list[np.ndarray], block: np.ndarray) -> int:
+    """The position of the best hits, or 0, the usual recipe, if it is not clearly worse; see `first_good`."""
+    best = max(range(len(hits)), key=lambda number: hits[number].mean())
+    return (0, best)[first_good([hits[0], hits[best]], block)]
 
 
 def recipes_for(recipe: Recipe) -> list[str]:
@@ -87,7 +95,8 @@ def _short_run(params: Params, name: str, steps: int, judge: Judge, log: Log) ->
     from simtrail.tracking.run import Trail, curve_logger, log_result
     from simtrail.tracking.run import run as mlflow_run
 
-    settings: Settings = {"pretrain.recipe": name, "pretrain.max_steps": steps}
+    first = params.pretrain.view_sides[0]
+    settings: Settings = {"pretrain.recipe": name, "pretrain.max_steps": steps, "pretrain.view_size": first}
     if params.pretrain.encoder.features == "auto":
         settings[FEATURES] = [1]  # what is trained; the choice comes after the whole training
     short = changed(params, settings, "pilot")

@@ -33,7 +33,7 @@ FEW = 4_000  # images: from here on, a training sees more, by the square root of
 EPOCHS = 200  # at most: with more repeats of a hundred images, encoders have become worse on others
 BANDS = 24  # images of more take longer in proportion, and are repeated less often, down to REPEATS
 REPEATS = 20
-SMALLEST_VIEW = 48  # smaller ones are not known to keep the accuracy: 24 of 32 pixels of CIFAR-10 do not
+SMALLEST_VIEW, SMALLEST_FIRST = 48, 32  # at the end, and in the first half: smaller ones may cost accuracy
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 SMALLEST_BATCH, STEPS_PER_EPOCH = 16, 8  # unless there are fewer than 32 images
 RATES = {"adamw": 0.004, "sgd": 0.12, "lars": 0.3}
@@ -88,7 +88,7 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
             log(f"{key} = {shown(values[key])}: {reasons[key]}")
 
     choose("pretrain.encoder.model", lambda p: model(p, given, images, device))
-    choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_size or recipe.size))
+    choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_sides[0] or recipe.size))
     choose("pretrain.view_size", lambda p: view_size(p, encoder_config(p, source)))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
     choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device))
@@ -131,18 +131,25 @@ def stem(p: Pretrain, given: dict[str, Any] | None, size: int) -> tuple[str, str
     return ("small", text) if side < 2 else ("standard", text)
 
 
-def view_size(p: Pretrain, config: EncoderConfig) -> tuple[int | None, str]:
-    """Three quarters of the packed images' side, unless that leaves too little to see, or the network refuses it."""
-    size = config.recipe.size
-    if takes_one_size(p.encoder.model):
-        return None, f"{p.encoder.model} takes images of one size"
-    least = SMALLEST_VIEW * (2 if p.local_views else 1)  # local views have half the side
-    side = max(math.ceil(3 * size / 64) * 16, least)  # other sides round up to maps as large
-    if p.encoder.stem == "small" or side >= size:
+def view_size(p: Pretrain, config: EncoderConfig) -> tuple[list[int] | int | None, str]:
+    """Half of the packed images' side, then three quarters of it, unless that leaves too little to see."""
+    size, network = config.recipe.size, p.encoder.model
+    if takes_one_size(network):
+        return None, f"{network} takes images of one size"
+    local = 2 if p.local_views else 1  # local views have half the side
+    # multiples of 16: other sides have maps as large as the next one
+    first = max(math.ceil(size / 32) * 16, SMALLEST_FIRST * local)
+    last = max(math.ceil(3 * size / 64) * 16, SMALLEST_VIEW * local)
+    if p.encoder.stem == "small" or first >= size:
         return None, f"images of {size} px have few pixels as it is"
-    if refusal(Encoder(config), side):
-        return None, f"{p.encoder.model} does not take views of {side}×{side}"
-    return side, f"of {size} px, at which whole images then show things as large as views did"
+    encoder = Encoder(config)
+    last = last if last < size and not refusal(encoder, last) else size
+    text = f"at the end, whole images of {size} px show things about as large as views did"
+    if not p.terms.local and not refusal(encoder, first):
+        return [first, last], f"small views first, which cost less; {text}"
+    if last < size:
+        return last, text
+    return None, f"{network} does not take smaller views"
 
 
 def batch_size(images: int, device: torch.device) -> tuple[int, str]:

@@ -207,7 +207,7 @@ def preview(images: int, seed: int, recipe: str | None = None, settings: Sequenc
     from simtrail.report.figures.pictures import view_grid
 
     source = ws.prepared()
-    views = TwoViews(params.pretrain.augment, source.recipe, params.pretrain.view_size)
+    views = TwoViews(params.pretrain.augment, source.recipe, params.pretrain.view_sides[-1])
     rows = np.random.default_rng(seed).permutation(source.pretraining_rows("train"))[:images]
     ws.fresh_folder(ws.PREVIEW.parent)
     view_grid(source.images, rows, views, seed, ws.PREVIEW)
@@ -408,7 +408,7 @@ def _draw_views(params: Params, images: PackedImages, rows: np.ndarray, folder: 
     from simtrail.augment.views import TwoViews
     from simtrail.report.figures.pictures import view_grid
 
-    views = TwoViews(params.pretrain.augment, images.recipe, params.pretrain.view_size)
+    views = TwoViews(params.pretrain.augment, images.recipe, params.pretrain.view_sides[-1])
     view_grid(images, rows[:4], views, params.pretrain.seed, folder / "views.png")
 
 

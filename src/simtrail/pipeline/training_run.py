@@ -20,7 +20,7 @@ from simtrail.model import CONFIG, WEIGHTS
 from simtrail.model.backbone import one_line, takes_one_size
 from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.weights import CHOICES, HUB, is_file
-from simtrail.params import Params, Pretrain, changed, recipe, value_of
+from simtrail.params import Params, Pretrain, changed, recipe, shown, value_of
 from simtrail.pipeline.workspace import Prepared, code_hash, prepared, project_folder
 from simtrail.training.features import Chosen
 from simtrail.training.loop import Trained, fit
@@ -74,7 +74,7 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     checkpoints = Checkpoints(project_folder() / ".simtrail" / group, key, p.checkpoint.keep)
     teacher = p.teacher.model_copy(update={"weights": of_teacher and of_teacher.location})
     p = p.model_copy(update={"weights": weights.location, "teacher": teacher})
-    warnings = [*without_effect(TwoViews(p.augment, bands, p.view_size), p.recipe), *_without_effect(p)]
+    warnings = [*without_effect(TwoViews(p.augment, bands, config.view_side), p.recipe), *_without_effect(p)]
     start = partial(_fit, data, config, p, checkpoints=checkpoints)
     return TrainingRun(key, origin, statistics["data_md5"], weights.stamp, data, warnings, checkpoints, start)
 
@@ -100,7 +100,7 @@ def encoder_config(p: Pretrain, source: Prepared) -> EncoderConfig:
         mean=source.statistics["mean"],
         std=source.statistics["std"],
         terms=p.terms,
-        view_size=p.view_size,
+        view_size=p.view_sides[-1],
         reduced=takes_one_size(p.encoder.model),
     )
 
@@ -118,18 +118,19 @@ def without_effect(views: TwoViews, recipe_name: str | None) -> list[str]:
 
 
 def _check_views(encoder: Encoder, p: Pretrain) -> None:
-    """Raises InputError unless the network takes views, and local views of half their side."""
-    side, half = encoder.config.view_side, encoder.config.view_side // 2
-    if side != encoder.config.size and (reason := refusal(encoder, side)):
-        raise InputError(
-            f"pretrain.view_size = {side}: {p.encoder.model!r} does not take views of {side}×{side} ({reason}); choose "
-            "another size or another network, or set null"
-        )
-    if p.local_views and (reason := refusal(encoder, half)):
-        raise InputError(
-            f"pretrain.local_views = {p.local_views}: {p.encoder.model!r} does not take views of half its size, "
-            f"{half}×{half} ({reason}); choose a larger size or another network, or set 0"
-        )
+    """Raises InputError unless the network takes views of each side, and local views of half the side."""
+    for side in (side or encoder.config.view_side for side in p.view_sides):
+        half = side // 2
+        if side != encoder.config.size and (reason := refusal(encoder, side)):
+            raise InputError(
+                f"pretrain.view_size = {shown(p.view_size)}: {p.encoder.model!r} does not take views of {side}×{side} "
+                f"({reason}); choose another size or another network, or set null"
+            )
+        if p.local_views and (reason := refusal(encoder, half)):
+            raise InputError(
+                f"pretrain.local_views = {p.local_views}: {p.encoder.model!r} does not take views of half its size, "
+                f"{half}×{half} ({reason}); choose a larger size or another network, or set 0"
+            )
 
 
 @torch.no_grad()

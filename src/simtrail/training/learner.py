@@ -51,8 +51,7 @@ class Learner:
 
     def __init__(self, encoder: Encoder, views: TwoViews, params: Pretrain):
         self.encoder, self.views, self.params = encoder, views, params
-        size, count = encoder.config.view_side, params.local_views
-        self.local_views = LocalViews(params.augment, views.recipe, size, count) if count else None
+        self._show_local(encoder.config.view_side)
         self.device = encoder.device
         if params.gradient_checkpointing:
             try:
@@ -86,6 +85,16 @@ class Learner:
             teacher_weight=params.teacher.weight,
             local=partial(patch_contrast, shape=encoder.local_shape, decoupled=params.objective == "dcl", **scale),
         )
+
+    def show(self, side: int) -> None:
+        """From now on, views have this side."""
+        if side != self.views.size:
+            self.views = TwoViews(self.params.augment, self.views.recipe, side, coordinates=self.views.coordinates)
+            self._show_local(side)
+
+    def _show_local(self, side: int) -> None:
+        count = self.params.local_views
+        self.local_views = LocalViews(self.params.augment, self.views.recipe, side, count) if count else None
 
     @property
     def kept(self) -> Encoder:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -89,6 +90,7 @@ def fit(
             if data.weight is not None:
                 times = draws(data.weight[data.train], per_epoch, params.batch_size)
                 log(f"sampling: an image is drawn {times.min():.2g} to {times.max():.2g} times per epoch")
+        sides = _sides(params.view_sides, config.view_side, steps)
         finite = _FiniteLoss(steps, saver)
         began, begun_at = time.perf_counter(), state.step
         bar = tqdm(total=steps, initial=state.step, desc="pretrain", unit="step", disable=True if rank() else None)
@@ -107,6 +109,7 @@ def fit(
                     for values in (data.group, data.teacher)
                 )
                 seed = (params.seed, epoch, state.step)
+                learner.show(int(sides[state.step]))
                 loss, measures = learner.step(batch, rate, *seed, groups=groups, teacher=teacher)
                 state.add({"loss": loss, **measures})
                 finite.check(loss, state.step, rate)
@@ -148,7 +151,8 @@ def fit(
             if rank() == 0:
                 on_epoch(state.history)
                 if bar.disable and (epoch == 0 or any(key.startswith("val_") for key in row)):  # no terminal
-                    seconds_left = (steps - state.step) * (time.perf_counter() - began) / (state.step - begun_at)
+                    done, left = ((part**2).sum() for part in (sides[begun_at : state.step], sides[state.step :]))
+                    seconds_left = (time.perf_counter() - began) * left / done  # as the pixels of the views
                     time_left = f"; {tqdm.format_interval(seconds_left)} left" if seconds_left else ""
                     log(f"{_so_far(epoch, epochs, state.history)}, {_speed_text(row)}{time_left}")
         bar.close()
@@ -181,6 +185,11 @@ def plan_steps(images: int, params: Pretrain) -> tuple[int, int]:
         )
     per_epoch = images // params.batch_size
     return per_epoch, min(per_epoch * params.epochs, params.max_steps or sys.maxsize)
+
+
+def _sides(given: Sequence[int | None], usual: int, steps: int) -> np.ndarray:
+    """The side of the views in each step: the given ones, each for an equal part of all steps; None is the usual."""
+    return np.array([side or usual for side in given])[np.arange(steps) * len(given) // steps]
 
 
 class _Timed:
