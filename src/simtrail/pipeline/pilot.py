@@ -22,8 +22,9 @@ from simtrail.training.features import Judge, first_good
 from simtrail.training.loop import plan_steps
 from simtrail.training.monitors import Monitor
 
-SHARE = 0.2  # of the pixels that the whole training sees, for all trainings of the pilot together
-STEPS = 20  # of each training at least: fewer say nothing about the recipe
+SHARE = 0.25  # of the pixels that the whole training sees, for all trainings of the pilot together
+STEPS = 40  # of each training at least: fewer say little about the recipe
+SURE = 0.95  # level of the interval beyond which another recipe is better: it does not include the chance of training
 
 Log = Callable[[str], None]
 
@@ -62,7 +63,7 @@ def choose_recipe(params: Params, log: Log) -> Result:
     if steps < STEPS:
         reason = f"the usual one, because the training is too short for a pilot ({steps} steps for each recipe)"
         return Result(names[0], reason, [])
-    log(f"pilot: {len(names)} trainings of {steps} steps, {SHARE:.0%} of the whole training")
+    log(f"pilot: {len(names)} trainings of {steps} steps, with {SHARE:.0%} of the pixels of the whole training")
     judge = Judge(monitor)
     tried = [_short_run(params, name, steps, judge, log) for name in names]
     shutil.rmtree(project_folder() / ".simtrail" / "pilot", ignore_errors=True)  # only now: a killed pilot continues
@@ -76,9 +77,9 @@ def choose_recipe(params: Params, log: Log) -> Result:
 
 
 def usual_or_best(hits: list[np.ndarray], block: np.ndarray) -> int:
-    """The position of the best hits, or 0, the usual recipe, if it is not clearly worse; see `first_good`."""
+    """The position of the best hits, or 0, the usual recipe, if that is not clearly worse (see `first_good`)."""
     best = max(range(len(hits)), key=lambda number: hits[number].mean())
-    return (0, best)[first_good([hits[0], hits[best]], block)]
+    return (0, best)[first_good([hits[0], hits[best]], block, SURE)]
 
 
 def recipes_for(recipe: Recipe) -> list[str]:

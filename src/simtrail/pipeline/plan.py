@@ -144,12 +144,10 @@ def view_size(p: Pretrain, config: EncoderConfig) -> tuple[list[int] | int | Non
         return None, f"images of {size} px have few pixels as it is"
     encoder = Encoder(config)
     last = last if last < size and not refusal(encoder, last) else size
-    text = f"at the end, whole images of {size} px show things about as large as views did"
+    text = f"{last} px, at which whole images of {size} px show things about as large as views did"
     if not p.terms.local and not refusal(encoder, first):
-        return [first, last], f"small views first, which cost less; {text}"
-    if last < size:
-        return last, text
-    return None, f"{network} does not take smaller views"
+        return [first, last], f"small views first, which cost less; then {text if last < size else f'{size} px'}"
+    return (last, text) if last < size else (None, f"{network} does not take smaller views")
 
 
 def batch_size(images: int, device: torch.device) -> tuple[int, str]:

@@ -103,16 +103,17 @@ class Judge:
         return np.concatenate(found)
 
 
-def first_good(hits: list[np.ndarray], block: np.ndarray) -> int:
+def first_good(hits: list[np.ndarray], block: np.ndarray, level: float = STANDARD_ERROR) -> int:
     """The first of several ways to get features that is not clearly worse than the best one.
 
     `hits` has the hits of each (see Judge), `block` the blocks of the images. The score is the mean of the accuracies
-    of probe and kNN, because people use features for both. Clearly worse means by more than one standard error of the
-    difference, which is paired (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3).
+    of probe and kNN, because people use features for both. Clearly worse means that the paired interval of the
+    difference, at this level, is above 0: by more than one standard error (Breiman et al. 1984, Classification and
+    Regression Trees, section 3.4.3).
     """
     scores = [each.mean(1, keepdims=True) for each in hits]
     best = max(range(len(hits)), key=lambda number: scores[number].mean())  # the first if several are equal
-    gains = (paired(scores[number], scores[best], block, STANDARD_ERROR).low[0] for number in range(best))
+    gains = (paired(scores[number], scores[best], block, level).low[0] for number in range(best))
     return next((number for number, gain in enumerate(gains) if gain <= 0), best)
 
 
