@@ -28,7 +28,7 @@ from simtrail.evaluation.probe import linear_probe
 from simtrail.evaluation.tasks import main_task
 from simtrail.model.encoder import Encoder
 from simtrail.params import Evaluate, changed, load_params
-from simtrail.pipeline.pilot import SHARE, STEPS, recipes_for
+from simtrail.pipeline.pilot import SHARE, STEPS, in_first_views, recipes_for
 from simtrail.pipeline.plan import make_plan
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import Prepared, prepared
@@ -61,13 +61,15 @@ def one_set(name: str, seed: int) -> None:
         fixed = {"pretrain.recipe": recipe, "pretrain.seeds": [seed], "pretrain.encoder.features": [1]}
         params = changed(load_params(settings=[f"data.name={name}"]), fixed, "benchmark")
         params = changed(params, make_plan(params).values, "benchmark")
-        total = plan_steps(len(source.pretraining_rows("train")), params.pretrain)[1]
-        short = max(STEPS, int(SHARE * total / len(names)))
-        for length, steps in (("pilot", short), ("full", total)):
+        images, p = len(source.pretraining_rows("train")), params.pretrain
+        short = max(STEPS, int(SHARE * in_first_views(images, p, source.recipe.size) / len(names)))
+        full = plan_steps(images, p)[1]
+        for length, steps, side in (("pilot", short, p.view_sides[0]), ("full", full, p.view_size)):
             key = dict(zip(KEY, (name, recipe, seed, length), strict=True))
             if (results()[KEY] == pd.Series(key)).all(axis=1).any() or (seed and not is_close(name, recipe)):
                 continue
-            p = changed(params, {"pretrain.max_steps": steps}, "benchmark").pretrain
+            settings = {"pretrain.max_steps": steps, "pretrain.view_size": side}
+            p = changed(params, settings, "benchmark").pretrain
             encoder = training_run(p, "benchmark").fit(validate=length == "full").encoder
             row = key | {"steps": steps} | scores(encoder, source) | label_free(encoder, source, p.augment)
             print(row, flush=True)

@@ -15,7 +15,7 @@ import numpy as np
 from simtrail.augment.views import TwoViews
 from simtrail.data.recipe import Recipe
 from simtrail.model.backbone import grids_of
-from simtrail.params import FEATURES, Params, Settings, changed
+from simtrail.params import FEATURES, Params, Pretrain, Settings, changed
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import prepared, project_folder
 from simtrail.training.features import Judge, first_good
@@ -54,9 +54,7 @@ def choose_recipe(params: Params, log: Log) -> Result:
     p = params.pretrain
     monitor = Monitor(data, TwoViews(p.augment, source.recipe, p.view_sides[-1]), p.seed)
     names = recipes_for(source.recipe)
-    sides = [side or source.recipe.size for side in p.view_sides]
-    # the whole training, in steps with the first views, which are the smallest: those of the short trainings
-    whole = plan_steps(len(data.train), p)[1] * float(np.mean(np.square(sides))) / sides[0] ** 2
+    whole = in_first_views(len(data.train), p, source.recipe.size)
     steps = int(SHARE * whole / len(names))
     if not monitor.labelled:
         return Result(names[0], "the usual one, because there are no labels on which others can be compared", [])
@@ -74,6 +72,12 @@ def choose_recipe(params: Params, log: Log) -> Result:
     reason = "the best" if number else "the usual one, and no other is clearly better"
     reason += f"; mean accuracy of probe and kNN on {judge.what}: " + "; ".join([scores.pop(number), *scores])
     return Result(names[number], reason, [each.row for each in tried])
+
+
+def in_first_views(images: int, p: Pretrain, size: int) -> float:
+    """The length of the whole training, in steps with the first, smallest views that see as many pixels."""
+    sides = [side or size for side in p.view_sides]
+    return plan_steps(images, p)[1] * float(np.mean(np.square(sides))) / sides[0] ** 2
 
 
 def usual_or_best(hits: list[np.ndarray], block: np.ndarray) -> int:
