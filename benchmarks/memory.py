@@ -27,8 +27,9 @@ from common import DEVICE, encoder, recipe, save, settings
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import TrainingData, batches, epoch_rows
 from simtrail.data.pack import SHARD_BYTES, PackedImages
-from simtrail.training.learner import Learner, threads_for
+from simtrail.training.learner import Learner
 from simtrail.training.loop import fit
+from simtrail.training.machine import ready_for
 from simtrail.training.state import Checkpoints
 
 SIDE, BATCH, FEW = 64, 256, 10_000
@@ -79,7 +80,7 @@ def measure(images: PackedImages, rounds: int = ROUNDS, batch: int = BATCH) -> d
     before, most = process.memory_info().rss, 0
     rates: dict[str, list[float]] = {"all": [], "few": [], "reading": []}
     streams, number = {name: endless(images, part, batch) for name, part in rows.items()}, 0
-    with threads_for(DEVICE):
+    with ready_for(DEVICE):
         for _ in range(rounds):
             for name, stream in streams.items():
                 next(stream)

@@ -18,7 +18,8 @@ import torch
 from common import DEVICE, KIND, encoder, recipe, save, settings, timed
 
 from simtrail.augment.views import TwoViews
-from simtrail.training.learner import Learner, threads_for
+from simtrail.training.learner import Learner
+from simtrail.training.machine import ready_for
 
 SIDE, BATCH, TEACHER = 64, 64, 1280
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -35,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def seconds(options: dict[str, dict[str, Any]], rounds: int) -> dict[str, float]:
-    with threads_for(DEVICE):
+    with ready_for(DEVICE):
         return timed({name: step(**option) for name, option in options.items()}, rounds)
 
 

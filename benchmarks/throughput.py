@@ -40,7 +40,8 @@ from simtrail.model.objectives import nt_xent
 from simtrail.model.small_maps import SmallMapConv2d
 from simtrail.params import Pretrain
 from simtrail.pipeline.plan import precision
-from simtrail.training.learner import Learner, threads_for
+from simtrail.training.learner import Learner
+from simtrail.training.machine import ready_for
 
 GPU = DEVICE.type == "cuda"
 
@@ -76,7 +77,7 @@ SMALL = [Case(32, "resnet10t", 8), Case(32, "resnet10t", 8, True), Case(32, "vit
 def main(smoke: bool = False) -> None:
     rows = []
     for case in SMALL if smoke else CARD if GPU else PROCESSOR:
-        with threads_for(DEVICE):
+        with ready_for(DEVICE):
             rows.append(throughput(case))
         print(rows[-1], flush=True)
         if not smoke:  # a machine whose time ends leaves what it has measured

@@ -10,21 +10,23 @@ from torch import nn
 Pair: TypeAlias = tuple[int, ...]
 Window: TypeAlias = tuple[slice, slice]
 
-LARGEST = 4  # positions of a map for which this is faster
+LARGEST = {torch.float32: 4, torch.bfloat16: 9}  # positions of a map for which this is faster
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution that uses `small_map` in training, in float32 on a processor, for maps of up to four positions.
+    """A convolution that uses `small_map` in training on a processor, for maps of few positions.
 
     oneDNN has no fast way for these maps, of which a ResNet has several for images of 64 pixels, with most of its
     weights. After training, an encoder's features come from the usual convolution.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
+        if self.training and x.device.type == "cpu":
+            low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
             rows, columns = _positions(x, self.weight, self.stride, self.padding)
-            if len(rows) * len(columns) <= LARGEST and not torch.is_autocast_enabled("cpu"):
-                return small_map(x, self.weight, self.bias, self.stride, self.padding)
+            if len(rows) * len(columns) <= LARGEST.get(low, 0):
+                weight, bias = self.weight.to(low), None if self.bias is None else self.bias.to(low)
+                return small_map(x.to(low), weight, bias, self.stride, self.padding)
         return super().forward(x)
 
 

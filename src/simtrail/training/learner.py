@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,21 +24,6 @@ from simtrail.training.memory import batch_too_large, is_out_of_memory
 from simtrail.training.optimisers import make_optimiser
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@contextmanager
-def threads_for(device: torch.device) -> Iterator[None]:
-    """Within it, PyTorch uses one thread of the processor if the device is a GPU.
-
-    What is left to the processor is so small that further threads cost more time than they save.
-    """
-    threads = torch.get_num_threads()
-    if device.type == "cuda":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Learner:

@@ -22,7 +22,8 @@ from simtrail.params import FEATURES, WHITEN, Checkpoint, Pretrain, Settings
 from simtrail.training.distributed import from_first, rank, world
 from simtrail.training.early import early_epoch, early_truth
 from simtrail.training.features import Chosen, choose_features
-from simtrail.training.learner import Learner, threads_for
+from simtrail.training.learner import Learner
+from simtrail.training.machine import ready_for
 from simtrail.training.monitors import Monitor, problems
 from simtrail.training.optimisers import learning_rate, peak_rate
 from simtrail.training.state import Checkpoints, TrainingState
@@ -66,7 +67,7 @@ def fit(
     """
     per_epoch, steps = plan_steps(len(data.train), params)
     epochs, device, peak = math.ceil(steps / per_epoch), best_device(), peak_rate(params)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), threads_for(device):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), ready_for(device):
         torch.manual_seed(params.seed)  # the encoder is built on the CPU, so that a GPU starts from the same weights
         width = 0 if data.teacher is None else data.teacher.shape[1]
         encoder = Encoder(config.model_copy(update={"terms": params.terms, "teacher_width": width}))

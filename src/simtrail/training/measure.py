@@ -8,6 +8,7 @@ import torch
 
 from simtrail.model.encoder import Encoder
 from simtrail.training.learner import LOW
+from simtrail.training.machine import ready_for
 
 REPEATS, IMAGES = 5, 32
 HOPELESS = 4  # times the fastest: not measured again; on a processor without units for it, bf16 takes ten times as long
@@ -20,17 +21,18 @@ def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) 
     program that slows the machine down slows all of them.
     """
     seconds = dict.fromkeys(precisions, float("inf"))
-    for precision in precisions:  # compiles and allocates
-        _passes(encoder, precision, images if encoder.device.type == "cuda" else min(images, 4))
-    for _ in range(REPEATS):
-        for precision in precisions:
-            if HOPELESS * min(seconds.values()) < seconds[precision] < float("inf"):
-                continue
-            _synchronise(encoder)
-            start = time.perf_counter()
-            _passes(encoder, precision, images)
-            _synchronise(encoder)
-            seconds[precision] = min(seconds[precision], (time.perf_counter() - start) / images)
+    with ready_for(encoder.device):
+        for precision in precisions:  # compiles and allocates
+            _passes(encoder, precision, images if encoder.device.type == "cuda" else min(images, 4))
+        for _ in range(REPEATS):
+            for precision in precisions:
+                if HOPELESS * min(seconds.values()) < seconds[precision] < float("inf"):
+                    continue
+                _synchronise(encoder)
+                start = time.perf_counter()
+                _passes(encoder, precision, images)
+                _synchronise(encoder)
+                seconds[precision] = min(seconds[precision], (time.perf_counter() - start) / images)
     return seconds
 
 
