@@ -9,10 +9,11 @@ For each size of image and network, the images (of two views each) per second of
   lightly_ready  the step of Lightly's example in the same precision, on views that are ready,
   lightly        Lightly as it comes: its example in float32, with its own transforms,
   lightly_bf16   the same in bf16, where this is the precision that is chosen.
-Lightly's transforms run on all cores of the processor, here without any loss: beside a GPU at the same time, otherwise
-in turn. The precision is bf16 on a GPU, and what `precision: auto` chooses on a processor. On a GPU, NT-Xent with its
-gradient is timed, too; on a processor, forms of the ceiling: the layout of memory, both views as one batch or two, and
-compiled. Needs none of the MLOps packages. Writes tables to benchmarks/results/throughput-<cpu|gpu>.csv and
+On a processor, Lightly's steps run in a process of their own, because our training changes how a process allocates
+memory. Lightly's transforms run on all cores of the processor, here without any loss: beside a GPU at the same time,
+otherwise in turn. The precision is bf16 on a GPU, and what `precision: auto` chooses on a processor. On a GPU, NT-Xent
+with its gradient is timed, too; on a processor, forms of the ceiling: the layout of memory, both views as one batch or
+two, and compiled. Needs none of the MLOps packages. Writes tables to benchmarks/results/throughput-<cpu|gpu>.csv and
 forms-cpu.csv; --smoke tries everything on a few small images, and writes nothing.
 """
 
@@ -21,10 +22,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -35,15 +40,14 @@ from torch import nn
 from simtrail.augment.views import TwoViews
 from simtrail.data.loader import batches, epoch_rows
 from simtrail.data.pack import PackedImages
-from simtrail.model.encoder import Encoder
 from simtrail.model.objectives import nt_xent
 from simtrail.model.small_maps import SmallMapConv2d
-from simtrail.params import Pretrain
 from simtrail.pipeline.plan import precision
 from simtrail.training.learner import Learner
 from simtrail.training.machine import ready_for
 
 GPU = DEVICE.type == "cuda"
+Parts: TypeAlias = dict[str, Callable[[], Any]]
 
 
 class Case(NamedTuple):
@@ -117,11 +121,6 @@ def throughput(case: Case, rounds: int = 3) -> dict[str, Any]:
     views = TwoViews(p.augment, packing)
     learner = Learner(trained, views, p)
     ready = torch.rand(2 * case.batch, 3, case.side, case.side, device=DEVICE)
-    lightly = {}
-    if not case.compiled:
-        lightly["lightly_ready"] = lightly_step(p, trained, ready, low)
-        for name, kind in (("lightly", "fp32"), ("lightly_bf16", "bf16"))[: 1 + (low == "bf16")]:
-            lightly[name] = lightly_step(p, trained, ready, kind, torch.contiguous_format)
 
     def ceiling() -> None:
         with learner.autocast:
@@ -129,13 +128,14 @@ def throughput(case: Case, rounds: int = 3) -> dict[str, Any]:
         projections.float().square().mean().backward()
         learner.encoder.zero_grad(set_to_none=True)
 
-    with TemporaryDirectory() as folder:
+    theirs = nullcontext(lightly_steps(case, low)) if GPU else apart(lightly_steps, case, low)
+    with TemporaryDirectory() as folder, theirs as lightly:
         random = np.random.default_rng(0).integers(0, 256, (4 * case.batch, 3, case.side, case.side), dtype=np.uint8)
         np.save(Path(folder) / "images-0000.npy", random)
         images, rows = PackedImages(Path(folder), packing), np.arange(len(random))
         endless = (b for epoch in range(10**6) for b in batches(images, epoch_rows(rows, case.batch, 0, epoch), DEVICE))
         steps = (learner.step(b, 1e-4, 0, 0, number) for number, b in enumerate(endless))
-        parts: dict[str, Callable[[], Any]] = {
+        parts: Parts = {
             "ceiling": ceiling,
             "step": lambda: next(steps),
             "views": lambda: views(ready[: case.batch], time.perf_counter_ns()),
@@ -150,22 +150,50 @@ def throughput(case: Case, rounds: int = 3) -> dict[str, Any]:
     return {**case._asdict(), "precision": low, **speeds, "of_ceiling": round(seconds["ceiling"] / seconds["step"], 2)}
 
 
-def lightly_step(
-    p: Pretrain,
-    trained: Encoder,
-    ready: torch.Tensor,
-    kind: str,
-    layout: torch.memory_format = torch.channels_last,
-) -> Callable[[], Any]:
+@contextmanager
+def apart(make: Callable[..., Parts], *arguments: Any) -> Iterator[Parts]:
+    """The parts that `make` gives, in a process of their own, which allocates memory as usual; they return nothing."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, make, *arguments))
+    process.start()
+
+    def call(name: str) -> None:
+        ours.send(name)
+        ours.recv()
+
+    yield {name: partial(call, name) for name in ours.recv()}
+    ours.send(None)
+    process.join()
+
+
+def _answer(pipe: Connection, make: Callable[..., Parts], *arguments: Any) -> None:
+    parts = make(*arguments)
+    pipe.send(list(parts))
+    while name := pipe.recv():
+        parts[name]()
+        pipe.send("done")
+
+
+def lightly_steps(case: Case, low: str) -> Parts:
+    """Lightly's steps, by name; none for a compiled network."""
+    kinds = {"lightly_ready": low, "lightly": "fp32"} | ({"lightly_bf16": low} if low == "bf16" else {})
+    return {} if case.compiled else {name: lightly_step(case, name, kind) for name, kind in kinds.items()}
+
+
+def lightly_step(case: Case, name: str, kind: str) -> Callable[[], Any]:
     """The step of Lightly's example of SimCLR with the same backbone and optimiser, on views that are ready."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
 
-    backbone = with_plain_convolutions(Encoder(trained.config).backbone)
+    p = settings(case.model, case.side, case.batch)
+    layout = torch.channels_last if name == "lightly_ready" else torch.contiguous_format  # the former as ours
+    backbone = with_plain_convolutions(encoder(p, recipe(case.side)).backbone)
     network = nn.Sequential(backbone, SimCLRProjectionHead(backbone.width, p.head.hidden, p.head.output))
     network = network.to(DEVICE, memory_format=layout)  # type: ignore[call-overload]
     criterion = NTXentLoss(temperature=p.temperature)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    ready = torch.rand(2 * case.batch, 3, case.side, case.side, device=DEVICE)
     first, second = ready.contiguous(memory_format=layout).chunk(2)
 
     def step() -> None:
@@ -202,46 +230,57 @@ def with_plain_convolutions(net: Any) -> Any:
 
 
 def forms(case: Case) -> pd.DataFrame:
-    """The encoder alone in other forms, relative to the present one, in the precision that was chosen for it."""
-    p, packing = settings(case.model, case.side, case.batch), recipe(case.side)
-    ready, low = torch.rand(2 * case.batch, 3, case.side, case.side), precision(encoder(p, packing).config, DEVICE)[0]
-
-    def form(
-        kind: str = "fp32",
-        layout: torch.memory_format = torch.channels_last,
-        parts: int = 1,
-        compiled: bool = False,
-        plain: bool = False,
-    ) -> Callable[[], None]:
-        trained = encoder(p, packing)  # whose inputs would get the present layout again
-        if plain:
-            with_plain_convolutions(trained.backbone)
-        network = nn.Sequential(trained.backbone, trained.head).to(memory_format=layout)  # type: ignore[call-overload]
-        views = ready.contiguous(memory_format=layout).chunk(parts)
-        if compiled:
-            network.compile()
-
-        def passes() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
-                projections = torch.cat([network(part) for part in views])
-            projections.float().square().mean().backward()
-            network.zero_grad(set_to_none=True)
-
-        return passes
-
-    seconds = timed(
-        {
-            "fp32, channels last, both views as one batch": form(),
-            "channels first": form(layout=torch.contiguous_format),
-            "the views as two batches": form(parts=2),
-            "compiled": form(compiled=True),
-            "PyTorch's convolutions for small maps, too": form(plain=True),
+    """The encoder alone in other forms, relative to float32, in the precisions that pay on this processor."""
+    low = precision(encoder(settings(case.model, case.side, case.batch), recipe(case.side)).config, DEVICE)[0]
+    parts = {
+        "fp32, channels last, both views as one batch": form(case),
+        "channels first": form(case, layout=torch.contiguous_format),
+        "the views as two batches": form(case, parts=2),
+        "compiled": form(case, compiled=True),
+        "PyTorch's convolutions for small maps": form(case, plain=True),
+    }
+    if low == "bf16":
+        parts |= {
+            "bf16": form(case, low),
+            "bf16, compiled": form(case, low, compiled=True),
+            "bf16, PyTorch's convolutions for small maps": form(case, low, plain=True),
         }
-        | ({"bf16": form("bf16"), "bf16, compiled": form("bf16", compiled=True)} if low == "bf16" else {}),
-        rounds=5,
-    )
+    with apart(_usual_memory, case, low) as usual, ready_for(DEVICE):
+        seconds = timed(parts | usual, rounds=5)
     present = next(iter(seconds.values()))
     return pd.DataFrame({"form": list(seconds), "speed": [round(present / each, 2) for each in seconds.values()]})
+
+
+def _usual_memory(case: Case, low: str) -> Parts:
+    name = "memory returned to the system between steps"
+    return {name: form(case)} | ({f"bf16, {name}": form(case, low)} if low == "bf16" else {})
+
+
+def form(
+    case: Case,
+    kind: str = "fp32",
+    layout: torch.memory_format = torch.channels_last,
+    parts: int = 1,
+    compiled: bool = False,
+    plain: bool = False,
+) -> Callable[[], None]:
+    """The forward and backward pass of an encoder and its head, on views that are ready."""
+    trained = encoder(settings(case.model, case.side, case.batch), recipe(case.side))
+    if plain:
+        with_plain_convolutions(trained.backbone)
+    # not the encoder, which would give its inputs the usual layout again
+    network = nn.Sequential(trained.backbone, trained.head).to(memory_format=layout)  # type: ignore[call-overload]
+    views = torch.rand(2 * case.batch, 3, case.side, case.side).contiguous(memory_format=layout).chunk(parts)
+    if compiled:
+        network.compile()
+
+    def passes() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+            projections = torch.cat([network(part) for part in views])
+        projections.float().square().mean().backward()
+        network.zero_grad(set_to_none=True)
+
+    return passes
 
 
 if __name__ == "__main__":

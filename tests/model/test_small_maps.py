@@ -44,3 +44,19 @@ def test_a_network_has_the_same_weights_and_results_and_uses_products_only_in_tr
     torch.testing.assert_close(net.train()(images), plain.train()(images), rtol=1e-4, atol=1e-4)
     assert {shape[2:] for shape in used} == {(4, 4), (2, 2)}
     assert net.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_under_autocast_the_products_are_in_bf16_and_weights_get_float32_gradients():
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(5, 4, 3, padding=1)
+    with_small_maps(net)
+    x = torch.randn(6, 5, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(x)
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    expected = F.conv2d(x, net.weight, net.bias, padding=1)
+    torch.testing.assert_close(y.float(), expected, rtol=0.02, atol=0.02)
+    slope = torch.autograd.grad(expected.square().sum(), net.weight)[0]
+    assert net.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(net.weight.grad, slope, rtol=0.05, atol=0.02 * float(slope.abs().max()))
