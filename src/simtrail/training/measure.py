@@ -10,30 +10,32 @@ from simtrail.model.encoder import Encoder
 from simtrail.training.learner import LOW
 from simtrail.training.machine import ready_for
 
-REPEATS, IMAGES = 5, 32
-HOPELESS = 4  # times the fastest: not measured again; on a processor without units for it, bf16 takes ten times as long
+REPEATS, IMAGES, FEW = 5, 32, 4
+HOPELESS = (
+    4  # times the fastest, of few images: not measured on more; without units for it, bf16 takes ten times as long
+)
 
 
 def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) -> dict[str, float]:
-    """The seconds per image of a forward and a backward pass of two views, by precision: the fastest of up to five.
+    """The seconds per image of a forward and a backward pass of two views, by precision: the fastest of five.
 
     The encoder is on its device; its weights and its mode don't change. The precisions take turns, so that another
     program that slows the machine down slows all of them.
     """
-    seconds = dict.fromkeys(precisions, float("inf"))
+    few = images if encoder.device.type == "cuda" else min(images, FEW)
+
+    def seconds(precision: str, images: int) -> float:
+        _synchronise(encoder)
+        start = time.perf_counter()
+        _passes(encoder, precision, images)
+        _synchronise(encoder)
+        return (time.perf_counter() - start) / images
+
     with ready_for(encoder.device):
-        for precision in precisions:  # compiles and allocates
-            _passes(encoder, precision, images if encoder.device.type == "cuda" else min(images, 4))
-        for _ in range(REPEATS):
-            for precision in precisions:
-                if HOPELESS * min(seconds.values()) < seconds[precision] < float("inf"):
-                    continue
-                _synchronise(encoder)
-                start = time.perf_counter()
-                _passes(encoder, precision, images)
-                _synchronise(encoder)
-                seconds[precision] = min(seconds[precision], (time.perf_counter() - start) / images)
-    return seconds
+        of_few = {precision: min(seconds(precision, few) for _ in range(3)) for precision in precisions}  # 1st compiles
+        hopeful = [p for p in precisions if of_few[p] <= HOPELESS * min(of_few.values())]
+        rounds = [{p: seconds(p, images) for p in hopeful} for _ in range(1 + REPEATS)][1:]  # the first allocates
+    return of_few | {p: min(each[p] for each in rounds) for p in hopeful}
 
 
 def bytes_per_image(encoder: Encoder, precision: str, local_views: int = 0, images: int = 4) -> float:
