@@ -63,6 +63,12 @@ def test_of_features_that_are_about_as_good_the_simplest_are_chosen():
     assert choose_features(Given(nearly, useful(0), best), Images(), GRIDS).values == {FEATURES: [1]}
 
 
+def test_narrow_features_that_are_whitened_come_before_wide_ones_that_are_not(monkeypatch):
+    monkeypatch.setattr(features, "whitened", lambda given, rows: torch.from_numpy(useful(1)))
+    chosen = choose_features(Given(useful(0), useful(1)), Images(), BOTH)
+    assert chosen.values == {FEATURES: [1], WHITEN: True}
+
+
 def test_without_labels_or_another_possible_choice_they_are_the_mean_of_the_last_map():
     first = {FEATURES: [1], WHITEN: False}
     assert choose_features(Given(useful(0), useful(1)), Images(labelled=False), BOTH).values == first

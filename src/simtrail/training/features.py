@@ -15,7 +15,7 @@ from simtrail.model.whitening import whitened
 from simtrail.params import CHOSEN, FEATURES, WHITEN, Settings, shown
 from simtrail.training.monitors import NEIGHBOURS, Monitor
 
-CHOICES = [[1], [2], [1, 2, 3], [2, 3, 4]]  # values of pretrain.encoder.features, the simplest first
+CHOICES = [[1], [2], [1, 2, 3], [2, 3, 4]]  # values of pretrain.encoder.features, the narrowest first
 FOLDS, FEW = 5, 500  # with fewer labelled validation images, these and the training images are judged in folds
 BANK = 5000  # most training images used
 STANDARD_ERROR = 0.68  # the level of an interval of one standard error on either side
@@ -42,11 +42,12 @@ class Chosen(NamedTuple):
 def choose_features(encoder: Encoder, monitor: Monitor, made: Settings) -> Chosen:
     """The simplest features that are not clearly worse than the best ones on labelled images of validation.
 
-    `made` has the values of `CHOSEN`. In place of an auto, each of the `CHOICES` is tried, and features without and
-    with whitening; without labels, the first of these are chosen.
+    `made` has the values of `CHOSEN`. In place of an auto, each of the `CHOICES` is tried, without and with whitening.
+    Simple is first of all narrow: all that is done with features later takes as much longer as they are wider. Without
+    labels, the first of these are chosen.
     """
     grids = [g for g in CHOICES if _is_possible(encoder, g)] if made[FEATURES] == "auto" else [made[FEATURES]]
-    tried = [(g, white) for white in ([False, True] if made[WHITEN] == "auto" else [made[WHITEN]]) for g in grids]
+    tried = [(g, white) for g in grids for white in ([False, True] if made[WHITEN] == "auto" else [made[WHITEN]])]
     values = [{key: v for key, v in zip(CHOSEN, each, strict=True) if made[key] == "auto"} for each in tried]
     if len(tried) == 1:
         return Chosen(values[0], "the only possible value for this network and these images")
