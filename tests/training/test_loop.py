@@ -377,3 +377,18 @@ def test_the_first_ten_steps_give_the_stored_losses(prepared):
     }
     golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
     assert losses(fit(prepared, changes).history) == pytest.approx(golden, rel=1e-4)
+
+
+def test_the_time_left_counts_steps_by_their_pixels_and_validations_one_by_one(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    clock = loop._Clock(np.array([1, 1, 4, 4]), {0, 3}, 0)
+    now[0] = 2.0  # a step
+    clock.validates()
+    now[0] = 12.0
+    clock.has_validated()
+    assert clock.seconds_left(0, 1) == 2 * (1 + 4 + 4) + 10
+    now[0] = 14.0
+    assert clock.seconds_left(1, 2) == 2 * (4 + 4) + 10
+    now[0] = 30.0
+    assert clock.seconds_left(3, 4) == 0

@@ -92,8 +92,11 @@ def fit(
                 times = draws(data.weight[data.train], per_epoch, params.batch_size)
                 log(f"sampling: an image is drawn {times.min():.2g} to {times.max():.2g} times per epoch")
         sides = _sides(params.view_sides, config.view_side, steps)
-        finite = _FiniteLoss(steps, saver)
-        began, begun_at = time.perf_counter(), state.step
+        early, every = early_epoch(epochs), params.monitor.every
+        validated = (
+            {e for e in range(epochs) if (e + 1) % every == 0 or e + 1 in (early, epochs)} if validate else set()
+        )
+        finite, clock = _FiniteLoss(steps, saver), _Clock(sides**2, validated, state.step)
         bar = tqdm(total=steps, initial=state.step, desc="pretrain", unit="step", disable=True if rank() else None)
         for epoch in range(len(state.history), epochs):
             if metric and params.monitor.patience and state.validations_since_best >= params.monitor.patience:
@@ -132,28 +135,28 @@ def fit(
                 "learning_rate": learning_rate(state.step - 1, steps, peak, params.warmup),
                 **_speed((state.step - first_step) * params.batch_size, start, read.seconds),
             }
-            early = epoch + 1 == early_epoch(epochs)
-            if validate and ((epoch + 1) % params.monitor.every == 0 or state.step == steps or early):
+            if epoch in validated:
+                clock.validates()
                 kept = learner.kept
                 row |= from_first({**monitor.validate(kept), **on_validation(kept)} if rank() == 0 else {})
                 encoder.train()  # on_validation may have changed the mode
                 # after one epoch, features are still much like those of random weights, which nearly point in one way
                 lines = problems(row, encoder) if epoch or state.step == steps else []
-                if early and rank() == 0:
+                if epoch + 1 == early and rank() == 0:
                     first = state.history[0] if state.history else row
                     now, at_first = (r.get("loss_fused", r["loss"]) for r in (row, first))  # without other terms
                     lines += early_truth(row | {"loss": now}, kept, monitor, params, at_first)
                 for line in lines:
                     log(f"epoch {epoch + 1}: {line}")
                 state.keep_if_good(row, metric, learner.kept, partial(monitor.standard_error, metric))
+                clock.has_validated()
             state.end_epoch(row)
             if state.step == steps or saver.due(params.checkpoint):
                 saver.save()
             if rank() == 0:
                 on_epoch(state.history)
                 if bar.disable and (epoch == 0 or any(key.startswith("val_") for key in row)):  # no terminal
-                    done, left = ((part**2).sum() for part in (sides[begun_at : state.step], sides[state.step :]))
-                    seconds_left = (time.perf_counter() - began) * left / done  # as the pixels of the views
+                    seconds_left = clock.seconds_left(epoch, state.step)
                     time_left = f"; {tqdm.format_interval(seconds_left)} left" if seconds_left else ""
                     log(f"{_so_far(epoch, epochs, state.history)}, {_speed_text(row)}{time_left}")
         bar.close()
@@ -191,6 +194,28 @@ def plan_steps(images: int, params: Pretrain) -> tuple[int, int]:
 def _sides(given: Sequence[int | None], usual: int, steps: int) -> np.ndarray:
     """The side of the views in each step: the given ones, each for an equal part of all steps; None is the usual."""
     return np.array([side or usual for side in given])[np.arange(steps) * len(given) // steps]
+
+
+class _Clock:
+    """Estimates the time that is left: that of steps as the pixels of their views, validations one by one."""
+
+    def __init__(self, pixels: np.ndarray, validated: set[int], step: int):
+        self.pixels, self.validated, self.first = pixels, validated, step
+        self.began, self.validating, self.validations = time.perf_counter(), 0.0, 0
+
+    def validates(self) -> None:
+        self.validating -= time.perf_counter()
+
+    def has_validated(self) -> None:
+        self.validating += time.perf_counter()
+        self.validations += 1
+
+    def seconds_left(self, epoch: int, step: int) -> float:
+        """The seconds after this epoch and so many steps."""
+        training = time.perf_counter() - self.began - self.validating
+        each = self.validating / max(1, self.validations)
+        of_steps = training * self.pixels[step:].sum() / self.pixels[self.first : step].sum()
+        return float(of_steps + each * sum(e > epoch for e in self.validated))
 
 
 class _Timed:

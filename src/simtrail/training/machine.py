@@ -30,7 +30,7 @@ def ready_for(device: torch.device) -> Iterator[None]:
             torch.set_num_threads(threads)
         return
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):  # another C library
+    if libc is None or not hasattr(libc, "mallopt"):  # another C library
         yield
         return
     libc.mallopt(MMAP_MAX, 0)  # all memory comes from the heap,
