@@ -34,7 +34,7 @@ repro: .venv/.installed ## install if needed, bring the data, run the pipeline, 
 	@$(BIN)/dvc repro
 	@$(BIN)/simtrail summary
 
-test: .venv/.installed ## install if needed, run the tests (3 to 4 minutes)
+test: .venv/.installed ## install if needed, run the tests (2 to 7 minutes)
 	@$(BIN)/python -m pytest
 
 test-slow: .venv/.installed ## run all tests, also slow, browser and GPU tests if the machine has what they need
