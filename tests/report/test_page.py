@@ -202,6 +202,7 @@ def test_the_headline_says_that_the_difference_to_every_floor_is_significant(fol
         (0.85, "The accuracy is above the floor random weights"),
         (0.9, "is not above the floor random weights"),
         (0.881, "is not above"),
+        (1.0, "The floor random weights already classifies every test image rightly"),
     ],
 )
 def test_a_floor_that_is_not_beaten_is_named_in_headline_limits_and_card(folder, floor, verdict_text):

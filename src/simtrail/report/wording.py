@@ -21,6 +21,11 @@ def verdict(task: dict[str, Any]) -> str:
             f"The accuracy is above every floor. The closest floor is {name} with {score}: the difference is "
             f"{difference}."
         )
+    if task["scores"][closest]["accuracy"] == 1:
+        return (
+            f"The floor {name} already classifies every test image rightly: this task is too easy to show what the "
+            "encoder is worth."
+        )
     if gain["value"] <= 0:
         return (
             f"The accuracy is not above the floor {name} with {score}: these results do not show that the encoder is "
