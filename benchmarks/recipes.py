@@ -28,7 +28,7 @@ from simtrail.evaluation.probe import linear_probe
 from simtrail.evaluation.tasks import main_task
 from simtrail.model.encoder import Encoder
 from simtrail.params import Evaluate, changed, load_params
-from simtrail.pipeline.pilot import SHARE, STEPS, in_first_views, recipes_for
+from simtrail.pipeline.pilot import STEPS, recipes_for, steps_each
 from simtrail.pipeline.plan import make_plan
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import Prepared, prepared
@@ -62,7 +62,7 @@ def one_set(name: str, seed: int) -> None:
         params = changed(load_params(settings=[f"data.name={name}"]), fixed, "benchmark")
         params = changed(params, make_plan(params).values, "benchmark")
         images, p = len(source.pretraining_rows("train")), params.pretrain
-        short = max(STEPS, int(SHARE * in_first_views(images, p, source.recipe.size) / len(names)))
+        short = max(STEPS, steps_each(images, p, source.recipe.size, len(names)))
         full = plan_steps(images, p)[1]
         for length, steps, side in (("pilot", short, p.view_sides[0]), ("full", full, p.view_size)):
             key = dict(zip(KEY, (name, recipe, seed, length), strict=True))

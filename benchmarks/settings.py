@@ -12,6 +12,7 @@ benchmarks/results/settings.csv. Runs on a GPU if there is one, without any of t
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,10 @@ def main() -> None:
     plain = np.mean([hits({}, 1.0, seed) for seed in seeds], 0)
     for option in options:
         name, _, text = option.partition(":")
-        settings = {key: yaml.safe_load(value) for key, value in (part.split("=", 1) for part in text.split(","))}
+        settings = {
+            key: yaml.safe_load(value)
+            for key, value in (part.split("=", 1) for part in re.split(r",(?=[\w.]+=)", text))
+        }
         share = float(settings.pop("steps", 1.0))
         with_it = np.mean([hits(settings, share, seed) for seed in seeds], 0)
         row = {"set": project.name, "option": name, "seeds": len(seeds), **dict(compared(plain, with_it))}

@@ -155,8 +155,9 @@ def apart(make: Callable[..., Parts], *arguments: Any) -> Iterator[Parts]:
     """The parts that `make` gives, in a process of their own, which allocates memory as usual; they return nothing."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs, make, *arguments))
+    process = context.Process(target=_answer, args=(theirs, make, *arguments), daemon=True)
     process.start()
+    theirs.close()  # if the process fails, we don't wait for it
 
     def call(name: str) -> None:
         ours.send(name)

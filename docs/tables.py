@@ -120,14 +120,16 @@ def speed() -> str:
     groups = read("settings").query("option == 'positives: group'").set_index("set")["knn_gain"]
     card = read("throughput-gpu").iloc[0]
     core = read("throughput-cpu").query("side == 64 and model == 'resnet18'").iloc[0]
+    in_bf16 = f", and {core.step / core.lightly_bf16:.1f} times as with bf16" if core.lightly_bf16 > 0 else ""
     loss = read("nt_xent-cpu").set_index("form")["MB at B = 8192"]
     lines = (
         f"Groups, such as the views of a specimen, are learned from: kNN gains {groups['demo']:.3f} on the demo, "
         f"{groups['butterflies']:.3f} on the wings.",
         f"A training step of a ResNet-18 runs at {core.of_ceiling:.2f} of what the encoder alone would allow on two "
-        f"processor cores, {core.step / core.lightly:.1f} times as fast as Lightly as it comes ({core.batch} images of "
-        f"{core.side} px; {core.machine}, {core.date}); on one GPU, at {card.of_ceiling:.2f} of it ({card.batch:,} "
-        f"images of {card.side} px, {card.step:,} per second, two views each; {card.machine}, {card.date}).",
+        f"processor cores, {core.step / core.lightly:.1f} times as fast as Lightly as it comes, in float32{in_bf16} "
+        f"({core.batch} images of {core.side} px; {core.machine}, {core.date}); on one GPU, at {card.of_ceiling:.2f} "
+        f"of it ({card.batch:,} images of {card.side} px, {card.step:,} per second, two views each; {card.machine}, "
+        f"{card.date}).",
         f"The loss needs {loss['nt_xent']:.0f} MB instead of {loss['dense nt_xent'] / 1000:.1f} GB at batch 8,192.",
     )
     return "".join(f"- {line}\n" for line in lines)

@@ -593,8 +593,9 @@ class Pretrain(_Section):
     """Side of the views in training, in pixels: 8 to prepare.size. They are cropped from the packed image, below
     three quarters of it without aliasing. A list, such as [32, 48], has one side after the other, for equal numbers of
     steps: small views cost less. Whole images are seen at prepare.size, or at view_size by networks of one
-    size, such as vision transformers. auto: two sides, of which the last is about three quarters of prepare.size, at
-    which whole images show things as large as views did. null: prepare.size."""
+    size, such as vision transformers. auto: half of prepare.size, then about three quarters of it, at which whole
+    images show things as large as views did, where that leaves enough to see (one side with terms.local), else null.
+    null: prepare.size."""
     local_views: int = Field(0, ge=0, le=16)
     """Number of further views of each image: small crops of 5 to 25 % of it, at half the size (multi-crop). They are
     compared with the two views of all images, not with each other."""

@@ -321,3 +321,22 @@ def test_runs_that_this_store_does_not_know_are_not_adopted(tmp_path, monkeypatc
     monkeypatch.setattr("mlflow.MlflowClient.get_run", lambda *_: (_ for _ in ()).throw(MlflowException("no answer")))
     with pytest.raises(MlflowException, match="no answer"):
         adopt(["0" * 32], "1" * 32)
+
+
+def test_the_stem_suits_the_last_views_as_where_these_are_chosen_later(project, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(plan, "stem", lambda p, given, size: sizes.append(size) or ("small", "a reason"))
+    changes = {"pretrain__recipe": "sign", "pretrain__encoder__stem": "auto"}
+    for sides in ([16, 24], None):
+        write_params(**changes, pretrain__view_size=sides)
+        plan.make_plan(load_params())
+    assert sizes == [24, 32]
+
+
+def test_a_training_of_the_pilot_is_no_longer_than_the_whole_one():
+    p = with_changes({"pretrain.batch_size": 10, "pretrain.epochs": 10}).pretrain.model_copy(
+        update={"view_size": [32, 64]}
+    )
+    assert pilot.steps_each(100, p, 64, 5) == int(0.25 * 100 * 2.5 / 5)
+    p = p.model_copy(update={"view_size": [8, 64]})
+    assert pilot.steps_each(100, p, 64, 5) == 100

@@ -333,8 +333,13 @@ def test_views_that_the_network_can_not_take_are_refused(copied, monkeypatch):
     write_params(copied, pretrain__local_views=2, pretrain__encoder__model="vit_tiny_patch16_224")
     with pytest.raises(InputError, match=r"local_views = 2: 'vit_tiny_patch16_224' does not take views of half its s"):
         training_run(load_params().pretrain)
-    write_params(copied, pretrain__local_views=2, pretrain__encoder__stem="small")
+    small = {"pretrain__local_views": 2, "pretrain__encoder__stem": "small"}
+    write_params(copied, **small)
     training_run(load_params().pretrain)
+    write_params(copied, **small, pretrain__view_size=[16, 32])
+    monkeypatch.setattr("simtrail.pipeline.training_run.refusal", lambda encoder, side: "small" * (side < 16))
+    with pytest.raises(InputError, match=r"8×8 \(small\); set pretrain.view_size: 32, which now is \[16, 32\], or a l"):
+        training_run(load_params().pretrain)
 
 
 def test_the_key_of_a_run_depends_on_what_decides_its_result_and_on_nothing_else(copied):

@@ -216,6 +216,15 @@ def test_a_failed_run_is_shown_and_the_other_cells_still_run(project, monkeypatc
     assert "| low | DCL | failed | failed | failed |" in (OUT / "table.md").read_text()
 
 
+def test_a_cell_that_the_network_refuses_is_named_before_another_one_runs(project, monkeypatch):
+    cells = {"none": {"pretrain.local_views": 0}, "two": {"pretrain.local_views": 2}}
+    tree = TINY | {"vary": {"local views": cells}}
+    Path("sweeps/ablations/refused.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr("simtrail.pipeline.training_run.fit", None)
+    with pytest.raises(InputError, match=r"refused.yaml: two: pretrain.local_views = 2: .* 16×16"):
+        ablate("refused", [], 1)
+
+
 def test_without_labels_cells_are_compared_by_effective_rank(project, monkeypatch):
     labels = pd.read_parquet(ws.SPLIT)
     monkeypatch.setattr(pd, "read_parquet", lambda path: labels.assign(label=None))

@@ -32,12 +32,14 @@ class Given:
 
     device = torch.device("cpu")
 
-    def __init__(self, *of_choices):
+    def __init__(self, *of_choices, widths=(1, 2, 3, 4)):
         self.given = dict(zip(map(str, CHOICES), of_choices, strict=False))
+        self.widths = dict(zip(map(str, CHOICES), widths, strict=True))
 
     def with_features(self, choice):
         if str(choice) not in self.given:
             raise InputError("not possible")
+        return SimpleNamespace(width=self.widths[str(choice)])
 
     def features_on(self, choices, batch):
         return [torch.from_numpy(self.given[str(choice)])[batch] for choice in choices]
@@ -61,6 +63,11 @@ def test_of_features_that_are_about_as_good_the_simplest_are_chosen():
     nearly, best = useful(1), useful(1)
     nearly[0] = nearly[1]  # one image is mistaken for another: less than a standard error
     assert choose_features(Given(nearly, useful(0), best), Images(), GRIDS).values == {FEATURES: [1]}
+
+
+def test_of_features_that_are_about_as_good_the_narrowest_are_chosen_whatever_their_order():
+    given = Given(useful(1), useful(1), useful(1), widths=(1280, 1280, 1128, 2928))  # those of EfficientNet-Lite0
+    assert choose_features(given, Images(), GRIDS).values == {FEATURES: [1, 2, 3]}
 
 
 def test_narrow_features_that_are_whitened_come_before_wide_ones_that_are_not(monkeypatch):

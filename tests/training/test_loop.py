@@ -279,6 +279,12 @@ def test_a_run_stops_early_when_the_metric_does_not_rise_also_after_an_interrupt
     assert any("; resumes after step 9 of 27" in line for line in lines)
 
 
+def test_patience_begins_where_views_have_their_last_side(prepared, monkeypatch):
+    monkeypatch.setattr(loop.Monitor, "validate", lambda self, encoder: {"val_probe": 0.5, "val_feature_std": 1.0})
+    changes = {"pretrain.epochs": 9, "pretrain.monitor.patience": 2, "pretrain.encoder.stem": "small"}
+    assert len(fit(prepared, {**changes, "pretrain.view_size": [16, 32]}).history) == 6  # from epoch 5 on, with 32
+
+
 def test_a_collapse_is_logged(prepared, monkeypatch):
     monkeypatch.setattr(loop.Monitor, "validate", lambda self, encoder: {"val_probe": 0.5, "val_feature_std": 1e-4})
     lines = []
@@ -350,6 +356,23 @@ def test_out_of_memory_names_the_batch_size_and_one_that_fits(prepared, monkeypa
     ):
         fit(prepared)
     assert len(fit(prepared, {"pretrain.micro_batch_size": 4, "pretrain.epochs": 1}).history) == 1
+
+
+def test_memory_that_only_the_last_views_lack_is_missed_before_the_first_step(prepared, monkeypatch):
+    original = loop.Encoder.projections
+
+    def small_memory(self, batch):
+        if self.training and batch.shape[-1] == 32 and len(batch) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, batch)
+
+    monkeypatch.setattr(loop.Encoder, "projections", small_memory)
+    monkeypatch.setattr(loop.Learner, "step", None)
+    changes = {"pretrain.encoder.stem": "small", "pretrain.view_size": [16, 32]}
+    with pytest.raises(
+        InputError, match=r"batch_size = 8: out of memory with the views of 8 images at once; 4 fit: set"
+    ):
+        fit(prepared, changes)
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])  # slow without a GPU

@@ -54,8 +54,7 @@ def choose_recipe(params: Params, log: Log) -> Result:
     p = params.pretrain
     monitor = Monitor(data, TwoViews(p.augment, source.recipe, p.view_sides[-1]), p.seed)
     names = recipes_for(source.recipe)
-    whole = in_first_views(len(data.train), p, source.recipe.size)
-    steps = int(SHARE * whole / len(names))
+    steps = steps_each(len(data.train), p, source.recipe.size, len(names))
     if not monitor.labelled:
         return Result(names[0], "the usual one, because there are no labels on which others can be compared", [])
     if steps < STEPS:
@@ -66,12 +65,18 @@ def choose_recipe(params: Params, log: Log) -> Result:
     tried = [_short_run(params, name, steps, judge, log) for name in names]
     shutil.rmtree(project_folder() / ".simtrail" / "pilot", ignore_errors=True)  # only now: a killed pilot continues
     number = usual_or_best([each.hits for each in tried], judge.block)
+    whole = in_first_views(len(data.train), p, source.recipe.size)
     seconds = whole * p.batch_size * len(p.seeds) / float(np.median([each.speed for each in tried]))
     log(f"pilot: at this speed, pretrain takes about {math.ceil(seconds / 60)} min")
     scores = [f"{name} {each.hits.mean():.3f}" for name, each in zip(names, tried, strict=True)]
     reason = "the best" if number else "the usual one, and no other is clearly better"
     reason += f"; mean accuracy of probe and kNN on {judge.what}: " + "; ".join([scores.pop(number), *scores])
     return Result(names[number], reason, [each.row for each in tried])
+
+
+def steps_each(images: int, p: Pretrain, size: int, recipes: int) -> int:
+    """The steps of each training of the pilot: a share of the pixels of the whole training, but no more steps."""
+    return min(int(SHARE * in_first_views(images, p, size) / recipes), plan_steps(images, p)[1])
 
 
 def in_first_views(images: int, p: Pretrain, size: int) -> float:

@@ -88,7 +88,7 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
             log(f"{key} = {shown(values[key])}: {reasons[key]}")
 
     choose("pretrain.encoder.model", lambda p: model(p, given, images, device))
-    choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_sides[0] or recipe.size))
+    choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_sides[-1] or recipe.size))
     choose("pretrain.view_size", lambda p: view_size(p, encoder_config(p, source)))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
     choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device))

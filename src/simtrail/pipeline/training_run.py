@@ -127,9 +127,10 @@ def _check_views(encoder: Encoder, p: Pretrain) -> None:
                 f"({reason}); choose another size or another network, or set null"
             )
         if p.local_views and (reason := refusal(encoder, half)):
+            one = f"pretrain.view_size: {p.view_sides[-1]}, which now is {p.view_size}, or " * (len(p.view_sides) > 1)
             raise InputError(
                 f"pretrain.local_views = {p.local_views}: {p.encoder.model!r} does not take views of half its size, "
-                f"{half}×{half} ({reason}); choose a larger size or another network, or set 0"
+                f"{half}×{half} ({reason}); set {one}a larger size, another network, or local_views: 0"
             )
 
 

@@ -69,12 +69,14 @@ def ablate(name: str, assignments: list[str], seeds: int) -> None:
     runs = [(names, p.model_copy(update={"seeds": [p.seed + i]})) for names, p in cells.items() for i in range(seeds)]
     rows: list[dict[str, Any]] = []
     warned: set[str] = set()
-    for i, (names, params) in enumerate(runs, 1):
-        label = f"{i}/{len(runs)} {' × '.join(names)}" + (f", seed {params.seed}" if seeds > 1 else "")
+    for names, params in cells.items():
         try:
-            training = training_run(params)
+            training_run(params)
         except InputError as error:
             raise InputError(f"{source}: {' × '.join(names)}: {error}") from None
+    for i, (names, params) in enumerate(runs, 1):
+        label = f"{i}/{len(runs)} {' × '.join(names)}" + (f", seed {params.seed}" if seeds > 1 else "")
+        training = training_run(params)
         for line in sorted({*training.warnings} - warned):
             print(f"{label}: warning: {line}", flush=True)
         warned |= {*training.warnings}

@@ -208,8 +208,8 @@ def load_space(name: str, params: Params) -> Space:
             )
         if value not in space.space[key]:
             raise InputError(
-                f"{path}: space.{key}: params.yaml has {value!r}, which is outside the space; extend the space, "
-                "because trial 0 has the values of params.yaml"
+                f"{path}: space.{key}: params.yaml, or the plan where it has auto, has {value!r}, which is outside the "
+                "space; extend the space, because trial 0 has this value"
             )
     return space
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from simtrail.model.whitening import whitened
 from simtrail.params import CHOSEN, FEATURES, WHITEN, Settings, shown
 from simtrail.training.monitors import NEIGHBOURS, Monitor
 
-CHOICES = [[1], [2], [1, 2, 3], [2, 3, 4]]  # values of pretrain.encoder.features, the narrowest first
+CHOICES = [[1], [2], [1, 2, 3], [2, 3, 4]]  # values of pretrain.encoder.features
 FOLDS, FEW = 5, 500  # with fewer labelled validation images, these and the training images are judged in folds
 BANK = 5000  # most training images used
 STANDARD_ERROR = 0.68  # the level of an interval of one standard error on either side
@@ -46,7 +47,7 @@ def choose_features(encoder: Encoder, monitor: Monitor, made: Settings) -> Chose
     Simple is first of all narrow: all that is done with features later takes as much longer as they are wider. Without
     labels, the first of these are chosen.
     """
-    grids = [g for g in CHOICES if _is_possible(encoder, g)] if made[FEATURES] == "auto" else [made[FEATURES]]
+    grids = _possible(encoder) if made[FEATURES] == "auto" else [made[FEATURES]]
     tried = [(g, white) for g in grids for white in ([False, True] if made[WHITEN] == "auto" else [made[WHITEN]])]
     values = [{key: v for key, v in zip(CHOSEN, each, strict=True) if made[key] == "auto"} for each in tried]
     if len(tried) == 1:
@@ -118,9 +119,10 @@ def first_good(hits: list[np.ndarray], block: np.ndarray, level: float = STANDAR
     return next((number for number, gain in enumerate(gains) if gain <= 0), best)
 
 
-def _is_possible(encoder: Encoder, choice: list[int]) -> bool:
-    try:
-        encoder.with_features(choice)
-    except InputError:
-        return False
-    return True
+def _possible(encoder: Encoder) -> list[list[int]]:
+    """Those of the `CHOICES` that the network can give, the narrowest first."""
+    widths = {}
+    for number, choice in enumerate(CHOICES):
+        with suppress(InputError):
+            widths[number] = encoder.with_features(choice).width
+    return [CHOICES[number] for number in sorted(widths, key=widths.__getitem__)]

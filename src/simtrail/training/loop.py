@@ -24,6 +24,7 @@ from simtrail.training.early import early_epoch, early_truth
 from simtrail.training.features import Chosen, choose_features
 from simtrail.training.learner import Learner
 from simtrail.training.machine import ready_for
+from simtrail.training.measure import check_memory
 from simtrail.training.monitors import Monitor, problems
 from simtrail.training.optimisers import learning_rate, peak_rate
 from simtrail.training.state import Checkpoints, TrainingState
@@ -92,6 +93,8 @@ def fit(
                 times = draws(data.weight[data.train], per_epoch, params.batch_size)
                 log(f"sampling: an image is drawn {times.min():.2g} to {times.max():.2g} times per epoch")
         sides = _sides(params.view_sides, config.view_side, steps)
+        if state.step < steps and sides[state.step] < sides[-1]:
+            check_memory(encoder, params)  # of the largest views, before hours with smaller ones
         early, every = early_epoch(epochs), params.monitor.every
         validated = (
             {e for e in range(epochs) if (e + 1) % every == 0 or e + 1 in (early, epochs)} if validate else set()
@@ -149,6 +152,8 @@ def fit(
                 for line in lines:
                     log(f"epoch {epoch + 1}: {line}")
                 state.keep_if_good(row, metric, learner.kept, partial(monitor.standard_error, metric))
+                if sides[state.step - 1] < sides[-1]:
+                    state.validations_since_best = 0  # patience begins with the largest views, which teach more
                 clock.has_validated()
             state.end_epoch(row)
             if state.step == steps or saver.due(params.checkpoint):

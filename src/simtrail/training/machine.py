@@ -18,8 +18,9 @@ def ready_for(device: torch.device) -> Iterator[None]:
 
     For a GPU, it uses one thread of the processor: what is left to the processor is so small that further threads cost
     more time than they save. On a processor, memory that a step frees is kept for the next step: glibc would give that
-    of large tensors back to the system, and get it again page by page, which takes a fifth of a step's time. At the end
-    it is given back.
+    of large tensors back to the system, and get it again page by page, which takes up to two fifths of the time
+    (benchmarks/throughput.py, "memory returned"). At the end, what is free is given back; the rule stays for what the
+    process does later.
     """
     if device.type == "cuda":
         threads = torch.get_num_threads()

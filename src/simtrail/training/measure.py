@@ -7,8 +7,11 @@ import time
 import torch
 
 from simtrail.model.encoder import Encoder
+from simtrail.params import Pretrain
+from simtrail.training.distributed import world
 from simtrail.training.learner import LOW
 from simtrail.training.machine import ready_for
+from simtrail.training.memory import batch_too_large, is_out_of_memory
 
 REPEATS, IMAGES, FEW = 5, 32, 4
 HOPELESS = (
@@ -36,6 +39,25 @@ def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) 
         hopeful = [p for p in precisions if of_few[p] <= HOPELESS * min(of_few.values())]
         rounds = [{p: seconds(p, images) for p in hopeful} for _ in range(1 + REPEATS)][1:]  # the first allocates
     return of_few | {p: min(each[p] for each in rounds) for p in hopeful}
+
+
+def check_memory(encoder: Encoder, params: Pretrain) -> None:
+    """Raises OutOfMemory if the memory does not allow a step with the encoder's largest views.
+
+    The encoder is on its device; its weights and its mode don't change.
+    """
+    batch = params.batch_size // world()
+    at_once = min(params.micro_batch_size or batch, batch)
+
+    def attempt(images: int) -> None:
+        _passes(encoder, params.precision, images, params.local_views)
+
+    try:
+        return attempt(at_once)
+    except RuntimeError as error:
+        if world() > 1 or not is_out_of_memory(error):
+            raise
+    raise batch_too_large(params.batch_size, at_once, attempt)  # outside the handler, which keeps the memory
 
 
 def bytes_per_image(encoder: Encoder, precision: str, local_views: int = 0, images: int = 4) -> float:
