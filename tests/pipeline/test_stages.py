@@ -119,6 +119,13 @@ def copied(trained, tmp_path, monkeypatch) -> Path:
     return folder
 
 
+def test_prepare_says_where_images_are_enlarged(copied, capsys):
+    stages.prepare()
+    assert "enlarged" not in capsys.readouterr().out
+    stages.prepare(["prepare.size=160"])
+    assert "enlarged: the longer side of half of them has at most 64 px" in capsys.readouterr().out
+
+
 def test_the_split_keeps_specimens_whole_and_the_network_never_sees_the_mask(project):
     split = pd.read_parquet(ws.SPLIT)
     assert split.groupby("group")["split"].nunique().max() == 1

@@ -149,6 +149,9 @@ def prepare(settings: Sequence[str] = ()) -> None:
     parts = ", ".join(f"{counts[part]} {part}" for part in ("train", "val", "test"))
     if held_out.any():
         parts += f"; {table['held_out'].sum()} of classes that pretraining never sees"
+    longest = manifest[["height", "width"]].max(axis=1).median()
+    if recipe.fit != "tile" and longest < recipe.size:
+        echo(f"prepare: images are enlarged: the longer side of half of them has at most {longest:.0f} px")
     what = "tiles" if recipe.fit == "tile" else "images"
     echo(f"prepare: {len(table)} {what} of {counted(len(recipe.bands), 'band')} at {recipe.size} px: {parts}")
 
