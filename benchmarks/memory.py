@@ -76,11 +76,11 @@ def measure(images: PackedImages, rounds: int = ROUNDS, batch: int = BATCH) -> d
     learner = Learner(encoder(p, packing), TwoViews(p.augment, packing), p)
     rows = {"all": np.arange(len(images)), "few": np.arange(FEW)}
     process = psutil.Process()
-    learner.step(next(endless(images, rows["few"], batch)), 1e-4, 0, 0, 0)
-    before, most = process.memory_info().rss, 0
     rates: dict[str, list[float]] = {"all": [], "few": [], "reading": []}
     streams, number = {name: endless(images, part, batch) for name, part in rows.items()}, 0
     with ready_for(DEVICE):
+        learner.step(next(endless(images, rows["few"], batch)), 1e-4, 0, 0, 0)
+        before, most = process.memory_info().rss, 0
         for _ in range(rounds):
             for name, stream in streams.items():
                 next(stream)

@@ -24,7 +24,6 @@ from simtrail.training.monitors import Monitor
 
 SHARE = 0.25  # of the pixels that the whole training sees, for all trainings of the pilot together
 STEPS = 40  # of each training at least: fewer say little about the recipe
-SURE = 0.95  # level of the interval beyond which another recipe is better: it does not include the chance of training
 
 Log = Callable[[str], None]
 
@@ -88,7 +87,7 @@ def in_first_views(images: int, p: Pretrain, size: int) -> float:
 def usual_or_best(hits: list[np.ndarray], block: np.ndarray) -> int:
     """The position of the best hits, or 0, the usual recipe, if that is not clearly worse (see `first_good`)."""
     best = max(range(len(hits)), key=lambda number: hits[number].mean())
-    return (0, best)[first_good([hits[0], hits[best]], block, SURE)]
+    return (0, best)[first_good([hits[0], hits[best]], block)]
 
 
 def recipes_for(recipe: Recipe) -> list[str]:
