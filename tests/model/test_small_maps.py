@@ -46,14 +46,18 @@ def test_a_network_has_the_same_weights_and_results_and_uses_products_only_in_tr
     assert net.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_under_autocast_the_products_are_in_bf16_and_weights_get_float32_gradients():
+def test_under_autocast_the_products_are_in_bf16_and_weights_get_float32_gradients(monkeypatch):
     torch.manual_seed(0)
+    used = []
+    monkeypatch.setattr(
+        "simtrail.model.small_maps.small_map", lambda x, *rest: used.append(x.dtype) or small_map(x, *rest)
+    )
     net = torch.nn.Conv2d(5, 4, 3, padding=1)
     with_small_maps(net)
     x = torch.randn(6, 5, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
         y = net(x)
-    assert y.dtype == torch.bfloat16
+    assert used == [y.dtype] == [torch.bfloat16]
     y.float().square().sum().backward()
     expected = F.conv2d(x, net.weight, net.bias, padding=1)
     torch.testing.assert_close(y.float(), expected, rtol=0.02, atol=0.02)

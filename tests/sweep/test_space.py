@@ -56,7 +56,10 @@ def test_every_shipped_space_fits_params_yaml(path, monkeypatch):
         ({"space": {"pretrain.temperature": {"low": 1.0, "high": 1.0}}}, "low = 1.0, high = 1.0: an empty range"),
         ({"space": {"pretrain.temperature": {"low": 0.1}}}, "must have low and high, or choices, or powers_of_two"),
         ({"space": {"pretrain.batch_size": {"powers_of_two": [65, 127]}}}, "no value to choose"),
-        ({"space": {"pretrain.batch_size": {"choices": [32, 128]}}}, "has 64, which is outside"),
+        (
+            {"space": {"pretrain.batch_size": {"choices": [32, 128]}}},
+            "params.yaml, or the plan where it has auto, has 64, which is outside",
+        ),
         ({"space": {"prepare.size": {"choices": [32, 64]}}}, "prepare.size: only pretrain is searched"),
         ({"space": {"pretrain.epochs": {"choices": [2, 40]}}}, "pretrain.epochs: is set by budget and objective"),
         (

@@ -28,7 +28,7 @@ from simtrail.pipeline.training_run import encoder_config, first_weights, refusa
 from simtrail.training.features import Chosen
 from simtrail.training.measure import bytes_per_image, step_seconds
 
-IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: six minutes on two cores at 64 px
+IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: 2 to 10 minutes on two cores
 FEW = 4_000  # images: from here on, a training sees more, by the square root of their number
 EPOCHS = 200  # at most: with more repeats of a hundred images, encoders have become worse on others
 BANDS = 24  # images of more take longer in proportion, and are repeated less often, down to REPEATS

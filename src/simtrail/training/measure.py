@@ -14,9 +14,7 @@ from simtrail.training.machine import ready_for
 from simtrail.training.memory import batch_too_large, is_out_of_memory
 
 REPEATS, IMAGES, FEW = 5, 32, 4
-HOPELESS = (
-    4  # times the fastest, of few images: not measured on more; without units for it, bf16 takes ten times as long
-)
+HOPELESS = 4  # times the fastest of few images: not measured on more; without units, bf16 takes ten times as long
 
 
 def step_seconds(encoder: Encoder, precisions: list[str], images: int = IMAGES) -> dict[str, float]:
