@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from simtrail import load_encoder
 from simtrail.augment.views import TwoViews
 from simtrail.data.demo import generate
+from simtrail.data.recipe import levels
 from simtrail.errors import InputError
 from simtrail.params import AUTO, FEATURES, Params, load_params, parse
 from simtrail.pipeline import pilot, plan, stages
@@ -27,6 +28,7 @@ from simtrail.tracking.run import Trail
 AUTOMATIC = dict.fromkeys([*AUTO, FEATURES], "auto")
 SMALL = {
     "prepare.size": 32,
+    "prepare.background": "auto",
     "pretrain.encoder.model": "test_resnet",
     "pretrain.encoder.stem": "standard",
     "pretrain.batch_size": 16,
@@ -114,10 +116,12 @@ def test_a_plan_gives_every_auto_setting_a_value_and_a_reason_and_training_uses_
     for key in [*load_params().auto, FEATURES]:
         assert training.data.params[key] == str(planned.flat()[key])
     # so that the evaluation, which has these parameters, finds the run
-    assert training.data.tags["simtrail.params_hash"] == Trail(planned, "").params_hash
+    assert training.data.tags["simtrail.params_hash"] == Trail(planned, {}).params_hash
     history = pd.read_csv(ws.HISTORY).to_dict("records")
     card = model_card(facts(planned, ws.ENCODER, history, {"tasks": {}, "features": {}}, training.info.run_id))
-    assert "\n\nChosen automatically:\n\n- pretrain." in card
+    assert params.prepare.background == "auto"
+    assert training.data.params["prepare.background"] == levels(ws.prepared().recipe.background)
+    assert "\n\nChosen automatically:\n\n- prepare.background = 0: black\n- pretrain." in card
     assert f"\n- pretrain.recipe = {planned.pretrain.recipe}: " in card
     assert f"\n- {FEATURES} = {planned.pretrain.encoder.features}: accuracy of probe and kNN on " in card
     assert f"{load_encoder(ws.ENCODER).width} features per image" in card

@@ -603,7 +603,8 @@ def test_a_failure_ends_the_run_as_failed(copied, monkeypatch):
 def test_a_run_whose_process_was_killed_does_not_stay_running(copied):
     script = (
         "import os, json\nfrom simtrail.params import load_params\nfrom simtrail.tracking.run import Trail, run\n"
-        "with run(Trail(load_params(), 'x'), key='k'):\n    os.kill(os.getpid(), 9)\n"
+        "data = {'data_md5': 'x', 'recipe': {'background': [0]}}\n"
+        "with run(Trail(load_params(), data), key='k'):\n    os.kill(os.getpid(), 9)\n"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
     assert "RUNNING" in {r.info.status for r in all_runs()}

@@ -77,6 +77,12 @@ class Recipe(BaseModel):
         return self.masked and not self.opaque
 
     @property
+    def origin(self) -> str:
+        """Where the background is from if `prepare.background` is auto."""
+        continued = not (self.cut_outs or self.fit == "tile")
+        return "the usual value at the borders of the training images" if continued else "black"
+
+    @property
     def packed_background(self) -> np.ndarray:
         """The background as packed values, float32 (bands or 1, 1, 1)."""
         return np.rint(np.array(self.background, np.float32) * self.full_scale)[:, None, None]

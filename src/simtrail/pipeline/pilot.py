@@ -111,7 +111,7 @@ def _short_run(params: Params, name: str, steps: int, judge: Judge, log: Log) ->
     short = changed(params, settings, "pilot")
     training = training_run(short.pretrain, "pilot")
     with mlflow_run(
-        Trail(short, training.data_md5),
+        Trail(short, training.prepared),
         key=f"pilot {training.key}",
         resumed=bool(training.checkpoints),
         name=f"pilot {name}",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simtrail.data.recipe import Recipe, levels
 from simtrail.errors import InputError
 from simtrail.evaluation.names import beats_floors
 from simtrail.params import Params
@@ -50,7 +51,7 @@ def facts(params: Params, encoder: Path, history: History, metrics: dict[str, An
 def log_evaluation(params: Params, encoder: Path, metrics: dict[str, Any], files: list[Path]) -> None:
     """Logs metrics, and files such as scores.json and predictions.parquet, to the run of the encoder in a folder."""
     statistics = read_json(STATISTICS, "prepare")
-    with run(Trail(params, statistics["data_md5"]), encoder=encoder_hash(encoder)) as run_id:
+    with run(Trail(params, statistics), encoder=encoder_hash(encoder)) as run_id:
         tag_run(run_id, "simtrail.split_hash", statistics["split_hash"])
         log_result(flat_metrics(metrics), files)
 
@@ -86,7 +87,7 @@ def register_encoder(
         card=lambda run_id: model_card(facts(params, encoder, history, metrics, run_id)),
         trail=lambda run_id: _trail(params, encoder, flat, run_id),
     )
-    return registry.register(Trail(params, statistics["data_md5"]), candidate)
+    return registry.register(Trail(params, statistics), candidate)
 
 
 def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
@@ -136,10 +137,11 @@ def _trail(params: Params, encoder: Path, metrics: dict[str, float], run_id: str
 
 
 def _chosen(params: Params) -> dict[str, str]:
-    """Value and reason of each setting that the plan or the training chose, if these parameters have its value."""
+    """Value and reason of each setting that was auto, if these parameters have the value that was chosen."""
     records = [read_json(path, stage) for path, stage in ((PLAN, "plan"), (CHOSEN, "pretrain")) if path.exists()]
-    flat = params.flat()
-    return {
+    flat, recipe = params.flat(), Recipe(**read_json(STATISTICS, "prepare")["recipe"])
+    first = {"prepare.background": f"{levels(recipe.background)}: {recipe.origin}"}
+    return {key: text for key, text in first.items() if flat[key] == "auto"} | {
         key: json.dumps(value).strip('"') + f": {record['reasons'][key]}"
         for record in records
         for key, value in record["values"].items()

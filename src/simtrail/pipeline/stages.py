@@ -118,9 +118,7 @@ def prepare(settings: Sequence[str] = ()) -> None:
     border = usual_border(*source, params.prepare.size) if ask else None
     recipe = make_recipe(manifest, dataset.declaration, params.prepare, partial(sample_pixels, *source), border)
     if params.prepare.background == "auto":
-        continued = border is not None and not recipe.cut_outs
-        why = "the usual value at the borders of the training images" if continued else "black"
-        echo(f"prepare: background {levels(recipe.background)}, {why}")
+        echo(f"prepare: background {levels(recipe.background)}, {recipe.origin}")
     for line in without_effect(recipe, manifest["facts"].iloc[0]):
         echo(f"prepare: warning: {line}")
     ws.fresh_folder(ws.PACKED)  # only now: an error in the settings must not remove an earlier result
@@ -310,7 +308,7 @@ def report(settings: Sequence[str] = ()) -> None:
     _draw_curve(history, kept_epoch(history, params.pretrain.monitor.metric), ws.ENCODER)
     evaluation = Evaluation(metrics, ws.read_tables(), predictions, points, arrays, source.images, source.table)
     draw(evaluation, params.evaluate.seed, ws.FIGURES, ws.MAP_PAGE)
-    with run(Trail(params, source.statistics["data_md5"]), encoder=encoder_hash(ws.ENCODER)) as run_id:
+    with run(Trail(params, source.statistics), encoder=encoder_hash(ws.ENCODER)) as run_id:
         content = facts(params, ws.ENCODER, history, metrics, run_id)
         ws.REPORT.write_text(report_page(content, ws.ROOT), encoding="utf-8")
         ws.CARD.write_text(model_card(content), encoding="utf-8")
@@ -370,13 +368,13 @@ def _train(
     for line in ready.warnings:
         echo(f"pretrain: warning: {line}")
     folder.mkdir(exist_ok=True)
-    trail, resumed = Trail(params, ready.data_md5), bool(ready.checkpoints)
+    trail, resumed = Trail(params, ready.prepared), bool(ready.checkpoints)
     name = None if folder == ws.ENCODER else f"{run_name(params)}, seed {params.pretrain.seed}"
     with run(trail, key=ready.key, resumed=resumed, system_metrics=True, name=name) as run_id:
         _draw_views(params, ready.data.images, ready.data.train, folder)
         trained = ready.fit(on_epoch=curve_logger(run_id), log=lambda line: echo(f"pretrain: {line}"), chosen=chosen)
         if trained.features:
-            log_chosen(Trail(with_features(params, trained.features), ready.data_md5), run_id)
+            log_chosen(Trail(with_features(params, trained.features), ready.prepared), run_id)
         trained.encoder.save(folder)
         pd.DataFrame(trained.history).to_csv(folder / ws.HISTORY.name, index=False)
         _draw_curve(trained.history, trained.epoch, folder)

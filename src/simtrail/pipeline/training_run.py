@@ -38,7 +38,7 @@ class TrainingRun(NamedTuple):
 
     key: str  # identifies everything that decides the result: data, split, settings, first weights, code
     origin: str  # the same without the settings
-    data_md5: str
+    prepared: dict[str, Any]  # the statistics of the prepared images
     first_weights: str  # random, pretrained, or the sha256 of an encoder
     data: TrainingData
     warnings: list[str]  # settings that have no effect
@@ -76,7 +76,7 @@ def training_run(p: Pretrain, group: str = "") -> TrainingRun:
     p = p.model_copy(update={"weights": weights.location, "teacher": teacher})
     warnings = [*without_effect(TwoViews(p.augment, bands, config.view_side), p.recipe), *_without_effect(p)]
     start = partial(_fit, data, config, p, checkpoints=checkpoints)
-    return TrainingRun(key, origin, statistics["data_md5"], weights.stamp, data, warnings, checkpoints, start)
+    return TrainingRun(key, origin, statistics, weights.stamp, data, warnings, checkpoints, start)
 
 
 def _fit(data: TrainingData, config: EncoderConfig, p: Pretrain, **options: Any) -> Trained:

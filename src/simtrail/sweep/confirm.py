@@ -106,7 +106,7 @@ def _train(label: str, values: Settings, space: Space, rules: Confirm, params: P
         seeded = changed(full, {"pretrain.seeds": [seed]}, f"study {space.study}")
         training = training_run(seeded.pretrain, f"sweeps/{space.study}-confirm")
         name, resumed = f"confirm {label}, seed {seed}", bool(training.checkpoints)
-        trail = Trail(seeded, training.data_md5)
+        trail = Trail(seeded, training.prepared)
         key = f"{training.key}-{space.study}-confirm"
         with run(trail, key=key, resumed=resumed, name=name, parent=parent) as run_id:
             features = first[0].features if first else None  # only the first encoder can be registered

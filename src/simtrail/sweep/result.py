@@ -111,7 +111,7 @@ def register_best(
     files[0].write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     table = predictions(assessment, source.table)
     table.to_parquet(files[1])
-    log_chosen(Trail(best_params, source.statistics["data_md5"]), run_id)
+    log_chosen(Trail(best_params, source.statistics), run_id)
     tag_run(run_id, ENCODER, encoder_hash(folder))
     log_evaluation(best_params, folder, metrics, files)  # for `simtrail compare`
     version = register_encoder(best_params, folder, history, metrics, table)

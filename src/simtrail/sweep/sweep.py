@@ -62,7 +62,7 @@ def sweep(name: str, trials: int | None, workers: int | None, join: bool, settin
     training = training_run(params.pretrain)
     for line in training.warnings:
         print(f"sweep: warning: {line}", flush=True)
-    trail = Trail(params, training.data_md5)
+    trail = Trail(params, training.prepared)
     of_study = partial(run, trail, key=f"sweep {space.study} {base}", resumed=True, name=f"sweep {space.study}")
     with of_study() as parent:
         study = open_study(name, space, base, create=True)

@@ -102,7 +102,7 @@ def _run_trial(trial: optuna.Trial, params: Params, space: Space, trials: int, p
     pretrain = trial_settings(params, space, suggest(trial, space))
     group = f"{space.study}-{trial.user_attrs.get('first', trial.number)}"  # the same when a killed trial runs again
     training = training_run(pretrain, f"sweeps/{group}")
-    trail = Trail(params.model_copy(update={"pretrain": pretrain}), training.data_md5)
+    trail = Trail(params.model_copy(update={"pretrain": pretrain}), training.prepared)
     title = f"trial {trial.number}" + (" (params.yaml)" if trial.params == trial.study.user_attrs["present"] else "")
     with run(
         trail,

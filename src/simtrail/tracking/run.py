@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from simtrail.data.recipe import levels
 from simtrail.params import CHOSEN, Params, load_params
 from simtrail.tracking.store import VIEW, open_store
 
@@ -54,10 +55,23 @@ _VIEW = {
 
 @dataclass(frozen=True)
 class Trail:
-    """The origin of a result: its parameters and the version of its data."""
+    """The origin of a result: its parameters, and what the prepare stage has recorded of its images."""
 
     params: Params
-    data_md5: str
+    prepared: Mapping[str, Any]
+
+    @property
+    def data_md5(self) -> str:
+        """The version of the data."""
+        return str(self.prepared["data_md5"])
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """All parameters by dotted key, without those that training has still to choose."""
+        flat = {key: value for key, value in self.params.flat().items() if key not in CHOSEN or value != "auto"}
+        if flat["prepare.background"] == "auto":
+            flat["prepare.background"] = levels(self.prepared["recipe"]["background"])
+        return flat
 
     @property
     def params_hash(self) -> str:
@@ -198,7 +212,7 @@ def tag_encoder(encoder: str, first_weights: str, teacher: str | None) -> None:
 
 def log_chosen(trail: Trail, run_id: str) -> None:
     """Logs the parameters of a run again, when its training has chosen the values of those that were auto."""
-    client, values = open_store(), trail.params.flat()
+    client, values = open_store(), trail.known
     for key in CHOSEN:
         client.log_param(run_id, key, values[key])
     client.log_dict(run_id, trail.params.model_dump(by_alias=True), "params.yaml")
@@ -255,8 +269,7 @@ def git_state() -> tuple[str | None, str]:
 
 def _log_origin(trail: Trail) -> None:
     commit, diff = git_state()
-    known = trail.params.flat()
-    mlflow.log_params({key: value for key, value in known.items() if key not in CHOSEN or value != "auto"})
+    mlflow.log_params(trail.known)
     if trail.params.tree == load_params().tree:
         mlflow.log_artifact("params.yaml")
     else:  # those of a trial of a sweep, or of a plan, are not those of params.yaml
