@@ -80,6 +80,18 @@ def test_a_bad_setting_is_named_after_a_tenth_of_the_training(data, setting, nam
     assert named in said(data, **setting)
 
 
+@pytest.mark.parametrize(("features", "advice"), [("auto", "auto tries them after"), ([1], "features: auto, which")])
+def test_features_that_lose_where_things_are_are_named(data, monkeypatch, features, advice):
+    images, labels = data.images.rows(np.arange(144)).copy(), np.arange(144) % 3
+    images[:] = np.random.default_rng(0).integers(60, 120, images.shape, dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):  # the same patch, at another place
+        image[:, 4:8, 4 + 10 * label : 8 + 10 * label] = 240
+    monkeypatch.setattr(PackedImages, "rows", lambda self, rows: images[rows])
+    text = said(data, pretrain__encoder__features=features)
+    assert "the features lose where things are: those of pretrain.encoder.features: [0, 0, 0, 8] have 1.000" in text
+    assert advice in text
+
+
 def test_without_labels_only_what_can_be_known_is_said(data):
     unlabelled = data._replace(labels=None)
     assert said(unlabelled) == ""

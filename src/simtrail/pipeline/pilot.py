@@ -14,15 +14,17 @@ import numpy as np
 
 from simtrail.augment.views import TwoViews
 from simtrail.data.recipe import Recipe
+from simtrail.evaluation.difference import paired
 from simtrail.model.backbone import grids_of
 from simtrail.params import FEATURES, Params, Pretrain, Settings, changed
 from simtrail.pipeline.training_run import training_run
 from simtrail.pipeline.workspace import prepared, project_folder
-from simtrail.training.features import Judge, first_good
+from simtrail.training.features import Judge
 from simtrail.training.loop import plan_steps
 from simtrail.training.monitors import Monitor
 
 SHARE = 0.25  # of the pixels that the whole training sees, for all trainings of the pilot together
+STANDARD_ERROR = 0.68  # the level of an interval of one standard error on either side
 STEPS = 40  # of each training at least: fewer say little about the recipe
 
 Log = Callable[[str], None]
@@ -85,9 +87,13 @@ def in_first_views(images: int, p: Pretrain, size: int) -> float:
 
 
 def usual_or_best(hits: list[np.ndarray], block: np.ndarray) -> int:
-    """The position of the best hits, or 0, the usual recipe, if that is not clearly worse (see `first_good`)."""
-    best = max(range(len(hits)), key=lambda number: hits[number].mean())
-    return (0, best)[first_good([hits[0], hits[best]], block)]
+    """The position of the best hits, or 0, the usual recipe, if that is not worse by more than a standard error.
+
+    The error is that of the paired difference over blocks of images, in the mean of the accuracies of probe and kNN.
+    """
+    scores = [each.mean(1, keepdims=True) for each in hits]
+    best = max(range(len(hits)), key=lambda number: scores[number].mean())
+    return best if paired(scores[0], scores[best], block, STANDARD_ERROR).low[0] > 0 else 0
 
 
 def recipes_for(recipe: Recipe) -> list[str]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 import torch
 
+from simtrail.errors import InputError
 from simtrail.evaluation.tasks import small_pixels
 from simtrail.model.backbone import Backbone
 from simtrail.model.encoder import Encoder, EncoderConfig
 from simtrail.model.weights import load_weights
-from simtrail.params import SIDE, Pretrain
+from simtrail.params import FEATURES, SIDE, Pretrain
+from simtrail.training.features import CHOICES, WORSE
 from simtrail.training.monitors import Monitor
 
 STUCK = 0.98  # of the loss at the start: above this, almost nothing was learnt
@@ -62,7 +65,7 @@ def early_truth(
         lines.append(f"{verdict} above the floors on validation ({text})" + ("; training goes on" if below else ""))
     reasons = faults(row, encoder, monitor, params)
     if below:
-        reasons += weaknesses(row, params, first_loss)
+        reasons += [*weaknesses(row, params, first_loss), *layout(row, encoder, monitor, params)]
         if not reasons:
             lines.append("no fault was measured; it may need more epochs, or another pretrain.recipe")
     return lines + [f"{'likely reason' if below else 'warning'}: {reason}" for reason in reasons]
@@ -106,6 +109,24 @@ def weaknesses(row: Mapping[str, float], params: Pretrain, first_loss: float) ->
             "three times as much"
         )
     return lines
+
+
+@torch.no_grad()
+def layout(row: Mapping[str, float], encoder: Encoder, monitor: Monitor, params: Pretrain) -> list[str]:
+    """A line if features of an early stage, which keep where things are, tell more than those that were measured."""
+    fine, device = CHOICES[-1], encoder.device
+    with suppress(InputError):  # not all networks have these features
+        encoder.with_features(fine)
+        of_rows = [
+            torch.cat([encoder.features_on([fine], batch)[0].float() for batch in monitor.batches(rows, device)])
+            for rows in (monitor.bank, monitor.queries)
+        ]
+        value = monitor.accuracies(*of_rows)["val_probe"]
+        if value > row["val_probe"] + WORSE:
+            auto = params.encoder.features == "auto"
+            what = "auto tries them after the training" if auto else f"set {FEATURES}: auto, which tries them"
+            return [f"the features lose where things are: those of {FEATURES}: {fine} have {value:.3f}; {what}"]
+    return []
 
 
 def views_keep(monitor: Monitor) -> float:

@@ -10,16 +10,21 @@ import torch
 
 from simtrail.errors import InputError
 from simtrail.evaluation.classifiers import knn, ridge_probe
-from simtrail.evaluation.difference import paired
 from simtrail.model.encoder import Encoder
 from simtrail.model.whitening import whitened
 from simtrail.params import CHOSEN, FEATURES, WHITEN, Settings, shown
 from simtrail.training.monitors import NEIGHBOURS, Monitor
 
-CHOICES = [[1], [2], [1, 2, 3], [2, 3, 4]]  # values of pretrain.encoder.features
+CHOICES = [  # values of pretrain.encoder.features
+    [1],
+    [2],
+    [1, 2, 3],
+    [1, 2, 3, 4],
+    [0, 0, 0, 8],  # of an early stage: for images that show the same things at the same places
+]
+WORSE = 0.01  # of accuracy: so much below the best, narrower features are as good
 FOLDS, FEW = 5, 500  # with fewer labelled validation images, these and the training images are judged in folds
 BANK = 5000  # most training images used
-STANDARD_ERROR = 0.68  # the level of an interval of one standard error on either side
 
 
 class Chosen(NamedTuple):
@@ -41,11 +46,12 @@ class Chosen(NamedTuple):
 
 
 def choose_features(encoder: Encoder, monitor: Monitor, made: Settings) -> Chosen:
-    """The simplest features that are not clearly worse than the best ones on labelled images of validation.
+    """The simplest features that are at most `WORSE` below the best ones on labelled images of validation.
 
     `made` has the values of `CHOSEN`. In place of an auto, each of the `CHOICES` is tried, without and with whitening.
-    Simple is first of all narrow: all that is done with features later takes as much longer as they are wider. Without
-    labels, the first of these are chosen.
+    Simple is first of all narrow: all that is done with features later takes as much longer as they are wider. They are
+    judged by the mean of the accuracies of probe and kNN, because people use them for both. How uncertain these are has
+    no influence: with few groups, clearly better features would be refused. Without labels, the first are chosen.
     """
     grids = _possible(encoder) if made[FEATURES] == "auto" else [made[FEATURES]]
     tried = [(g, white) for g in grids for white in ([False, True] if made[WHITEN] == "auto" else [made[WHITEN]])]
@@ -61,7 +67,8 @@ def choose_features(encoder: Encoder, monitor: Monitor, made: Settings) -> Chose
         hits.append(judge.hits(whitened(of_grids[str(g)], slice(judge.bank)) if white else of_grids[str(g)]))
         probe, neighbours = hits[-1].mean(0)
         texts.append(f"{g}{' whitened' * white} {probe:.3f}, {neighbours:.3f}")
-    number = first_good(hits, judge.block)
+    scores = [each.mean() for each in hits]
+    number = next(i for i, score in enumerate(scores) if score >= max(scores) - WORSE)
     reason = f"accuracy of probe and kNN on {judge.what}: " + "; ".join([texts.pop(number), *texts])
     return Chosen(values[number], reason)
 
@@ -103,20 +110,6 @@ class Judge:
             predicted = np.stack([ridge_probe(x, y, q), knn(x, y, q, NEIGHBOURS)], 1)
             found.append(predicted == labels[queries][:, None])
         return np.concatenate(found)
-
-
-def first_good(hits: list[np.ndarray], block: np.ndarray, level: float = STANDARD_ERROR) -> int:
-    """The first of several ways to get features that is not clearly worse than the best one.
-
-    `hits` has the hits of each (see Judge), `block` the blocks of the images. The score is the mean of the accuracies
-    of probe and kNN, because people use features for both. Clearly worse means that the paired interval of the
-    difference, at this level, is above 0: by more than one standard error (Breiman et al. 1984, Classification and
-    Regression Trees, section 3.4.3).
-    """
-    scores = [each.mean(1, keepdims=True) for each in hits]
-    best = max(range(len(hits)), key=lambda number: scores[number].mean())  # the first if several are equal
-    gains = (paired(scores[number], scores[best], block, level).low[0] for number in range(best))
-    return next((number for number, gain in enumerate(gains) if gain <= 0), best)
 
 
 def _possible(encoder: Encoder) -> list[list[int]]:
