@@ -165,11 +165,11 @@ def test_a_short_training_has_no_pilot(project):
 
 
 def test_a_single_setting_is_respected_and_a_plan_for_other_settings_or_images_is_refused(project):
-    write_params(pretrain__epochs=1, pretrain__recipe="sign", pretrain__encoder__features=[2])
+    write_params(pretrain__epochs=1, pretrain__recipe="sign", pretrain__encoder__features=[0, 2])
     stages.plan()
     params = load_params()
     assert plan.planned(params).pretrain.recipe == "sign"
-    assert plan.planned(params).pretrain.encoder.features == [2]
+    assert plan.planned(params).pretrain.encoder.features == [0, 2]
     with pytest.raises(InputError, match=r"artifacts/plan: made with pretrain.temperature = 'auto', not 0.3; run"):
         plan.planned(load_params(settings=["pretrain.temperature=0.3"]))
     statistics = json.loads(ws.STATISTICS.read_text())
@@ -198,6 +198,26 @@ def test_batch_and_epochs_fit_the_number_of_images(images, batch, count):
 @pytest.mark.parametrize(("images", "bands", "count"), [(60, 24, 200), (60, 400, 60), (600, 400, 20), (6000, 400, 12)])
 def test_images_of_many_bands_are_repeated_less_often(images, bands, count):
     assert plan.epochs(images, bands, CPU)[0] == count
+
+
+@pytest.mark.parametrize(
+    ("images", "speed", "count"),
+    [(3000, 100, 20), (3000, 230, 40), (3000, 400, 40), (3000, 450, 80), (3000, 9000, 80), (60, 9000, 200)],
+)
+def test_a_fast_machine_trains_longer_but_no_more_than_nine_minutes(images, speed, count):
+    found, reason = plan.epochs(images, 3, CPU, speed)
+    assert found == count
+    assert (f", at {speed} images/s as measured" in reason) == (count in (40, 80))
+    assert plan.epochs(images, 3, GPU, speed)[0] == plan.epochs(images, 3, GPU)[0]  # no GPU was as slow
+
+
+def test_the_speed_of_a_training_is_that_of_views_of_all_sizes():
+    p = with_changes(
+        {"prepare.size": 96, "pretrain.view_size": [32, 64], "pretrain.local_views": 4, "pretrain.precision": "fp32"}
+    ).pretrain
+    assert plan.images_per_second(p, 96, {"fp32": 0.01}) == pytest.approx(100 * 64**2 / (64**2 + 32**2) * 2 / 1.5)
+    p = with_changes({"pretrain.view_size": None, "pretrain.precision": "bf16"}).pretrain
+    assert plan.images_per_second(p, 96, {"bf16": 0.01, "fp32": 0.1}) == pytest.approx(100)
 
 
 GROUPS = ["a", "a", "b", "b", "b", None]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import psutil
 import torch
@@ -28,7 +29,9 @@ from simtrail.pipeline.training_run import encoder_config, first_weights, refusa
 from simtrail.training.features import Chosen
 from simtrail.training.measure import bytes_per_image, step_seconds
 
-IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: 2 to 10 minutes on two cores
+IMAGES = {"cpu": 60_000, "cuda": 2_000_000}  # that a training sees, with repeats: 10 minutes on two old cores
+TIMES = {"cpu": (4, 2, 1), "cuda": (1,)}  # as many, if that takes at most so many seconds; with longer trainings,
+SECONDS = 540  # encoders are better: on 5,000 images of CIFAR-10, four times as many were worth 0.08 of accuracy
 FEW = 4_000  # images: from here on, a training sees more, by the square root of their number
 EPOCHS = 200  # at most: with more repeats of a hundred images, encoders have become worse on others
 BANDS = 24  # images of more take longer in proportion, and are repeated less often, down to REPEATS
@@ -91,14 +94,20 @@ def make_plan(params: Params, log: Log = lambda line: None) -> Plan:
     choose("pretrain.encoder.stem", lambda p: stem(p, given, p.view_sides[-1] or recipe.size))
     choose("pretrain.view_size", lambda p: view_size(p, encoder_config(p, source)))
     choose("pretrain.batch_size", lambda p: batch_size(images, device))
-    choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device))
+    so_far = changed(params, values, "plan").pretrain
+    seconds = step_seconds(
+        Encoder(encoder_config(so_far, source)).to(device).train(),
+        ["bf16", "fp32"] if "pretrain.precision" in params.auto else [so_far.precision],
+    )
+    choose("pretrain.precision", lambda p: precision(seconds))
+    speed = images_per_second(changed(params, values, "plan").pretrain, recipe.size, seconds)
+    choose("pretrain.epochs", lambda p: epochs(images, len(recipe.bands), device, speed))
     if "pretrain.epochs" not in params.auto:
-        usual, reason = epochs(images, len(recipe.bands), device)
+        usual, reason = epochs(images, len(recipe.bands), device, speed)
         log(f"pretrain.epochs = {params.pretrain.epochs}, as set; auto would be {usual}: {reason}")
     choose("pretrain.positives", lambda p: positives(p, source.table.iloc[source.pretraining_rows("train")]))
     choose("pretrain.temperature", lambda p: (0.2, "between the paper's best for ImageNet, 0.1, and for CIFAR-10, 0.5"))
     choose("pretrain.learning_rate", lambda p: (RATES[p.optimiser], f"for {p.optimiser}, per 256 images"))
-    choose("pretrain.precision", lambda p: precision(encoder_config(p, source), device))
     choose("pretrain.micro_batch_size", lambda p: micro_batch_size(p, encoder_config(p, source), device))
     table: list[dict[str, Any]] = []
     if (key := "pretrain.recipe") in params.auto:
@@ -161,13 +170,27 @@ def batch_size(images: int, device: torch.device) -> tuple[int, str]:
     return size, f"{images // size} steps per epoch of {images} images"
 
 
-def epochs(images: int, bands: int, device: torch.device) -> tuple[int, str]:
-    """As many epochs as make a budget of images, which grows with the square root of a large set."""
-    seen = IMAGES[device.type] * max(1.0, math.sqrt(images / FEW))
-    most = min(EPOCHS, max(1, round(seen / max(1, images))))
-    count = min(most, max(REPEATS, round(seen / max(1, images) * BANDS / bands)))
-    of_bands = f" of {bands} bands" if count < most else ""
-    return count, f"{count * images:,} images in all, for {images}{of_bands} on a {_name(device)}"
+def images_per_second(p: Pretrain, size: int, seconds: dict[str, float]) -> float:
+    """The speed of a training with views of several sizes, from the seconds per image in each precision at the last."""
+    pixels = np.square([side or size for side in p.view_sides])
+    local = p.local_views / 2 / 4  # a local view, beside two whole ones, has half of their side
+    return float(pixels[-1] / pixels.mean() / (1 + local) / seconds[p.precision])
+
+
+def epochs(images: int, bands: int, device: torch.device, speed: float = 0.0) -> tuple[int, str]:
+    """As many epochs as make a budget of images, more if `speed`, in images per second, allows it.
+
+    The budget grows with the square root of a large set.
+    """
+
+    def count(times: int, bands: int = bands) -> int:
+        repeats = times * IMAGES[device.type] * max(1.0, math.sqrt(images / FEW)) / max(1, images)
+        return min(EPOCHS, max(1, round(repeats)), max(REPEATS, round(repeats * BANDS / bands)))
+
+    times = next(n for n in TIMES[device.type] if n == 1 or count(n) * images <= SECONDS * speed)
+    of_bands = f" of {bands} bands" if count(times) < count(times, BANDS) else ""
+    fast = f", at {speed:.0f} images/s as measured" if count(times) > count(1) else ""
+    return count(times), f"{count(times) * images:,} images in all, for {images}{of_bands} on a {_name(device)}{fast}"
 
 
 def positives(p: Pretrain, train: pd.DataFrame) -> tuple[str, str]:
@@ -190,10 +213,8 @@ def positives(p: Pretrain, train: pd.DataFrame) -> tuple[str, str]:
     return ("group" if same / pairs >= SAME else "view"), text
 
 
-def precision(config: EncoderConfig, device: torch.device) -> tuple[str, str]:
-    """bf16 if it is clearly faster here than fp32."""
-    encoder = Encoder(config).to(device).train()
-    seconds = step_seconds(encoder, ["bf16", "fp32"])
+def precision(seconds: dict[str, float]) -> tuple[str, str]:
+    """bf16 if it is clearly faster here than fp32, in seconds per image."""
     speed = f"measured: {1 / seconds['bf16']:.0f} images/s with bf16, {1 / seconds['fp32']:.0f} with fp32"
     return ("bf16" if seconds["bf16"] <= FASTER * seconds["fp32"] else "fp32"), speed
 
